@@ -1,0 +1,1 @@
+"""Attestation: which node this is, which process is calling; plugins and nothing else."""

@@ -1,0 +1,1 @@
+"""Node attestors: both halves of a method in one file."""

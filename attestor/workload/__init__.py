@@ -1,0 +1,1 @@
+"""Workload attestors: which process is calling."""

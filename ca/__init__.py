@@ -1,0 +1,1 @@
+"""The certificate authority: mints short-lived SPIFFE identities and keeps what was issued."""

@@ -1,0 +1,1 @@
+"""The server's faces: one servicer per SPIRE service, the push service, HTTP."""

@@ -1,0 +1,1 @@
+"""caadmin and burgee: thin clients of the APIs, one file per noun."""

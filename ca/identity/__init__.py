@@ -1,0 +1,1 @@
+"""Identity as frozen values: SPIFFE ID, selector, registration entry, SVIDs, trust bundle."""

@@ -1,0 +1,1 @@
+"""Pure issuing: profile, lint, one-use token, signature, re-check; every function takes `now`."""

@@ -1,0 +1,1 @@
+"""Key managers: where the signing keys of the authority live."""

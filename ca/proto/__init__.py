@@ -1,0 +1,1 @@
+"""Wire messages: .proto files and the code generated from them (`make proto`)."""

@@ -1,0 +1,1 @@
+"""Messages and services of SPIRE, written from its published field tables."""

@@ -1,0 +1,1 @@
+"""What every process needs: configuration, clock, log, metrics, health, gate, plugins, tasks."""

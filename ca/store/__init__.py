@@ -1,0 +1,1 @@
+"""The store: entries, agents, tokens, bundles, authorities, issuance records and the change log."""

@@ -1,0 +1,1 @@
+"""The policy engine: decides who may call whom."""

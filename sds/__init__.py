@@ -1,0 +1,1 @@
+"""The node agent: Workload API, Envoy SDS and local decisions."""
