@@ -1,0 +1,40 @@
+"""What every test shares: the table of what was not exercised, and the rule that CI may skip nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which real parts were missing, how many tests that cost, and the command that would exercise them."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    rows: dict[str, int] = {}
+    for report in skipped:
+        rows[_reason(report)] = rows.get(_reason(report), 0) + 1
+    terminalreporter.section("not exercised on this machine")
+    for reason, count in sorted(rows.items()):
+        part, _, how = re.sub(r"^needs ", "", reason).partition(": ")
+        terminalreporter.write_line(f"{count:4d} test(s)  {part}")
+        if how:
+            terminalreporter.write_line(f"             to run them: {how}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With BURGEE_REQUIRE_REAL=1 a skipped test is a failed run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if REQUIRE_REAL and exitstatus == 0 and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
