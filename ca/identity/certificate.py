@@ -1,0 +1,50 @@
+"""Certificates parsed once: DER in, cryptography's object out, remembered by the bytes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from cryptography import x509
+
+from ca.errors import InvalidArgument
+
+MAX_CERTIFICATE_BYTES = 64 * 1024
+"""More than any SVID or authority needs; checked before parsing."""
+
+
+@lru_cache(maxsize=1024)
+def load_authority(der: bytes) -> x509.Certificate:
+    """An authority's certificate, remembered: handshakes meet the same few again and again.
+
+    Raises InvalidArgument (reason CERTIFICATE_MALFORMED).
+    """
+    return load_certificate(der)
+
+
+def load_certificate(der: bytes) -> x509.Certificate:
+    """Exactly one DER certificate. Raises InvalidArgument (reason CERTIFICATE_MALFORMED)."""
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise InvalidArgument(
+            f"certificate is longer than {MAX_CERTIFICATE_BYTES} bytes", reason="CERTIFICATE_MALFORMED"
+        )
+    try:
+        return x509.load_der_x509_certificate(der)
+    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        raise InvalidArgument("malformed certificate", reason="CERTIFICATE_MALFORMED") from error
+
+
+@lru_cache(maxsize=1024)
+def authority_id(certificate_der: bytes) -> str:
+    """Hex of the subject key identifier, which names an X.509 authority in SPIRE's LocalAuthority API.
+
+    A certificate without that extension gets RFC 5280 §4.2.1.2 method 1 (SHA-1 of the subjectPublicKey bits).
+    Raises InvalidArgument for a malformed certificate.
+    """
+    certificate = load_authority(certificate_der)
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        return found.value.digest.hex()
+    except x509.ExtensionNotFound:
+        return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest.hex()
+    except (ValueError, x509.DuplicateExtension) as error:
+        raise InvalidArgument("malformed certificate extensions", reason="CERTIFICATE_MALFORMED") from error
