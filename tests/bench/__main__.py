@@ -1,0 +1,176 @@
+"""Measures a server and an agent through their public wire and prints the table (`make bench`).
+
+Without arguments it starts a pair of ours. To measure another SPIRE-compatible pair, name it:
+`python -m tests.bench --trust-domain example.org --address 127.0.0.1:8081 --admin-socket S --workload-socket W
+--agent-path /spire/agent/join_token/T --server-pid P --agent-pid Q`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from tests.bench.figures import FIGURES
+from tests.bench.floor import floor_us
+from tests.bench.target import Target, cpu_seconds, ours, rss_mb
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("BURGEE_CACHE", ROOT / ".cache"))
+Figures = dict[str, float]
+
+
+def wire(verb: str, **flags: object) -> dict:
+    """Run one verb of the Go load program and give its JSON."""
+    command = [str(CACHE / "bin/wire"), verb]
+    for name, value in flags.items():
+        command += [f"-{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise RuntimeError(f"wire {verb}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def signing(t: Target, scratch: str, rounds: int) -> Figures:
+    """Server CPU and wall time per SVID, as an attested agent sees it."""
+    to = {"addr": t.address, "td": t.trust_domain, "dir": scratch}
+    path = wire("attest", admin=t.admin_socket, **to)["path"]
+    ids = f"{scratch}/ids"
+    made = wire("entries", admin=t.admin_socket, td=t.trust_domain, parent=path, n=1000, ids=ids)
+    time.sleep(6 if t.start_seconds is None else 0.5)  # SPIRE shows new entries to agents after up to 5 s
+    floor = floor_us()
+    one, two, jwt = [], [], []
+    for _ in range(rounds):
+        load = {"ids": ids, "size": 500, "pid": t.server_pid, **to}
+        one.append(wire("batch", calls=8, callers=1, **load))
+        two.append(wire("batch", calls=12, callers=2, **load))
+        jwt.append(wire("jwt", calls=2000, callers=4, ids=ids, pid=t.server_pid, **to))
+    cpu = statistics.median(r["cpu_us_each"] for r in one)
+    return {
+        "floor_us": floor,
+        "create_1000_s": made["seconds"],
+        "batch_cpu_us": cpu,
+        "batch_cpu_floors": cpu / floor,
+        "batch_wall_us": statistics.median(r["wall_us_each"] for r in two),
+        "jwt_cpu_us": statistics.median(r["cpu_us_each"] for r in jwt),
+        "jwt_p50_ms": statistics.median(r["p50_ms"] for r in jwt),
+    }
+
+
+def delivering(t: Target, rounds: int) -> Figures:
+    """What a workload on the node sees."""
+    admin = {"admin": t.admin_socket, "td": t.trust_domain, "parent": t.agent_path}
+    wire("entries", n=1, prefix="attach", **admin)
+    time.sleep(11 if t.start_seconds is None else 1)
+    attach = [wire("attach", sock=t.workload_socket, n=300) for _ in range(rounds)]
+    latency = [wire("latency", sock=t.workload_socket, n=30, **admin) for _ in range(rounds)]
+    fanout = wire("fanout", sock=t.workload_socket, streams=1000, n=5, **admin)
+    figures = {
+        "attach_p50_ms": statistics.median(r["p50_ms"] for r in attach),
+        "attach_p99_ms": statistics.median(r["p99_ms"] for r in attach),
+        "latency_p50_ms": statistics.median(r["p50_ms"] for r in latency),
+        "latency_p99_ms": statistics.median(r["p99_ms"] for r in latency),
+        "fanout_ms": fanout["last"]["p50_ms"],
+        "agent_rss_streams_mb": rss_mb(t.agent_pid),
+    }
+    return figures
+
+
+def idle(t: Target) -> Figures:
+    """Memory and CPU of a pair that has nothing to do."""
+    seconds = 10
+    server, agent = cpu_seconds(t.server_pid), cpu_seconds(t.agent_pid)
+    time.sleep(seconds)
+    return {
+        "server_rss_mb": rss_mb(t.server_pid),
+        "agent_rss_idle_mb": rss_mb(t.agent_pid),
+        "idle_server_percent": (cpu_seconds(t.server_pid) - server) / seconds * 100,
+        "idle_agent_percent": (cpu_seconds(t.agent_pid) - agent) / seconds * 100,
+    }
+
+
+def thousand_entries(t: Target, scratch: str) -> Figures:
+    """Agent memory with 1,000 entries of its own, all with SVIDs."""
+    wire(
+        "entries",
+        admin=t.admin_socket,
+        td=t.trust_domain,
+        parent=t.agent_path,
+        n=1000,
+        prefix="thousand",
+        selector="bench:nobody",
+        ids=f"{scratch}/thousand",
+    )
+    time.sleep(15 if t.start_seconds is None else 5)
+    return {"agent_rss_entries_mb": rss_mb(t.agent_pid)}
+
+
+def measure(t: Target, rounds: int) -> Figures:
+    with tempfile.TemporaryDirectory(prefix="bg-bench-") as scratch:
+        say("idle")
+        figures: Figures = idle(t)
+        if t.start_seconds is not None:
+            figures["start_s"] = t.start_seconds
+        say("signing")
+        figures |= signing(t, scratch, rounds)
+        say("delivering")
+        figures |= delivering(t, rounds)
+        say("a thousand entries")
+        figures |= thousand_entries(t, scratch)
+    return figures
+
+
+def table(figures: Figures) -> str:
+    lines = [
+        f"floor F = {figures['floor_us']:.0f} µs",
+        "",
+        "| what | unit | SPIRE | prototype | measured | of SPIRE | of prototype |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for f in FIGURES:
+        if (value := figures.get(f.key)) is None:
+            continue
+        cells = [f.what, f.unit]
+        cells += ["–" if other is None else f"{other:g}" for other in (f.spire, f.prototype)]
+        cells.append(f"{value:.3g}")
+        cells += ["–" if other is None else f"{value / other:.2f}" for other in (f.spire, f.prototype)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("trust-domain", "address", "admin-socket", "workload-socket", "agent-path"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--server-pid", type=int)
+    parser.add_argument("--agent-pid", type=int)
+    parser.add_argument("--rounds", type=int, default=3, help="medians are taken over this many rounds")
+    return parser.parse_args()
+
+
+def main() -> int:
+    if not (CACHE / "bin/wire").exists():
+        say("the load program is not built: install Go 1.26 and run `make bench`")
+        return 2
+    options = vars(arguments())
+    rounds = options.pop("rounds")
+    with ours() if options["address"] is None else nullcontext(Target(**options)) as target:
+        figures = measure(target, rounds)
+    (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
