@@ -76,7 +76,7 @@ def delivering(t: Target, rounds: int) -> Figures:
     attach = [wire("attach", sock=t.workload_socket, n=300) for _ in range(rounds)]
     latency = [wire("latency", sock=t.workload_socket, n=30, **admin) for _ in range(rounds)]
     fanout = wire("fanout", sock=t.workload_socket, streams=1000, n=5, **admin)
-    figures = {
+    return {
         "attach_p50_ms": statistics.median(r["p50_ms"] for r in attach),
         "attach_p99_ms": statistics.median(r["p99_ms"] for r in attach),
         "latency_p50_ms": statistics.median(r["p50_ms"] for r in latency),
@@ -84,7 +84,6 @@ def delivering(t: Target, rounds: int) -> Figures:
         "fanout_ms": fanout["last"]["p50_ms"],
         "agent_rss_streams_mb": rss_mb(t.agent_pid),
     }
-    return figures
 
 
 def idle(t: Target) -> Figures:

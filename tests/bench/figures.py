@@ -1,4 +1,4 @@
-"""The figures to stand beside: SPIRE 1.16-dev and our own throw-away prototypes, both on a two-core machine, November 2026.
+"""The figures to stand beside: SPIRE 1.16-dev and our throw-away prototypes, on two cores, November 2026.
 
 The prototypes had neither store nor issuing behind their streams, so their latency and fan-out figures are no bound.
 """
