@@ -1,0 +1,82 @@
+"""What state the agent is in, and why: a set of named problems, the gravest of which is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from ca.errors import BurgeeError
+from ca.ports import Clock
+
+
+class State(StrEnum):
+    """STARTING: no identity yet. DEGRADED: serves what it has, and something is wrong. BANNED: serves nothing."""
+
+    STARTING = "STARTING"
+    OK = "OK"
+    DEGRADED = "DEGRADED"
+    BANNED = "BANNED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong: a stable reason code, its text, what the operator should do, and since when."""
+
+    reason: str
+    detail: str
+    hint: str
+    since: datetime
+    last_seen: datetime
+
+
+class Condition:
+    """Collects problems by the part that has them (`identity`, `sync`, …); a part has one problem at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._problems: dict[str, Problem] = {}
+        self._started = False
+        self._banned: Problem | None = None
+
+    @property
+    def state(self) -> State:
+        if self._banned:
+            return State.BANNED
+        if self._problems:
+            return State.DEGRADED
+        return State.OK if self._started else State.STARTING
+
+    @property
+    def problem(self) -> Problem | None:
+        """The one to show first: the ban, else the problem that has lasted longest."""
+        return self._banned or min(self._problems.values(), key=lambda p: p.since, default=None)
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """Every problem by part."""
+        return dict(self._problems)
+
+    def started(self) -> None:
+        """The agent has an identity."""
+        self._started = True
+
+    def report(self, part: str, error: BurgeeError) -> bool:
+        """`part` has this problem. True when it is news (another reason than before), which is worth a log line."""
+        now = self._clock.now()
+        known = self._problems.get(part)
+        same = known is not None and known.reason == error.reason
+        since = known.since if known is not None and same else now
+        self._problems[part] = Problem(
+            reason=error.reason, detail=error.detail, hint=error.hint, since=since, last_seen=now
+        )
+        return not same
+
+    def clear(self, part: str) -> bool:
+        """`part` is well. True when it was not before."""
+        return self._problems.pop(part, None) is not None
+
+    def banned(self, error: BurgeeError) -> None:
+        """For good: only a restart and a new attestation end it."""
+        now = self._clock.now()
+        self._banned = Problem(reason=error.reason, detail=error.detail, hint=error.hint, since=now, last_seen=now)

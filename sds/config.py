@@ -1,0 +1,192 @@
+"""The agent's configuration file as strict models; the reference in the documentation is made from them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from ca.errors import BurgeeError
+from ca.identity.spiffe_id import TrustDomain
+from ca.ports import KeyType
+from ca.runtime.config import StrictModel
+
+MAX_SOCKET_PATH_BYTES = 107
+
+
+class AdminSocketConfig(StrictModel):
+    """Who may administer this agent, and where."""
+
+    path: Path | None = Field(default=None, description="The admin socket. Default: `<data_dir>/run/admin.sock`.")
+    admin_group: str | None = Field(
+        default=None,
+        description="A Unix group that may use the socket: 0660 in a 0750 directory, instead of 0600 in a 0700 one.",
+    )
+    admin_uids: tuple[int, ...] = Field(
+        default=(), description="User ids that may use the socket besides root and the agent's own."
+    )
+
+
+class TrustConfig(StrictModel):
+    """Where the agent learns which server to believe, the first time. Exactly one source."""
+
+    bundle_file: Path | None = Field(
+        default=None, description="A trust bundle on disk: PEM certificates, or a SPIFFE bundle when it ends in .json."
+    )
+    bundle_url: str | None = Field(
+        default=None,
+        description="An https URL of a trust bundle (PEM or SPIFFE bundle), checked against the system's web roots. "
+        "At most 1 MiB; redirects are not followed.",
+    )
+    insecure_bootstrap: bool = Field(
+        default=False,
+        description="Believe the first server that answers with the server's SPIFFE ID. Whoever sits on the network "
+        "path can then be your server. Logged as a warning.",
+    )
+
+    @field_validator("bundle_url")
+    @classmethod
+    def _https_only(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme != "https" or not urlsplit(value).hostname):
+            raise ValueError("`bundle_url` must be an https URL")
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> TrustConfig:
+        named = [self.bundle_file is not None, self.bundle_url is not None, self.insecure_bootstrap]
+        if sum(named) != 1:
+            raise ValueError("name exactly one of `bundle_file`, `bundle_url` and `insecure_bootstrap: true`")
+        return self
+
+
+class CacheConfig(StrictModel):
+    """What the agent keeps so that it can restart while no server answers."""
+
+    persist: Literal["sealed", "none"] = Field(
+        default="sealed",
+        description="`sealed` keeps entries, workload SVIDs and their keys encrypted in `directory`; `none` keeps "
+        "them in memory only. JWT-SVIDs are never kept. The agent's own key and SVID stay sealed in `data_dir`.",
+    )
+    directory: Path | None = Field(
+        default=None,
+        description="Where. Default: /run/burgee/cache/<trust domain> or $XDG_RUNTIME_DIR/burgee/cache/<trust domain>, "
+        "whichever is writable and on tmpfs, so that a reboot empties it; otherwise `<data_dir>/cache`.",
+    )
+
+
+class SdsConfig(StrictModel):
+    """Names and shapes of what Envoy is given."""
+
+    default_svid_name: str = Field(default="default", min_length=1, description="The name of the default SVID.")
+    default_bundle_name: str = Field(
+        default="ROOTCA", min_length=1, description="The name of the trust domain's own bundle."
+    )
+    default_all_bundles_name: str = Field(
+        default="ALL", min_length=1, description="The name of all bundles, the own and the federated ones."
+    )
+    validator: Literal["spiffe", "trusted_ca"] = Field(
+        default="spiffe",
+        description="`spiffe` gives Envoy's SPIFFE validator one bundle per trust domain; `trusted_ca` gives plain "
+        "certificates, for proxies without that validator.",
+    )
+
+
+class LogConfig(StrictModel):
+    """How the agent logs."""
+
+    format: Literal["console", "json"] = Field(default="console", description="Shape of a log line.")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level to log.")
+
+
+class AgentConfig(StrictModel):
+    """The agent's configuration."""
+
+    trust_domain: str = Field(description="The trust domain, for example `example.org`.")
+    data_dir: Path = Field(description="Where the agent keeps its own sealed key, SVID and trust bundle; made 0700.")
+    servers: tuple[str, ...] = Field(
+        min_length=1, max_length=64, description="Servers as `host:port`; the first that answers is used."
+    )
+    workload_socket: Path = Field(
+        default=Path("/run/burgee/workload.sock"), description="The socket of the Workload API and Envoy SDS."
+    )
+    admin_socket: AdminSocketConfig = Field(default=AdminSocketConfig(), description="The agent's admin socket.")
+    trust: TrustConfig = Field(description="First trust in the server.")
+    rebootstrap: Literal["never", "auto", "always"] = Field(
+        default="auto",
+        description="When the server no longer chains to the bundle this agent holds: `never` stays degraded until "
+        "an operator acts; `auto` reads `bundle_file` or `bundle_url` again; `always` does so too and also repeats "
+        "`insecure_bootstrap`.",
+    )
+    node_attestor: dict[str, dict[str, Any]] = Field(
+        description="One node attestor by name with its own configuration, for example "
+        "`join_token: {token_file: /etc/burgee/token}`."
+    )
+    workload_attestors: dict[str, dict[str, Any]] = Field(
+        default={"unix": {}}, min_length=1, description="Workload attestors by name, each with its own configuration."
+    )
+    cache: CacheConfig = Field(default=CacheConfig(), description="What is kept for a restart without a server.")
+    sds: SdsConfig = Field(default=SdsConfig(), description="Envoy's secret discovery service.")
+    key_type: KeyType = Field(
+        default=KeyType.EC_P256, description="Type of the keys of this agent and of its workloads."
+    )
+    metrics_address: str | None = Field(
+        default="127.0.0.1:9989", description="Where /metrics, /live and /ready are served; null for nowhere."
+    )
+    log: LogConfig = Field(default=LogConfig(), description="Logging.")
+    attest_interval_seconds: float = Field(
+        default=10.0, ge=0.1, le=3600, description="How often an open stream's caller is attested again."
+    )
+
+    @field_validator("trust_domain")
+    @classmethod
+    def _trust_domain(cls, value: str) -> str:
+        try:
+            return TrustDomain.parse(value).name
+        except BurgeeError as error:
+            raise ValueError(error.detail) from error
+
+    @field_validator("servers")
+    @classmethod
+    def _servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for server in value:
+            split_address(server)
+        return value
+
+    @field_validator("workload_socket")
+    @classmethod
+    def _socket_path(cls, value: Path) -> Path:
+        if len(str(value).encode()) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"a Unix socket's path holds at most {MAX_SOCKET_PATH_BYTES} bytes")
+        return value
+
+    @field_validator("node_attestor")
+    @classmethod
+    def _one_node_attestor(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if len(value) != 1:
+            raise ValueError("name exactly one node attestor")
+        return value
+
+    @property
+    def domain(self) -> TrustDomain:
+        """The trust domain as a value."""
+        return TrustDomain(self.trust_domain)
+
+    @property
+    def admin_socket_path(self) -> Path:
+        """The admin socket with its default filled in."""
+        return self.admin_socket.path or self.data_dir / "run" / "admin.sock"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` or `[ipv6]:port` → (host, port). Raises ValueError, which a model reports as its own."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"`{address}` is not `host:port`")
+    if host.startswith("[") and host.endswith("]"):
+        return str(ip_address(host[1:-1])), int(port)
+    if not host or ":" in host or "/" in host:
+        raise ValueError(f"`{address}` is not `host:port` (an IPv6 address stands in brackets)")
+    return host, int(port)

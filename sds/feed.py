@@ -1,0 +1,67 @@
+"""What the server's push brings, as values, and who receives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ca.identity.bundle import TrustBundle
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import TrustDomain
+
+ENTRY = "entry"
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeToken:
+    """How far the agent has followed the server's change log; an empty epoch asks for a snapshot."""
+
+    epoch: str = ""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that concerns this agent; whatever is not named is gone."""
+
+    token: ResumeToken
+    entries: tuple[RegistrationEntry, ...] = ()
+    bundles: tuple[TrustBundle, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What came and what went since the last token. Entries are named by id, bundles by trust domain."""
+
+    token: ResumeToken
+    entries: tuple[RegistrationEntry, ...] = ()
+    bundles: tuple[TrustBundle, ...] = ()
+    removed_entries: tuple[str, ...] = ()
+    removed_bundles: tuple[TrustDomain, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Consumers:
+    """Streams on this agent that must take a kind of resource over, and those that have."""
+
+    total: int = 0
+    acked: int = 0
+
+
+class Feed(Protocol):
+    """Receives the push, in order, on the event loop.
+
+    `on_snapshot` and `on_change` apply at once and do not block; what they raise is sent to the server as the reason
+    for not having applied it, and the stream is begun anew from `token`. `consumers` is asked after each push and
+    whenever `NodeClient.acknowledge` is called.
+    """
+
+    @property
+    def token(self) -> ResumeToken: ...
+
+    def on_snapshot(self, snapshot: Snapshot) -> None: ...
+
+    def on_change(self, change: Change) -> None: ...
+
+    def consumers(self, kind: str) -> Consumers: ...
