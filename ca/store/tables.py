@@ -1,0 +1,149 @@
+"""The tables, as SQLAlchemy Core sees them; migrations must arrive at exactly these.
+
+Times are whole microseconds since 1970 (UTC) in BIGINT columns: both databases keep them alike, and a year before
+1970 is just a negative number. Text that may be longer than an index entry (selectors) is matched by its digest.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
+)
+
+store = Table(
+    "store",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
+    Column("epoch", String(64), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("compacted", BigInteger, nullable=False),  # the highest revision whose change row is gone
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+)
+
+# `position` is the revision that created the row: unique, never reused, and its order is the order of creation.
+entries = Table(
+    "entries",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(255), nullable=False, unique=True),
+    Column("spiffe_id", Text, nullable=False, index=True),
+    Column("parent_id", Text, nullable=False, index=True),
+    Column("similarity", LargeBinary(32), nullable=False, index=True),  # of spiffe_id, parent_id and selectors
+    Column("selectors", Text, nullable=False),  # JSON, sorted [[type, value], …]
+    Column("selector_count", Integer, nullable=False),
+    Column("federates_with", Text, nullable=False),  # JSON, sorted names
+    Column("federates_with_count", Integer, nullable=False),
+    Column("dns_names", Text, nullable=False),  # JSON, sorted
+    Column("x509_svid_ttl_seconds", BigInteger, nullable=False),
+    Column("jwt_svid_ttl_seconds", BigInteger, nullable=False),
+    Column("admin", Boolean, nullable=False),
+    Column("downstream", Boolean, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revision_number", BigInteger, nullable=False),
+    Column("store_svid", Boolean, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("disable_x509_svid_prefetch", Boolean, nullable=False),
+    Column("jwt_svid_include_jti", Boolean, nullable=False),
+)
+
+entry_selectors = Table(
+    "entry_selectors",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", LargeBinary(16), primary_key=True),
+    Index("ix_entry_selectors_digest", "digest", "position"),
+)
+
+entry_federations = Table(
+    "entry_federations",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("trust_domain", String(255), primary_key=True),
+    Index("ix_entry_federations_trust_domain", "trust_domain", "position"),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False, unique=True),
+    Column("attestation_type", String(255), nullable=False),
+    Column("serial", String(64), nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("pending_serial", String(64), nullable=False),
+    Column("pending_not_after", BigInteger),
+    Column("selectors", Text, nullable=False),
+    Column("selector_count", Integer, nullable=False),
+    Column("reattestable", Boolean, nullable=False),
+    Column("banned", Boolean, nullable=False),
+    Column("agent_version", String(255), nullable=False),
+)
+
+agent_selectors = Table(
+    "agent_selectors",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", LargeBinary(16), primary_key=True),
+    Index("ix_agent_selectors_digest", "digest", "position"),
+)
+
+# Tokens are kept as SHA-256 only: who reads the database (or a backup of it) cannot attest with them.
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("agent_id", Text),
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("trust_domain", String(255), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("sequence_number", BigInteger, nullable=False),
+    Column("refresh_hint_seconds", BigInteger, nullable=False),
+    Column("authorities", Text, nullable=False),  # JSON, see bundles.py
+)
+
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("authority_id", String(255), primary_key=True),
+    Column("server", String(255), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("key_id", String(255), nullable=False),
+    Column("key_type", String(32), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("tainted", Boolean, nullable=False),
+    Column("material", LargeBinary, nullable=False),  # certificate (x509) or SubjectPublicKeyInfo (jwt), DER
+    Index("ix_authorities_server", "server", "kind"),
+)
+
+# One row per batch of signatures, not per signature.
+issuance = Table(
+    "issuance",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("first_not_before", BigInteger, nullable=False),
+    Column("last_not_after", BigInteger, nullable=False, index=True),
+    Column("authorities", Text, nullable=False),  # which batches to open: authority ids, one a line
+    Column("agents", Text, nullable=False),  # the same for agents
+    Column("body", LargeBinary, nullable=False),  # see issuance_codec.py
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,167 @@
+"""What goes into the store and comes out of it, beside the values of `ca.identity`; all frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Generic, Literal, TypeVar
+
+from ca.errors import BurgeeError, FailedPrecondition
+from ca.identity.bundle import TrustBundle
+from ca.identity.entry import RegistrationEntry
+from ca.identity.selector import Selector
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+
+T = TypeVar("T")
+
+ChangeKind = Literal["entry", "agent", "bundle", "reset"]
+
+
+class Match(StrEnum):
+    """How a set in a filter relates to the set of an item (wire: MATCH_EXACT 0, SUBSET 1, SUPERSET 2, ANY 3)."""
+
+    EXACT = "exact"
+    SUBSET = "subset"
+    """The item has some of the filter's members and no others."""
+    SUPERSET = "superset"
+    """The item has at least all of the filter's members."""
+    ANY = "any"
+    """The item has at least one of the filter's members."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorMatch:
+    """A filter on selectors; an empty set is refused with InvalidArgument when it is used."""
+
+    selectors: frozenset[Selector]
+    match: Match = Match.EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class TrustDomainMatch:
+    """A filter on `federates_with`; an empty set is refused with InvalidArgument when it is used."""
+
+    trust_domains: frozenset[TrustDomain]
+    match: Match = Match.EXACT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryFilter:
+    """All given conditions must hold. An empty hint and `by_downstream=False` filter nothing, as on SPIRE's wire."""
+
+    by_spiffe_id: SpiffeId | None = None
+    by_parent_id: SpiffeId | None = None
+    by_selectors: SelectorMatch | None = None
+    by_federates_with: TrustDomainMatch | None = None
+    by_hint: str = ""
+    by_downstream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentFilter:
+    """All given conditions must hold; None (or an empty type) filters nothing. Expires before: strictly."""
+
+    by_attestation_type: str = ""
+    by_selector_match: SelectorMatch | None = None
+    by_banned: bool | None = None
+    by_can_reattest: bool | None = None
+    by_expires_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Items in order of creation; `next_token` is empty when nothing followed at the time of reading."""
+
+    items: Sequence[T]
+    next_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryResult:
+    """The outcome for one entry of a batch: `status` None means created; else why not, and the similar entry if any."""
+
+    status: BurgeeError | None
+    entry: RegistrationEntry | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestedAgent:
+    """An agent. Serials are decimal; `serial` is empty for a banned agent.
+
+    `pending_serial` names a renewed certificate that was handed out and not yet used.
+    """
+
+    id: SpiffeId
+    attestation_type: str
+    serial: str
+    not_after: datetime
+    pending_serial: str = ""
+    pending_not_after: datetime | None = None
+    selectors: frozenset[Selector] = frozenset()
+    reattestable: bool = False
+    banned: bool = False
+    agent_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change that agents or replicas watch. `name` is an entry id, an agent's SPIFFE ID or a trust domain name.
+
+    Kind `reset` (only ever given to subscribers) says that changes were lost to compaction: read everything anew.
+    """
+
+    revision: int
+    kind: ChangeKind
+    name: str
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeToken:
+    """Where a reader of the change log stands; only meaningful for the store with this epoch."""
+
+    epoch: str
+    revision: int
+
+
+class Compacted(FailedPrecondition):
+    """The reader's place in the change log is gone, or was never in this log: read a snapshot."""
+
+    reason = "CHANGES_COMPACTED"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that agents and replicas watch, read in one transaction, as of `revision`."""
+
+    revision: int
+    entries: tuple[RegistrationEntry, ...]
+    agents: tuple[AttestedAgent, ...]
+    bundles: tuple[TrustBundle, ...]
+
+
+IssuedKind = Literal["x509", "jwt", "wit", "ca"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuanceRecord:
+    """One signature, written before it is made.
+
+    `serial_or_kid`: decimal serial number of a certificate, key id of a token. `tbs_sha256` and `key_sha256` (of the
+    SubjectPublicKeyInfo; empty for tokens) are raw digests. `entry_id` and `agent` are empty where none took part.
+    """
+
+    kind: IssuedKind
+    serial_or_kid: str
+    tbs_sha256: bytes
+    authority_id: str
+    server: str
+    spiffe_id: str
+    entry_id: str = ""
+    entry_revision: int = 0
+    agent: str = ""
+    not_before: datetime
+    not_after: datetime
+    key_sha256: bytes = b""
