@@ -1,0 +1,305 @@
+"""When a workload's X.509-SVID is due, and the loop that asks the server for those that are."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from ca.errors import BurgeeError, Internal, Unauthenticated
+from ca.identity.bundle import TrustBundle, authority_id
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import TrustDomain, server_id
+from ca.identity.svid import verify_x509_svid
+from ca.ports import Clock
+from ca.runtime.log import get
+from sds.cache import Cache
+from sds.keys import KeyPool, WorkloadKey, certificate_request
+from sds.views import WorkloadSvid, asked_for
+
+log = get("sds.rotation")
+
+JITTER = 0.1
+"""Rotation falls within ±10 % of the lifetime's half, so that what was issued together is not renewed together."""
+
+BATCH = 500
+"""CSRs in one BatchNewX509SVID: the server's own limit."""
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
+TAINTED_RETRY_SECONDS = 5.0
+
+
+def rotate_at(issued_at: datetime, not_after: datetime, jitter: float) -> datetime:
+    """Half of the time between issue and notAfter, moved by `jitter` (-1 to 1) tenths of it.
+
+    `issued_at` is when the SVID was issued, never its backdated notBefore. Never within a quarter of a second, however
+    short the life: a server that hands out what is all but expired must not be asked in a loop.
+    """
+    life = (not_after - issued_at).total_seconds()
+    return issued_at + timedelta(seconds=max(life * (0.5 + JITTER * 0.5 * jitter), 0.25))
+
+
+def is_due(entry: RegistrationEntry, svid: WorkloadSvid | None, tainted: frozenset[str], now: datetime) -> bool:
+    """Whether an entry's SVID is missing, half used, out of date with its entry, or signed by a tainted authority."""
+    if svid is None or svid.rotate_at <= now or svid.asked != asked_for(entry):
+        return True
+    return svid.authority_key_id in tainted
+
+
+def retry_seconds(failures: int, jitter: float) -> float:
+    """Exponential from half a second to half a minute, times 1 ± 0.2; `failures` ≥ 1, `jitter` in -1 to 1."""
+    delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 10), LAST_RETRY_SECONDS)
+    return delay * (1 + 0.2 * jitter)
+
+
+def wanted(
+    entries: Iterable[RegistrationEntry], in_use: set[str], limit: int, server: str
+) -> tuple[list[RegistrationEntry], list[RegistrationEntry]]:
+    """(entries somebody uses now, entries to fetch ahead so that at most `limit` SVIDs are held).
+
+    Aliases of nodes (parent = the server) are no workload's, entries of a secret store neither.
+    """
+    urgent, ahead = [], []
+    for entry in entries:
+        if entry.id in in_use:
+            urgent.append(entry)
+        elif not (entry.disable_x509_svid_prefetch or entry.store_svid or str(entry.parent_id) == server):
+            ahead.append(entry)
+    ahead.sort(key=lambda entry: entry.id)
+    return urgent, ahead[: max(limit - len(urgent), 0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """The server's answer for one entry: a chain (DER, leaf first), or why not."""
+
+    chain: tuple[bytes, ...] = ()
+    error: BurgeeError | None = None
+
+
+class Issuer(Protocol):
+    """Asks the server for X.509-SVIDs; answers come in the order of the requests. Raises when nobody answers."""
+
+    async def new_x509_svids(self, requests: Sequence[tuple[str, bytes]]) -> Sequence[Issued]: ...
+
+
+class Rotator:
+    """Keeps every wanted SVID fresh. `poke` after a change of entries or users; `run` for ever."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        issuer: Issuer,
+        keys: KeyPool,
+        clock: Clock,
+        executor: Executor | None = None,
+        limit: int = 1000,
+        jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+    ) -> None:
+        self._cache = cache
+        self._issuer = issuer
+        self._keys = keys
+        self._clock = clock
+        self._executor = executor
+        self._limit = limit
+        self._jitter = jitter
+        self._poked = asyncio.Event()
+        self._failures: dict[str, tuple[int, float, str]] = {}
+        self.problem: BurgeeError | None = None
+
+    def poke(self) -> None:
+        self._poked.set()
+
+    def failure(self, entry_id: str) -> str | None:
+        """The reason code of an entry's last failure, while it lasts."""
+        known = self._failures.get(entry_id)
+        return known[2] if known else None
+
+    def retry_untrusted(self) -> None:
+        """A bundle came: what was refused because its authority was unknown is asked for again at once."""
+        self._failures = {key: value for key, value in self._failures.items() if value[2] != "SVID_UNTRUSTED"}
+        self.poke()
+
+    def forget(self, entry_ids: Iterable[str]) -> None:
+        """Entries changed: what was refused before may be granted now."""
+        for entry_id in entry_ids:
+            self._failures.pop(entry_id, None)
+        self.poke()
+
+    async def run(self) -> None:
+        """Ask for what is due, whenever it is."""
+        while True:
+            wait = await self.round()
+            sleeper = asyncio.ensure_future(self._clock.sleep(wait))
+            poked = asyncio.ensure_future(self._poked.wait())
+            try:
+                await asyncio.wait({sleeper, poked}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleeper.cancel()
+                poked.cancel()
+            self._poked.clear()
+
+    async def round(self) -> float:
+        """Ask for everything that is due now, the SVIDs somebody waits for first; seconds until the next is due."""
+        self._poked.clear()
+        urgent, ahead = wanted(
+            self._cache.entries(), self._cache.in_use(), self._limit, str(server_id(self._cache.trust_domain))
+        )
+        self._drop_unused({entry.id for entry in urgent} | {entry.id for entry in ahead})
+        due_urgent, due_ahead = self._due(urgent), self._due(ahead)
+        batches = [*_batches(due_urgent), *_batches(due_ahead)]
+        for batch in batches:
+            await self._request(batch)
+            if self._poked.is_set():
+                return 0.0  # something changed meanwhile: look again, it may be more urgent than what is left
+        return self._wait([*urgent, *ahead])
+
+    def _due(self, entries: Iterable[RegistrationEntry]) -> list[RegistrationEntry]:
+        now, mono = self._clock.now(), self._clock.monotonic()
+        tainted = self._tainted()
+        return [
+            entry
+            for entry in entries
+            if self._failures.get(entry.id, (0, 0.0, ""))[1] <= mono
+            and is_due(entry, self._cache.svid(entry.id), tainted, now)
+        ]
+
+    def _tainted(self) -> frozenset[str]:
+        bundle = self._cache.bundle(self._cache.trust_domain)
+        authorities = bundle.x509_authorities if bundle else ()
+        return frozenset(authority_id(a.certificate) for a in authorities if a.tainted)
+
+    def _wait(self, entries: Iterable[RegistrationEntry]) -> float:
+        """Seconds until something is due, at most ten (a wall clock may be set, and then no sleep is right)."""
+        now, mono = self._clock.now(), self._clock.monotonic()
+        wait = 10.0
+        for entry in entries:
+            svid = self._cache.svid(entry.id)
+            _, retry, _ = self._failures.get(entry.id, (0, 0.0, ""))
+            due = (svid.rotate_at - now).total_seconds() if svid and svid.asked == asked_for(entry) else 0.0
+            wait = min(wait, max(due, retry - mono))
+        return max(wait, 0.01)
+
+    def _drop_unused(self, kept: set[str]) -> None:
+        held = {svid.entry_id for svid in self._cache.svids()}
+        if len(held) > self._limit:
+            self._cache.drop_svids(held - kept)
+        self._failures = {key: value for key, value in self._failures.items() if key in kept}
+
+    async def _request(self, entries: Sequence[RegistrationEntry]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            keys = await self._keys.take(len(entries))
+            requests = await loop.run_in_executor(self._executor, _requests, entries, keys)
+            answers = await self._issuer.new_x509_svids(requests)
+            if len(answers) != len(entries):
+                raise Internal("the server answered another number of requests", reason="SVID_MALFORMED")
+        except BurgeeError as error:
+            self._note_problem(error)
+            for entry in entries:
+                self._failed(entry, error)
+            return
+        self.problem = None
+        bundles = {bundle.trust_domain: bundle for bundle in self._cache.bundles()}
+        now, jitters = self._clock.now(), [self._jitter() for _ in entries]
+        results = await loop.run_in_executor(
+            self._executor, _check_all, entries, keys, answers, bundles, now, jitters
+        )
+        self._take_over(entries, results)
+
+    def _take_over(self, entries: Sequence[RegistrationEntry], results: Sequence[WorkloadSvid | BurgeeError]) -> None:
+        svids, tainted = [], self._tainted()
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, BurgeeError):
+                self._failed(entry, result)
+                log.warning("no X.509-SVID", entry_id=entry.id, reason=result.reason, detail=result.detail)
+            else:
+                self._failures.pop(entry.id, None)
+                svids.append(result)
+                if result.authority_key_id in tainted:
+                    # The server has not moved to another authority yet: ask again, but not at once.
+                    again = self._clock.monotonic() + TAINTED_RETRY_SECONDS
+                    self._failures[entry.id] = (1, again, "AUTHORITY_TAINTED")
+        self._cache.put_svids(svids)
+
+    def _failed(self, entry: RegistrationEntry, error: BurgeeError) -> None:
+        count = self._failures.get(entry.id, (0, 0.0, ""))[0] + 1
+        again = self._clock.monotonic() + retry_seconds(count, self._jitter())
+        self._failures[entry.id] = (count, again, error.reason)
+
+    def _note_problem(self, error: BurgeeError) -> None:
+        if self.problem is None or self.problem.reason != error.reason:
+            log.warning("cannot get X.509-SVIDs", reason=error.reason, detail=error.detail)
+        self.problem = error
+
+
+def check_issued(
+    entry: RegistrationEntry,
+    key: WorkloadKey,
+    chain: Sequence[bytes],
+    *,
+    bundles: dict[TrustDomain, TrustBundle],
+    now: datetime,
+    jitter: float,
+) -> WorkloadSvid:
+    """Take over what the server sent only if it is for this entry and this key and chains to a root we hold already.
+
+    The last keeps the order of a rotation: no workload presents a leaf before its root has been handed out.
+    Raises Unauthenticated (SVID_UNTRUSTED, SVID_WRONG_ID, SVID_WRONG_KEY). Blocks: about 0.3 ms.
+    """
+    try:
+        svid = verify_x509_svid(chain, bundles, now=now)
+    except BurgeeError as error:
+        raise Unauthenticated(error.detail, reason="SVID_UNTRUSTED") from error
+    if svid.id != entry.spiffe_id:
+        raise Unauthenticated(f"the server issued `{svid.id}` for `{entry.spiffe_id}`", reason="SVID_WRONG_ID")
+    public = x509.load_der_x509_certificate(svid.chain[0]).public_key()
+    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if spki != key.public_der:
+        raise Unauthenticated("the server certified another key", reason="SVID_WRONG_KEY")
+    return WorkloadSvid(
+        entry_id=entry.id,
+        spiffe_id=svid.id,
+        chain=tuple(svid.chain),
+        key=key.pkcs8,
+        issued_at=now,
+        not_after=svid.not_after,
+        rotate_at=rotate_at(now, svid.not_after, jitter),
+        authority_key_id=svid.authority_key_id,
+        asked=asked_for(entry),
+    )
+
+
+def _check_all(
+    entries: Sequence[RegistrationEntry],
+    keys: Sequence[WorkloadKey],
+    answers: Sequence[Issued],
+    bundles: dict[TrustDomain, TrustBundle],
+    now: datetime,
+    jitters: Sequence[float],
+) -> list[WorkloadSvid | BurgeeError]:
+    results: list[WorkloadSvid | BurgeeError] = []
+    for entry, key, answer, jitter in zip(entries, keys, answers, jitters, strict=True):
+        try:
+            if answer.error is not None:
+                raise answer.error
+            results.append(check_issued(entry, key, answer.chain, bundles=bundles, now=now, jitter=jitter))
+        except BurgeeError as error:
+            results.append(error)
+    return results
+
+
+def _requests(entries: Sequence[RegistrationEntry], keys: Sequence[WorkloadKey]) -> list[tuple[str, bytes]]:
+    return [(entry.id, certificate_request(key, entry.spiffe_id)) for entry, key in zip(entries, keys, strict=True)]
+
+
+def _batches(entries: list[RegistrationEntry]) -> list[list[RegistrationEntry]]:
+    return [entries[start : start + BATCH] for start in range(0, len(entries), BATCH)]

@@ -1,0 +1,172 @@
+"""What one kind of caller may have, as bytes ready to send: built once, shared by all its streams."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+
+from ca.identity.bundle import TrustBundle
+from ca.identity.bundle_format import format_jwks
+from ca.identity.bundle_pem import format_pem
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId
+from ca.proto.burgee import workload_pb2 as wl
+from sds.entries import unique_hints
+
+FAR = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadSvid:
+    """A workload's X.509-SVID. `chain` is DER, leaf first; `key` PKCS#8 DER; `asked` what it was issued for."""
+
+    entry_id: str
+    spiffe_id: SpiffeId
+    chain: tuple[bytes, ...]
+    key: bytes
+    issued_at: datetime
+    not_after: datetime
+    rotate_at: datetime
+    authority_key_id: str
+    asked: tuple[str, ...]
+
+
+def asked_for(entry: RegistrationEntry) -> tuple[str, ...]:
+    """What of an entry goes into its certificate: when this changes, the SVID is issued anew; else only resent."""
+    return (str(entry.spiffe_id), str(entry.x509_svid_ttl_seconds), *entry.dns_names)
+
+
+class BundleForms:
+    """A trust bundle and its encodings, each made when first needed."""
+
+    def __init__(self, bundle: TrustBundle) -> None:
+        self.bundle = bundle
+        self.trust_domain = bundle.trust_domain
+        # Workload API §5.2.2 (F24): the key of a bundle map is the trust domain's SPIFFE ID.
+        self.id = f"spiffe://{bundle.trust_domain.name}"
+
+    @cached_property
+    def der(self) -> bytes:
+        """Concatenated certificates; also those of tainted authorities, which verify until they are revoked."""
+        return b"".join(authority.certificate for authority in self.bundle.x509_authorities)
+
+    @cached_property
+    def pem(self) -> bytes:
+        return format_pem(self.bundle).encode("ascii")
+
+    @cached_property
+    def jwks(self) -> bytes:
+        """Workload API §6.2.2 (F35): JWT-SVID keys alone."""
+        return format_jwks(self.bundle).encode("utf-8")
+
+
+class Content:
+    """Everything that callers with one set of selectors get. Immutable; its encodings are made when first needed.
+
+    `entries` are all that match, `svids` the pairs whose SVID is here and unexpired, in the order of entry ids.
+    `bundles` begins with the own trust domain, then those that the entries federate with, by name.
+    """
+
+    def __init__(
+        self,
+        entries: tuple[RegistrationEntry, ...],
+        svids: tuple[tuple[RegistrationEntry, WorkloadSvid], ...],
+        bundles: tuple[BundleForms, ...],
+    ) -> None:
+        self.entries = entries
+        self.svids = svids
+        self.bundles = bundles
+        self.hints = unique_hints(entries)
+        self._secrets: dict[object, bytes] = {}
+        expiries = [entry.expires_at for entry in entries if entry.expires_at is not None]
+        self.valid_until = min([svid.not_after for _, svid in svids] + expiries, default=FAR)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry has its SVID."""
+        return len(self.svids) == len(self.entries)
+
+    def same_as(self, other: Content | None) -> bool:
+        """Whether a caller could tell them apart: only then is anything sent (F6)."""
+        return (
+            other is not None
+            and self.entries == other.entries
+            and len(self.svids) == len(other.svids)
+            and all(a is b for (_, a), (_, b) in zip(self.svids, other.svids, strict=True))
+            and len(self.bundles) == len(other.bundles)
+            and all(a is b for a, b in zip(self.bundles, other.bundles, strict=True))
+        )
+
+    @cached_property
+    def x509_svids(self) -> bytes:
+        """A serialized X509SVIDResponse, complete and not a delta (Workload API §4.4, F5)."""
+        own = self.bundles[0].der
+        response = wl.X509SVIDResponse(
+            svids=[
+                wl.X509SVID(
+                    spiffe_id=str(svid.spiffe_id),
+                    x509_svid=b"".join(svid.chain),  # leaf first (F14)
+                    x509_svid_key=svid.key,
+                    bundle=own,
+                    hint=self.hints.get(entry.id, ""),
+                )
+                for entry, svid in self.svids
+            ],
+            federated_bundles={forms.id: forms.der for forms in self.bundles[1:]},
+        )
+        return response.SerializeToString(deterministic=True)
+
+    @cached_property
+    def x509_bundles(self) -> bytes:
+        """A serialized X509BundlesResponse with the own trust domain in it (F24)."""
+        response = wl.X509BundlesResponse(bundles={forms.id: forms.der for forms in self.bundles})
+        return response.SerializeToString(deterministic=True)
+
+    @cached_property
+    def jwt_bundles(self) -> bytes:
+        """A serialized JWTBundlesResponse with the own trust domain in it (F34)."""
+        response = wl.JWTBundlesResponse(bundles={forms.id: forms.jwks for forms in self.bundles})
+        return response.SerializeToString(deterministic=True)
+
+    @cached_property
+    def version(self) -> str:
+        """A name for this content that is the same on every stream and after a restart: SDS's version_info."""
+        digest = hashlib.sha256()
+        for part in (self.x509_svids, self.x509_bundles):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()[:16]
+
+    def secret(self, key: object, make: Callable[[], bytes]) -> bytes:
+        """The serialized secret filed under `key`, made once."""
+        found = self._secrets.get(key)
+        if found is None:
+            found = self._secrets[key] = make()
+        return found
+
+
+def build(
+    entries: tuple[RegistrationEntry, ...],
+    svids: Mapping[str, WorkloadSvid],
+    own: BundleForms,
+    foreign: Mapping[str, BundleForms],
+    now: datetime,
+) -> Content:
+    """Content for matching entries. An SVID that has expired, or was issued for what the entry no longer says its
+    SPIFFE ID is, is left out; so is a federated bundle that has not arrived."""
+    pairs = []
+    for entry in entries:
+        svid = svids.get(entry.id)
+        if svid is not None and svid.not_after > now and svid.spiffe_id == entry.spiffe_id:
+            pairs.append((entry, svid))
+    return Content(entries, tuple(pairs), (own, *_federated(entries, own, foreign)))
+
+
+def _federated(
+    entries: Sequence[RegistrationEntry], own: BundleForms, foreign: Mapping[str, BundleForms]
+) -> list[BundleForms]:
+    names = {domain.name for entry in entries for domain in entry.federates_with}
+    names.discard(own.trust_domain.name)
+    return [foreign[name] for name in sorted(names) if name in foreign]

@@ -1,0 +1,195 @@
+"""Who is calling: from a connection to a pinned process, its selectors, and the identities that they earn.
+
+A process is attested when it first calls, again when it calls after `FRESH_SECONDS`, and every `interval_seconds` while
+one of its streams lives: a process that became another program gets another program's identities, and one that ended
+has its streams ended, also where somebody else holds their connections. All streams of a process share one attestation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from ca.errors import BurgeeError, Unauthenticated, Unavailable
+from ca.identity.selector import Selector
+from ca.ports import Clock, Process
+from ca.runtime.log import get
+from sds.cache import Cache, Subscription
+from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
+
+log = get("sds.workloads")
+
+FRESH_SECONDS = 1.0
+"""How long an attestation answers further calls of the same process. An exec(2) within it is seen at its end."""
+
+Attest = Callable[[Process], Awaitable[frozenset[Selector]]]
+"""Every configured workload attestor's selectors together. Raises Unavailable when none could tell."""
+
+
+class Caller(Protocol):
+    """What is needed of the gate's Peer: who connected to the Unix socket."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def uid(self) -> int | None: ...
+
+    @property
+    def gid(self) -> int | None: ...
+
+    @property
+    def pidfd(self) -> int | None: ...
+
+
+class Workload:
+    """One process that called: its pin, its last attestation, its subscriptions."""
+
+    def __init__(self, process: PinnedProcess) -> None:
+        self.process = process
+        self.selectors: frozenset[Selector] = frozenset()
+        self.attested_at: float | None = None
+        self.attesting: asyncio.Task[None] | None = None
+        self.subscriptions: set[Subscription] = set()
+        self.uses = 0
+
+
+class Workloads:
+    """See the module. `close` lets go of every process."""
+
+    def __init__(self, *, attest: Attest, cache: Cache, clock: Clock, interval_seconds: float = 10.0) -> None:
+        self._attest = attest
+        self._cache = cache
+        self._clock = clock
+        self._interval = interval_seconds
+        self._known: dict[ProcessKey, Workload] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @asynccontextmanager
+    async def session(self, caller: Caller, *, needs_svid: bool) -> AsyncIterator[Subscription]:
+        """Attest the caller and subscribe to what it may have, for as long as the block runs.
+
+        Raises Unauthenticated (CALLER_GONE, CALLER_INVISIBLE), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a
+        caller without any identity is no error here. The subscription ends with Unauthenticated when the process
+        does, and with Unavailable when it can no longer be attested.
+        """
+        async with self.attested(caller) as workload:
+            subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid)
+            workload.subscriptions.add(subscription)
+            try:
+                yield subscription
+            finally:
+                workload.subscriptions.discard(subscription)
+                self._cache.unsubscribe(subscription)
+
+    @asynccontextmanager
+    async def attested(self, caller: Caller) -> AsyncIterator[Workload]:
+        """The calling process with fresh selectors; it stays pinned while the block runs."""
+        workload = self._find(caller)
+        workload.uses += 1
+        try:
+            await self._ensure_fresh(workload)
+            yield workload
+        finally:
+            workload.uses -= 1
+            if not workload.uses:
+                # Kept a moment: the next call of the same process need not attest again.
+                asyncio.get_running_loop().call_later(FRESH_SECONDS, self._forget_if_idle, workload)
+
+    async def run(self) -> None:
+        """Attest the callers of open streams again, for ever."""
+        while True:
+            await self._clock.sleep(self._interval)
+            for workload in [known for known in self._known.values() if known.subscriptions]:
+                await self._again(workload)
+
+    def close(self) -> None:
+        """End every subscription and let go of every process."""
+        for workload in list(self._known.values()):
+            self._remove(workload, lambda: Unavailable("the agent is stopping", reason="AGENT_STOPPING"))
+
+    def _find(self, caller: Caller) -> Workload:
+        if caller.pid is None or caller.uid is None or caller.gid is None or caller.pid <= 0:
+            raise Unauthenticated("the calling process is not visible to the agent", reason="CALLER_INVISIBLE")
+        known = self._known.get((caller.pid, read_start_time(caller.pid), caller.uid, caller.gid))
+        # The start time was read by pid: it is the caller's only if the caller lives still.
+        if known is not None and (caller.pidfd is None or not pidfd_exited(caller.pidfd)):
+            return known
+        process = PinnedProcess.pin(pid=caller.pid, uid=caller.uid, gid=caller.gid, pidfd=caller.pidfd)
+        workload = self._known.get(process.key)
+        if workload is not None:
+            process.close()
+            return workload
+        workload = self._known[process.key] = Workload(process)
+        if process.pidfd is not None:
+            asyncio.get_running_loop().add_reader(process.pidfd, self._remove, workload, caller_gone)
+        return workload
+
+    async def _ensure_fresh(self, workload: Workload) -> None:
+        age = None if workload.attested_at is None else self._clock.monotonic() - workload.attested_at
+        if age is None or age >= FRESH_SECONDS or workload.attesting is not None:
+            await self._attest_shared(workload)
+        workload.process.ensure_alive()
+
+    async def _attest_shared(self, workload: Workload) -> None:
+        """One attestation at a time for each process; whoever comes meanwhile waits for the same one."""
+        if workload.attesting is None:
+            workload.attesting = asyncio.create_task(self._attest_now(workload))
+            workload.attesting.add_done_callback(_look_at)
+        await asyncio.shield(workload.attesting)
+
+    async def _attest_now(self, workload: Workload) -> None:
+        try:
+            workload.process.ensure_alive()
+            selectors = await self._attest(workload.process)
+            # Whatever was read is the caller's only if it lives still.
+            workload.process.ensure_alive()
+        except Unauthenticated:
+            raise
+        except Exception as error:  # whatever a plugin does wrong, its caller has no selectors then
+            log.warning("attestation failed", reason="ATTESTATION_FAILED", pid=workload.process.pid, cause=str(error))
+            raise attestation_failed() from error
+        finally:
+            workload.attesting = None
+        workload.attested_at = self._clock.monotonic()
+        if selectors != workload.selectors:
+            workload.selectors = selectors
+            for subscription in list(workload.subscriptions):
+                self._cache.move(subscription, selectors)
+
+    async def _again(self, workload: Workload) -> None:
+        try:
+            await self._attest_shared(workload)
+        except Unauthenticated:
+            self._remove(workload, caller_gone)
+        except Unavailable:
+            # It cannot be told any more who this is: fail closed, the workload may call again.
+            self._remove(workload, attestation_failed)
+
+    def _forget_if_idle(self, workload: Workload) -> None:
+        if not workload.uses:
+            self._remove(workload, caller_gone)
+
+    def _remove(self, workload: Workload, error: Callable[[], BurgeeError]) -> None:
+        if self._known.get(workload.process.key) is not workload:
+            return
+        del self._known[workload.process.key]
+        if workload.process.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(workload.process.pidfd)
+        for subscription in workload.subscriptions:
+            subscription.end(error)
+        workload.process.close()
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # every waiter may have hung up; the failure is logged where it happened
+
+
+def attestation_failed() -> Unavailable:
+    """The caller is there, and no attestor could say what it is."""
+    return Unavailable("workload attestation failed", reason="ATTESTATION_FAILED")
