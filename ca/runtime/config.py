@@ -1,0 +1,1 @@
+"""Strict configuration: YAML in, frozen models out, errors that name line and nearest key."""

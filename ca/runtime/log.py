@@ -1,0 +1,80 @@
+"""Structured logs, as JSON or for a console, with a request id and stable `reason` codes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import sys
+from contextvars import ContextVar
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+Format = Literal["console", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+request_id: ContextVar[str] = ContextVar("burgee_request_id", default="")
+"""The id of the call being served, empty outside of one. It is in every log line of the call and in its errors."""
+
+_run = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+def new_request_id() -> str:
+    """Set and return a fresh request id for the current context: 8 hex digits of this run, a dash, a number."""
+    value = f"{_run}-{next(_numbers):x}"
+    request_id.set(value)
+    return value
+
+
+def get(name: str) -> FilteringBoundLogger:
+    """A logger; `name` is shown as `logger`. Log a denial with `reason=` and a failure with `error=`."""
+    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+
+
+def configure(format: Format = "console", level: Level = "info", stream: TextIO | None = None) -> None:
+    """Set up this process's logs (standard error by default); libraries that log by `logging` come out the same way.
+
+    May be called again; the last call counts.
+    """
+    target = stream or sys.stderr
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Processor] = [
+        _add_request_id,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last = _renderer(format, target)
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(target),
+        cache_logger_on_first_use=False,
+    )
+    _adopt_libraries(shared, last, target, threshold)
+
+
+def _renderer(format: Format, target: TextIO) -> list[Processor]:
+    if format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if value := request_id.get():
+        event["request_id"] = value
+    return event
+
+
+def _adopt_libraries(shared: list[Processor], last: list[Processor], target: TextIO, threshold: int) -> None:
+    """Send what libraries say by `logging` through the same processors; below warning they are silent."""
+    handler = logging.StreamHandler(target)
+    remove: Any = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last])
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(threshold, logging.WARNING))
