@@ -1,0 +1,160 @@
+"""spire.api.server.agent.v1.Agent: attestation, renewal, and the administration of agents."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+from google.protobuf import empty_pb2
+
+from ca.api.access import current_agent
+from ca.api.convert.agents import agent_message
+from ca.api.convert.entries import optional_mask
+from ca.api.convert.filters import agent_filter, page_token
+from ca.api.convert.ids import agent_id, seconds, workload_id
+from ca.api.convert.svids import x509_message
+from ca.api.convert.text import named
+from ca.errors import Denied, InvalidArgument, NotFound, Unavailable
+from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
+from ca.ports import Clock
+from ca.proto.spire import server_agent_pb2 as pb
+from ca.proto.spire import server_agent_pb2_grpc, types_pb2
+from ca.service.attestation import NodeAttestation
+from ca.service.follower import Follower
+from ca.store import Store
+from ca.store.values import AgentFilter
+
+ATTESTATION_SECONDS = 60
+"""One attestation, challenges included."""
+MAX_TOKEN_TTL_SECONDS = 7 * 24 * 3600
+
+_TOKEN_REASONS = {
+    "JOIN_TOKEN_UNKNOWN": "failed to attest: join token does not exist or has already been used",
+    "JOIN_TOKEN_EXPIRED": "join token expired",
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentService(server_agent_pb2_grpc.AgentServicer):
+    """Administration sees the store; the calling agent is the one that the authorizer found."""
+
+    def __init__(
+        self, *, trust_domain: TrustDomain, store: Store, attestation: NodeAttestation, follower: Follower, clock: Clock
+    ) -> None:
+        self._trust_domain = trust_domain
+        self._store = store
+        self._attestation = attestation
+        self._follower = follower
+        self._clock = clock
+
+    async def CountAgents(self, request: pb.CountAgentsRequest, context: Context) -> pb.CountAgentsResponse:
+        return pb.CountAgentsResponse(count=await self._store.agents.count(_filter(request)))
+
+    async def ListAgents(self, request: pb.ListAgentsRequest, context: Context) -> pb.ListAgentsResponse:
+        mask = optional_mask(request, "output_mask")
+        page = await self._store.agents.find(
+            _filter(request),
+            page_size=request.page_size,
+            page_token=page_token(request.page_size, request.page_token),
+        )
+        return pb.ListAgentsResponse(
+            agents=[agent_message(agent, mask) for agent in page.items], next_page_token=page.next_token
+        )
+
+    async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> types_pb2.Agent:
+        agent = await self._store.agents.get(self._id(request))
+        if agent is None:
+            raise NotFound("agent not found", reason="AGENT_NOT_FOUND")
+        return agent_message(agent, optional_mask(request, "output_mask"))
+
+    async def DeleteAgent(self, request: pb.DeleteAgentRequest, context: Context) -> empty_pb2.Empty:
+        await self._attestation.evict(self._id(request))
+        return empty_pb2.Empty()
+
+    async def BanAgent(self, request: pb.BanAgentRequest, context: Context) -> empty_pb2.Empty:
+        await self._attestation.ban(self._id(request))
+        return empty_pb2.Empty()
+
+    async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> types_pb2.JoinToken:
+        if request.ttl <= 0:
+            raise InvalidArgument("ttl is required, you must provide one", reason="TTL_REQUIRED")
+        if request.ttl > MAX_TOKEN_TTL_SECONDS:
+            raise InvalidArgument(f"ttl is longer than {MAX_TOKEN_TTL_SECONDS} seconds", reason="TTL_OUT_OF_RANGE")
+        alias = None
+        if request.HasField("agent_id"):
+            alias = named("invalid agent ID", lambda: workload_id(request.agent_id, self._trust_domain))
+        value = request.token or str(uuid.uuid4())
+        named("token cannot be part of an agent ID", lambda: SpiffeId.of(self._trust_domain, _token_path(value)))
+        expires_at = self._clock.now() + timedelta(seconds=request.ttl)
+        await self._store.tokens.create(value, expires_at, agent_id=alias)
+        if alias is not None:
+            await self._follower.catch_up()
+        return types_pb2.JoinToken(value=value, expires_at=seconds(expires_at))
+
+    async def AttestAgent(self, request_iterator: AsyncIterator[pb.AttestAgentRequest], context: Context) -> None:
+        try:
+            async with asyncio.timeout(ATTESTATION_SECONDS):
+                await self._attest(context)
+        except TimeoutError:
+            raise Unavailable(f"attestation took longer than {ATTESTATION_SECONDS} seconds", reason="SLOW") from None
+
+    async def RenewAgent(self, request: pb.RenewAgentRequest, context: Context) -> pb.RenewAgentResponse:
+        if not request.params.csr:
+            raise InvalidArgument("missing CSR", reason="CSR_MISSING")
+        svid = await self._attestation.renew(current_agent(), request.params.csr)
+        return pb.RenewAgentResponse(svid=x509_message(svid))
+
+    async def PostStatus(self, request: pb.PostStatusRequest, context: Context) -> pb.PostStatusResponse:
+        await self._attestation.post_status(current_agent(), request.agent_version)
+        return pb.PostStatusResponse()
+
+    def _id(self, request: Any) -> SpiffeId:
+        message = request.id if request.HasField("id") else None
+        return named("invalid agent ID", lambda: agent_id(message, self._trust_domain))
+
+    async def _attest(self, context: Context) -> None:
+        params = _params(await context.read())
+
+        async def challenge(data: bytes) -> bytes:
+            await context.write(pb.AttestAgentResponse(challenge=data))
+            answer = await context.read()
+            if not isinstance(answer, pb.AttestAgentRequest) or answer.WhichOneof("step") != "challenge_response":
+                raise InvalidArgument("malformed param: missing challenge response", reason="ATTESTATION_PARAMS")
+            return answer.challenge_response
+
+        try:
+            done = await self._attestation.attest(
+                kind=params.data.type, payload=params.data.payload, csr=params.params.csr, challenge=challenge
+            )
+        except Denied as denied:
+            if denied.reason in _TOKEN_REASONS:  # the code that SPIRE's agents and tools see
+                raise InvalidArgument(_TOKEN_REASONS[denied.reason], reason=denied.reason) from denied
+            raise
+        result = pb.AttestAgentResponse.Result(svid=x509_message(done.svid), reattestable=done.reattestable)
+        await context.write(pb.AttestAgentResponse(result=result))
+
+
+def _params(request: Any) -> pb.AttestAgentRequest.Params:
+    if not isinstance(request, pb.AttestAgentRequest) or request.WhichOneof("step") != "params":
+        raise InvalidArgument("malformed param: missing params", reason="ATTESTATION_PARAMS")
+    params = request.params
+    if not params.HasField("data"):
+        raise InvalidArgument("malformed param: missing attestation data", reason="ATTESTATION_PARAMS")
+    if not params.data.type:
+        raise InvalidArgument("malformed param: missing attestation data type", reason="ATTESTATION_PARAMS")
+    if not params.params.csr:
+        raise InvalidArgument("malformed param: missing CSR", reason="CSR_MISSING")
+    return params
+
+
+def _filter(request: pb.ListAgentsRequest | pb.CountAgentsRequest) -> AgentFilter:
+    return agent_filter(request.filter)
+
+
+def _token_path(token: str) -> str:
+    return f"{AGENT_PREFIX}join_token/{token}"

@@ -1,0 +1,34 @@
+"""Issued SVIDs on the wire."""
+
+from __future__ import annotations
+
+from ca.api.convert.ids import id_message, seconds
+from ca.issuing.lifetime import Lifetime
+from ca.proto.burgee import admin_pb2
+from ca.proto.spire import types_pb2
+from ca.service.issuance import IssuedJwt, IssuedX509
+
+
+def x509_message(svid: IssuedX509) -> types_pb2.X509SVID:
+    return types_pb2.X509SVID(cert_chain=svid.chain, id=id_message(svid.spiffe_id), expires_at=seconds(svid.not_after))
+
+
+def jwt_message(svid: IssuedJwt) -> types_pb2.JWTSVID:
+    return types_pb2.JWTSVID(
+        token=svid.token,
+        id=id_message(svid.spiffe_id),
+        expires_at=seconds(svid.expires_at),
+        issued_at=seconds(svid.issued_at),
+    )
+
+
+def lifetime_message(lifetime: Lifetime) -> admin_pb2.Lifetime:
+    """What was asked, what was granted, and what shortened it."""
+    return admin_pb2.Lifetime(
+        requested_seconds=lifetime.requested_seconds,
+        granted_seconds=lifetime.granted_seconds,
+        caps=[
+            admin_pb2.Cap(reason=cap.reason, detail=cap.detail, not_after=seconds(cap.not_after))
+            for cap in lifetime.caps
+        ],
+    )

@@ -1,0 +1,126 @@
+"""burgee.node.v1.Node: the push stream between a node's agent and the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from ca.api.access import current_svid
+from ca.api.convert.bundles import bundle_message
+from ca.api.convert.entries import entry_message
+from ca.errors import Denied, InvalidArgument
+from ca.identity.svid import X509Svid
+from ca.ports import Clock
+from ca.proto.burgee import node_pb2 as pb
+from ca.proto.burgee import node_pb2_grpc
+from ca.service.attestation import NodeAttestation
+from ca.service.feed import BUNDLE, ENTRY, Acknowledged, Feed, Session, Update
+from ca.service.peers import AgentAuthorizer
+
+HEARTBEAT_SECONDS = 30.0
+"""An idle stream learns the current revision this often, so that its resume token stays fresh."""
+MAX_KIND_CHARACTERS = 64
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_METHOD = "/burgee.node.v1.Node/Sync"
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """One task writes updates, one reads acknowledgements; rights are looked at before every push."""
+
+    def __init__(
+        self, *, feed: Feed, authorizer: AgentAuthorizer, attestation: NodeAttestation, clock: Clock
+    ) -> None:
+        self._feed = feed
+        self._authorizer = authorizer
+        self._attestation = attestation
+        self._clock = clock
+
+    async def Sync(self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context) -> None:
+        svid = current_svid()
+        first = await context.read()
+        if not isinstance(first, pb.SyncRequest) or first.WhichOneof("step") != "subscribe":
+            raise InvalidArgument("the first request must subscribe", reason="SUBSCRIBE_FIRST")
+        subscribe = first.subscribe
+        agent = await self._authorizer.authorize(svid)
+        await self._attestation.post_status(agent, subscribe.agent_version)
+        session, update = await self._feed.open(svid.id, epoch=subscribe.store_epoch, revision=subscribe.revision)
+        reader = asyncio.ensure_future(self._read(svid, session, context))
+        try:
+            await self._write(svid, session, update, context, reader)
+        finally:
+            reader.cancel()
+            self._feed.close(session)
+
+    async def _write(
+        self, svid: X509Svid, session: Session, update: Update, context: Context, reader: asyncio.Future[None]
+    ) -> None:
+        """Ends with the agent's half-close, or raises Denied when its rights end."""
+        told = -1
+        while not reader.done():
+            self._check(svid)
+            if not update.empty or update.revision > told:
+                for message in self._messages(update):
+                    await context.write(message)
+                told = update.revision
+            await session.wait(self._pause(svid))
+            update = session.take()
+        await reader
+
+    async def _read(self, svid: X509Svid, session: Session, context: Context) -> None:
+        try:
+            while True:
+                request = await context.read()
+                if not isinstance(request, pb.SyncRequest):
+                    return
+                if request.WhichOneof("step") == "ack":
+                    self._acknowledge(svid, request.ack)
+        finally:
+            session.wake()
+
+    def _check(self, svid: X509Svid) -> None:
+        try:
+            self._authorizer.check(svid)
+        except Denied as denied:
+            raise Denied(f"authorization denied for method {_METHOD}", reason=denied.reason, hint=denied.hint) from denied
+
+    def _pause(self, svid: X509Svid) -> float:
+        left = (svid.not_after - self._clock.now()).total_seconds()
+        return min(HEARTBEAT_SECONDS, max(left, 0.0))
+
+    def _acknowledge(self, svid: X509Svid, ack: pb.Ack) -> None:
+        if not 0 < len(ack.kind) <= MAX_KIND_CHARACTERS:
+            raise InvalidArgument("an acknowledgement names its kind", reason="ACK_KIND")
+        self._feed.acknowledge(
+            svid.id,
+            ack.kind,
+            Acknowledged(
+                revision=ack.revision,
+                error=ack.error[:1024],
+                consumers=ack.consumers,
+                consumers_acked=ack.consumers_acked,
+                at=self._clock.now(),
+            ),
+        )
+
+    def _messages(self, update: Update) -> list[pb.SyncResponse]:
+        resources = [
+            pb.Resource(kind=ENTRY, name=entry.id, payload=entry_message(entry).SerializeToString())
+            for entry in update.entries
+        ] + [
+            pb.Resource(kind=BUNDLE, name=bundle.trust_domain.name, payload=bundle_message(bundle).SerializeToString())
+            for bundle in update.bundles
+        ]
+        removed = [pb.ResourceName(kind=kind, name=name) for kind, name in update.removed]
+        return [
+            pb.SyncResponse(
+                store_epoch=self._feed.epoch,
+                revision=update.revision,
+                snapshot=update.snapshot,
+                resources=resources,
+                removed=removed,
+            )
+        ]

@@ -1,0 +1,120 @@
+"""spire.api.server.svid.v1.SVID: X.509- and JWT-SVIDs for agents' workloads, and minted ones for administrators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from ca.api.access import current_agent
+from ca.api.convert.ids import workload_id
+from ca.api.convert.status import failed, ok
+from ca.api.convert.svids import jwt_message, x509_message
+from ca.api.convert.text import named
+from ca.errors import BurgeeError, Exhausted, InvalidArgument, NotFound, Unimplemented
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.proto.spire import server_svid_pb2 as pb
+from ca.proto.spire import server_svid_pb2_grpc
+from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest
+from ca.store.authorized import AuthorizedIndex
+
+MAX_CSRS = 500
+"""CSRs of one BatchNewX509SVID, as many as SPIRE's agents ever send."""
+
+_NOT_FOUND = NotFound("entry not found or not authorized", reason="ENTRY_NOT_AUTHORIZED")
+_NO_ENTRY = InvalidArgument("missing entry ID", reason="ENTRY_ID_MISSING")
+_NO_CSR = InvalidArgument("missing CSR", reason="CSR_MISSING")
+_WIT = "WIT-SVID functionality is not yet implemented"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_Result = pb.BatchNewX509SVIDResponse.Result
+
+
+class SvidService(server_svid_pb2_grpc.SVIDServicer):
+    """Checks whose entry it is; the issuer does the rest."""
+
+    def __init__(self, *, trust_domain: TrustDomain, issuer: Issuer, index: AuthorizedIndex) -> None:
+        self._trust_domain = trust_domain
+        self._issuer = issuer
+        self._index = index
+
+    async def MintX509SVID(self, request: pb.MintX509SVIDRequest, context: Context) -> pb.MintX509SVIDResponse:
+        svid = await self._issuer.mint_x509(require_csr(request.csr), request.ttl)
+        return pb.MintX509SVIDResponse(svid=x509_message(svid))
+
+    async def MintJWTSVID(self, request: pb.MintJWTSVIDRequest, context: Context) -> pb.MintJWTSVIDResponse:
+        spiffe_id = minted_id(request, self._trust_domain)
+        svid = await self._issuer.mint_jwt(spiffe_id, audience(request.audience), request.ttl)
+        return pb.MintJWTSVIDResponse(svid=jwt_message(svid))
+
+    async def BatchNewX509SVID(
+        self, request: pb.BatchNewX509SVIDRequest, context: Context
+    ) -> pb.BatchNewX509SVIDResponse:
+        if not request.params:
+            raise InvalidArgument("missing parameters", reason="PARAMETERS_MISSING")
+        if len(request.params) > MAX_CSRS:
+            raise Exhausted(
+                f"{len(request.params)} CSRs in one call; at most {MAX_CSRS} are accepted", reason="BATCH_TOO_LARGE"
+            )
+        agent_id = current_agent().id
+        wanted = [self._wanted(agent_id, params) for params in request.params]
+        issued = iter(
+            await self._issuer.for_workloads(agent_id, [item for item in wanted if isinstance(item, WorkloadRequest)])
+        )
+        return pb.BatchNewX509SVIDResponse(
+            results=[_result(next(issued) if isinstance(item, WorkloadRequest) else item) for item in wanted]
+        )
+
+    async def NewJWTSVID(self, request: pb.NewJWTSVIDRequest, context: Context) -> pb.NewJWTSVIDResponse:
+        names = audience(request.audience)
+        agent_id = current_agent().id
+        entry = self._index.get(agent_id, request.entry_id)
+        if entry is None:
+            raise NotFound(_NOT_FOUND.detail, reason=_NOT_FOUND.reason)
+        svid = await self._issuer.jwt_for_workload(agent_id, entry, names)
+        return pb.NewJWTSVIDResponse(svid=jwt_message(svid))
+
+    async def MintWITSVID(self, request: pb.MintWITSVIDRequest, context: Context) -> pb.MintWITSVIDResponse:
+        raise Unimplemented(_WIT)
+
+    async def BatchNewWITSVID(self, request: pb.BatchNewWITSVIDRequest, context: Context) -> pb.BatchNewWITSVIDResponse:
+        raise Unimplemented(_WIT)
+
+    async def NewDownstreamX509CA(
+        self, request: pb.NewDownstreamX509CARequest, context: Context
+    ) -> pb.NewDownstreamX509CAResponse:
+        raise Unimplemented("downstream authorities are not yet implemented")
+
+    def _wanted(self, agent_id: SpiffeId, params: pb.NewX509SVIDParams) -> WorkloadRequest | BurgeeError:
+        if not params.entry_id:
+            return _NO_ENTRY
+        if not params.csr:
+            return _NO_CSR
+        entry: RegistrationEntry | None = self._index.get(agent_id, params.entry_id)
+        return _NOT_FOUND if entry is None else WorkloadRequest(entry, params.csr)
+
+
+def audience(names: Any) -> tuple[str, ...]:
+    """In the order given, empty ones dropped. At least one must stay."""
+    kept = tuple(name for name in names if name)
+    if not kept:
+        raise InvalidArgument("at least one audience is required", reason="AUDIENCE_MISSING")
+    return kept
+
+
+def require_csr(csr: bytes) -> bytes:
+    if not csr:
+        raise InvalidArgument(_NO_CSR.detail, reason=_NO_CSR.reason)
+    return csr
+
+
+def minted_id(request: Any, own: TrustDomain) -> SpiffeId:
+    message = request.id if request.HasField("id") else None
+    return named("invalid SPIFFE ID", lambda: workload_id(message, own))
+
+
+def _result(outcome: IssuedX509 | BurgeeError) -> _Result:
+    if isinstance(outcome, BurgeeError):
+        return _Result(status=failed(outcome))
+    return _Result(status=ok(), svid=x509_message(outcome))

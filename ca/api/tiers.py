@@ -1,0 +1,82 @@
+"""Who may call what: one row for every method; a method without a row is refused to everyone."""
+
+from __future__ import annotations
+
+from enum import Flag, auto
+
+
+class Tier(Flag):
+    """Kinds of callers. A row may name several; any one of them is enough."""
+
+    ANYONE = auto()
+    LOCAL = auto()
+    """The server's own Unix socket."""
+    ADMIN = auto()
+    """An X.509-SVID whose SPIFFE ID has an entry with `admin`."""
+    AGENT = auto()
+    """The active X.509-SVID of an attested agent that is neither banned nor expired."""
+    DOWNSTREAM = auto()
+    """An X.509-SVID whose SPIFFE ID has an entry with `downstream`."""
+
+
+MANAGERS = Tier.LOCAL | Tier.ADMIN
+
+_AGENT = "/spire.api.server.agent.v1.Agent/"
+_ENTRY = "/spire.api.server.entry.v1.Entry/"
+_SVID = "/spire.api.server.svid.v1.SVID/"
+_BUNDLE = "/spire.api.server.bundle.v1.Bundle/"
+_HEALTH = "/grpc.health.v1.Health/"
+_ADMIN = "/burgee.admin.v1.Admin/"
+
+TIERS: dict[str, Tier] = {
+    _AGENT + "CountAgents": MANAGERS,
+    _AGENT + "ListAgents": MANAGERS,
+    _AGENT + "GetAgent": MANAGERS,
+    _AGENT + "DeleteAgent": MANAGERS,
+    _AGENT + "BanAgent": MANAGERS,
+    _AGENT + "CreateJoinToken": MANAGERS,
+    _AGENT + "AttestAgent": Tier.ANYONE,
+    _AGENT + "RenewAgent": Tier.AGENT,
+    _AGENT + "PostStatus": Tier.AGENT,
+    _ENTRY + "CountEntries": MANAGERS,
+    _ENTRY + "ListEntries": MANAGERS,
+    _ENTRY + "GetEntry": MANAGERS,
+    _ENTRY + "BatchCreateEntry": MANAGERS,
+    _ENTRY + "BatchUpdateEntry": MANAGERS,
+    _ENTRY + "BatchDeleteEntry": MANAGERS,
+    _ENTRY + "GetAuthorizedEntries": Tier.AGENT,
+    _ENTRY + "SyncAuthorizedEntries": Tier.AGENT,
+    _SVID + "MintX509SVID": MANAGERS,
+    _SVID + "MintJWTSVID": MANAGERS,
+    _SVID + "MintWITSVID": MANAGERS,
+    _SVID + "BatchNewX509SVID": Tier.AGENT,
+    _SVID + "NewJWTSVID": Tier.AGENT,
+    _SVID + "BatchNewWITSVID": Tier.AGENT,
+    _SVID + "NewDownstreamX509CA": Tier.DOWNSTREAM,
+    _BUNDLE + "GetBundle": Tier.ANYONE,
+    _BUNDLE + "CountBundles": MANAGERS,
+    _BUNDLE + "AppendBundle": MANAGERS,
+    _BUNDLE + "PublishJWTAuthority": Tier.DOWNSTREAM,
+    _BUNDLE + "PublishWITAuthority": Tier.DOWNSTREAM,
+    _BUNDLE + "ListFederatedBundles": MANAGERS,
+    _BUNDLE + "GetFederatedBundle": MANAGERS | Tier.AGENT,
+    _BUNDLE + "BatchCreateFederatedBundle": MANAGERS,
+    _BUNDLE + "BatchUpdateFederatedBundle": MANAGERS,
+    _BUNDLE + "BatchSetFederatedBundle": MANAGERS,
+    _BUNDLE + "BatchDeleteFederatedBundle": MANAGERS,
+    _HEALTH + "Check": Tier.LOCAL,
+    _HEALTH + "List": Tier.LOCAL,
+    _HEALTH + "Watch": Tier.LOCAL,
+    "/burgee.node.v1.Node/Sync": Tier.AGENT,
+    _ADMIN + "GetStatus": MANAGERS,
+    _ADMIN + "MintX509SVID": MANAGERS,
+    _ADMIN + "MintJWTSVID": MANAGERS,
+}
+
+LOCAL_SERVICES = frozenset({"grpc.health.v1.Health"})
+"""Services that do not exist for callers from the network: these get Unimplemented, as for an unknown service."""
+
+
+def service_of(method: str) -> str:
+    """`/package.Service/Method` → `package.Service`."""
+    return method[1:].partition("/")[0]

@@ -1,0 +1,160 @@
+"""Node attestation: from a caller's evidence to the agent's SVID, in an order that wastes nothing and trusts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ca.errors import BurgeeError, Denied, FailedPrecondition, Internal, InvalidArgument, NotFound
+from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
+from ca.issuing.csr import Csr
+from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlugin, NodeVerifier
+from ca.runtime import log, plugins
+from ca.service.issuance import IssuedX509, Issuer
+from ca.service.peers import AgentTable
+from ca.store import Store
+from ca.store.values import AttestedAgent
+
+logger = log.get(__name__)
+
+GROUP = "burgee.node_attestors"
+MAX_VERSION_CHARACTERS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attestation:
+    """The outcome handed to the agent."""
+
+    svid: IssuedX509
+    reattestable: bool
+
+
+class Host:
+    """Implements ca.ports.NodeHost over the store."""
+
+    def __init__(self, trust_domain: TrustDomain, store: Store, clock: Clock) -> None:
+        self._trust_domain = trust_domain
+        self._store = store
+        self._clock = clock
+
+    @property
+    def trust_domain(self) -> TrustDomain:
+        return self._trust_domain
+
+    async def consume_join_token(self, value: str) -> JoinToken:
+        return await self._store.tokens.consume(value, self._clock.now())
+
+
+def load_verifiers(configs: Mapping[str, Mapping[str, Any]], host: Host) -> dict[str, NodeVerifier]:
+    """The configured node attestors, found by entry point. Raises ConfigError for an unknown name or a bad config."""
+    verifiers: dict[str, NodeVerifier] = {}
+    for name, config in configs.items():
+        plugin: NodeAttestorPlugin = plugins.load(GROUP, name)
+        verifiers[name] = plugin.verifier(plugins.configure(plugin.server_config, config, f"node_attestors.{name}"), host)
+    return verifiers
+
+
+class NodeAttestation:
+    """Attests, renews, evicts and bans agents."""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: TrustDomain,
+        verifiers: Mapping[str, NodeVerifier],
+        store: Store,
+        issuer: Issuer,
+        agents: AgentTable,
+    ) -> None:
+        self._trust_domain = trust_domain
+        self._verifiers = verifiers
+        self._store = store
+        self._issuer = issuer
+        self._agents = agents
+
+    async def attest(self, *, kind: str, payload: bytes, csr: bytes, challenge: Challenge) -> Attestation:
+        """CSR proof of possession, then the evidence, then the ban, then the SVID; what comes first costs nothing
+        that comes later. Raises FailedPrecondition for an unknown attestor, what the verifier raises, or Denied."""
+        verifier = self._verifiers.get(kind)
+        if verifier is None:
+            raise FailedPrecondition(
+                f"no node attestor of type `{kind[:64]}` is configured here",
+                reason="NODE_ATTESTOR_UNKNOWN",
+                hint=f"configured: {', '.join(sorted(self._verifiers)) or 'none'}",
+            )
+        request = await self._issuer.verify_csr(csr)
+        node = await self._verify(verifier, kind, payload, challenge)
+        agent_id = self._agent_id(kind, node)
+        self._refuse_banned(agent_id)
+        svid = await self._issuer.for_agent(agent_id, request)
+        await self._remember(agent_id, kind, node, svid)
+        logger.info("agent attested", spiffe_id=str(agent_id), attestor=kind, not_after=svid.not_after.isoformat())
+        return Attestation(svid=svid, reattestable=node.reattestable)
+
+    async def renew(self, agent: AttestedAgent, csr: bytes) -> IssuedX509:
+        """A new SVID for an attested agent; it becomes the current one when it is first used."""
+        if agent.reattestable:
+            raise Denied("agent must reattest instead of renew", reason="AGENT_MUST_REATTEST", hint="attest again")
+        request = await self._issuer.verify_csr(csr)
+        svid = await self._issuer.for_agent(agent.id, request)
+        await self._store.agents.set_pending(agent.id, str(svid.serial), svid.not_after)
+        await self._agents.refresh(agent.id)
+        return svid
+
+    async def post_status(self, agent: AttestedAgent, version: str) -> None:
+        """Keeps the agent's version; the empty one leaves what is there."""
+        if len(version) > MAX_VERSION_CHARACTERS:
+            raise InvalidArgument(
+                f"agent version is longer than {MAX_VERSION_CHARACTERS} characters", reason="AGENT_VERSION"
+            )
+        if version and version != agent.agent_version:
+            await self._store.agents.set_version(agent.id, version)
+            await self._agents.refresh(agent.id)
+
+    async def ban(self, agent_id: SpiffeId) -> None:
+        """Refused from now on, and on every later attestation, until evicted. Raises NotFound."""
+        await self._store.agents.ban(agent_id)
+        await self._agents.refresh(agent_id)
+        logger.info("agent banned", spiffe_id=str(agent_id), reason="AGENT_BANNED")
+
+    async def evict(self, agent_id: SpiffeId) -> None:
+        """Forgotten: it may attest again. Also lifts a ban. Raises NotFound."""
+        if not await self._store.agents.delete(agent_id):
+            raise NotFound("agent not found", reason="AGENT_NOT_FOUND")
+        await self._agents.refresh(agent_id)
+        logger.info("agent evicted", spiffe_id=str(agent_id), reason="AGENT_EVICTED")
+
+    async def _verify(self, verifier: NodeVerifier, kind: str, payload: bytes, challenge: Challenge) -> AttestedNode:
+        try:
+            return await verifier.verify(payload, challenge)
+        except BurgeeError as error:
+            logger.info("node attestation failed", attestor=kind, reason=error.reason, detail=error.detail)
+            raise
+
+    def _agent_id(self, kind: str, node: AttestedNode) -> SpiffeId:
+        """An attestor vouches for nodes of its own namespace only."""
+        if not node.path.startswith(f"{AGENT_PREFIX}{kind}/"):
+            raise Internal(f"node attestor `{kind}` answered with a path outside its namespace", reason="ATTESTOR_PATH")
+        return SpiffeId.of(self._trust_domain, node.path)
+
+    def _refuse_banned(self, agent_id: SpiffeId) -> None:
+        known = self._agents.get(agent_id)
+        if known is not None and known.banned:
+            raise Denied("failed to attest: agent is banned", reason="BANNED", hint="an administrator can evict it")
+
+    async def _remember(self, agent_id: SpiffeId, kind: str, node: AttestedNode, svid: IssuedX509) -> None:
+        await self._store.agents.upsert(
+            AttestedAgent(
+                id=agent_id,
+                attestation_type=kind,
+                serial=str(svid.serial),
+                not_after=svid.not_after,
+                selectors=node.selectors,
+                reattestable=node.reattestable,
+            )
+        )
+        await self._agents.refresh(agent_id)
+
+
+__all__ = ["Attestation", "Csr", "Host", "NodeAttestation", "load_verifiers"]

@@ -1,0 +1,341 @@
+"""The push feed: for each connected agent, what concerns it, from where it left off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ca.identity.bundle import TrustBundle
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.ports import Clock
+from ca.service.follower import Applied, Follower
+from ca.service.trust import Trust
+from ca.store import Store
+from ca.store.authorized import AuthorizedIndex
+from ca.store.values import Change, Compacted
+
+ENTRY = "entry"
+BUNDLE = "bundle"
+RESUME_LIMIT = 10_000
+"""Changes read for one resuming agent; above it a snapshot is cheaper."""
+MEMORY = 10_000
+"""Changes whose effects are remembered, so that a reconnecting agent gets exactly what it missed."""
+
+
+@dataclass(kw_only=True)
+class Update:
+    """What an agent is to apply. A snapshot is everything; whatever it does not name is gone."""
+
+    revision: int
+    snapshot: bool = False
+    entries: list[RegistrationEntry] = field(default_factory=list)
+    bundles: list[TrustBundle] = field(default_factory=list)
+    removed: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, name)."""
+
+    @property
+    def empty(self) -> bool:
+        return not (self.snapshot or self.entries or self.bundles or self.removed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acknowledged:
+    """The last word of an agent about one kind of resource."""
+
+    revision: int
+    error: str
+    consumers: int
+    consumers_acked: int
+    at: datetime
+
+
+@dataclass(kw_only=True)
+class Resume:
+    """What changed for one agent since its resume token."""
+
+    entries: set[str] = field(default_factory=set)
+    bundles: set[TrustDomain] = field(default_factory=set)
+
+
+class Missed:
+    """What each change since this server's start did to whom, bounded; exact where the log can only be careful."""
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        """The oldest resume token that can be answered."""
+        self._passes: deque[Applied] = deque()
+        self._size = 0
+
+    def add(self, applied: Applied) -> None:
+        self._passes.append(applied)
+        self._size += _weight(applied)
+        while self._size > MEMORY and len(self._passes) > 1:
+            dropped = self._passes.popleft()
+            self._size -= _weight(dropped)
+            self.since = dropped.revision
+
+    def of(self, agent_id: SpiffeId, revision: int) -> Resume | None:
+        """None when the agent's whole set was touched: then only a snapshot is sure to be right."""
+        resume = Resume()
+        for applied in reversed(self._passes):
+            if applied.revision <= revision:
+                break
+            if agent_id in applied.whole:
+                return None
+            resume.entries.update(name for name, agents in applied.entries.items() if agent_id in agents)
+            resume.bundles |= applied.bundles
+        return resume
+
+
+def _weight(applied: Applied) -> int:
+    return 1 + len(applied.whole) + sum(1 + len(agents) for agents in applied.entries.values())
+
+
+class Session:
+    """One stream. `known` and `domains` are what the agent holds: entry ids, and trust domains of bundles."""
+
+    def __init__(self, feed: Feed, agent_id: SpiffeId) -> None:
+        self._feed = feed
+        self.agent_id = agent_id
+        self.known: set[str] = set()
+        self.domains: set[TrustDomain] = set()
+        self.revision = 0
+        self._entries: set[str] = set()
+        self._bundles: set[TrustDomain] = set()
+        self._whole = False
+        self._snapshot = False
+        self._wake = asyncio.Event()
+
+    def note(self, entries: Iterable[str] = (), bundles: Iterable[TrustDomain] = (), *, whole: bool = False) -> None:
+        """Marks what changed; the stream's own task makes one update of all that piled up."""
+        self._entries.update(entries)
+        self._bundles.update(bundles)
+        self._whole = self._whole or whole
+        self._wake.set()
+
+    def note_everything(self) -> None:
+        self._snapshot = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Makes the stream look at its rights again."""
+        self._wake.set()
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Returns when something was noted, at the latest after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def take(self) -> Update:
+        """One update of everything noted since the last one; may be empty."""
+        self._wake.clear()
+        entries, self._entries = self._entries, set()
+        bundles, self._bundles = self._bundles, set()
+        whole, self._whole = self._whole, False
+        snapshot, self._snapshot = self._snapshot, False
+        if snapshot:
+            return self.snapshot()
+        update = Update(revision=self._feed.revision)
+        self._put_entries(update, entries, whole)
+        self._put_bundles(update, bundles)
+        return update
+
+    def snapshot(self) -> Update:
+        """Everything that concerns this agent."""
+        entries = self._feed.index.authorized(self.agent_id)
+        self.known = {entry.id for entry in entries}
+        self.domains = self._feed.domains(entries)
+        bundles = self._feed.bundles(self.domains)
+        return Update(revision=self._feed.revision, snapshot=True, entries=entries, bundles=bundles)
+
+    def resume(self, missed: Resume) -> Update:
+        """What is missing since the resume token. The bundles that changed entries name go with them, in case they
+        are new to the agent; what is not the agent's any more is named as removed."""
+        entries = self._feed.index.authorized(self.agent_id)
+        self.known = {entry.id for entry in entries}
+        self.domains = self._feed.domains(entries)
+        changed = [entry for entry in entries if entry.id in missed.entries]
+        fresh = (missed.bundles & self.domains) | (self._feed.domains(changed) if changed else set())
+        return Update(
+            revision=self._feed.revision,
+            entries=changed,
+            bundles=self._feed.bundles(fresh),
+            removed=[(ENTRY, name) for name in sorted(missed.entries - self.known)],
+        )
+
+    def _put_entries(self, update: Update, names: set[str], whole: bool) -> None:
+        if whole:
+            now = {entry.id: entry for entry in self._feed.index.authorized(self.agent_id)}
+            names = names | (now.keys() - self.known) | (self.known - now.keys())
+            found = {name: now.get(name) for name in names}
+        else:
+            found = {name: self._feed.index.get(self.agent_id, name) for name in names}
+        for name in sorted(found):
+            entry = found[name]
+            if entry is not None:
+                update.entries.append(entry)
+                self.known.add(name)
+            elif name in self.known:
+                update.removed.append((ENTRY, name))
+                self.known.discard(name)
+
+    def _put_bundles(self, update: Update, changed: set[TrustDomain]) -> None:
+        wanted = self.domains
+        if update.entries or update.removed:
+            entries = (self._feed.index.get(self.agent_id, name) for name in self.known)
+            wanted = self._feed.domains(entry for entry in entries if entry is not None)
+        send = (changed & wanted) | (wanted - self.domains)
+        gone = self.domains - wanted
+        self.domains = wanted
+        update.bundles.extend(self._feed.bundles(send))
+        held = {bundle.trust_domain for bundle in update.bundles}
+        update.removed.extend((BUNDLE, domain.name) for domain in sorted((send - held) | gone))
+
+
+class Feed:
+    """All sessions, woken by the follower; and what the agents said they applied."""
+
+    def __init__(self, *, store: Store, index: AuthorizedIndex, trust: Trust, follower: Follower, clock: Clock) -> None:
+        self._store = store
+        self.index = index
+        self._trust = trust
+        self._follower = follower
+        self._clock = clock
+        self._sessions: dict[SpiffeId, set[Session]] = {}
+        self._acks: dict[SpiffeId, dict[str, Acknowledged]] = {}
+        self._missed = Missed(follower.revision)
+        follower.on_applied(self._on_applied)
+
+    @property
+    def revision(self) -> int:
+        return self._follower.revision
+
+    @property
+    def epoch(self) -> str:
+        return self._store.epoch
+
+    @property
+    def connected(self) -> int:
+        """Agents with at least one stream."""
+        return len(self._sessions)
+
+    async def open(self, agent_id: SpiffeId, *, epoch: str, revision: int) -> tuple[Session, Update]:
+        """A session and its first update: the missing part if (epoch, revision) can be resumed, else a snapshot."""
+        session = Session(self, agent_id)
+        self._sessions.setdefault(agent_id, set()).add(session)
+        try:
+            return session, await self._first(session, epoch, revision)
+        except BaseException:
+            self.close(session)
+            raise
+
+    def close(self, session: Session) -> None:
+        sessions = self._sessions.get(session.agent_id, set())
+        sessions.discard(session)
+        if not sessions:
+            self._sessions.pop(session.agent_id, None)
+
+    def wake(self, agent_id: SpiffeId) -> None:
+        """Makes an agent's streams look at their rights again."""
+        for session in self._sessions.get(agent_id, ()):
+            session.wake()
+
+    def acknowledge(self, agent_id: SpiffeId, kind: str, ack: Acknowledged) -> None:
+        self._acks.setdefault(agent_id, {})[kind] = ack
+
+    def acknowledged(self, agent_id: SpiffeId) -> dict[str, Acknowledged]:
+        """By kind; empty for an agent that never said anything to this server."""
+        return dict(self._acks.get(agent_id, {}))
+
+    def forget(self, agent_id: SpiffeId) -> None:
+        self._acks.pop(agent_id, None)
+
+    def domains(self, entries: Iterable[RegistrationEntry]) -> set[TrustDomain]:
+        """Trust domains whose bundles an agent with these entries needs."""
+        found = {self._trust.trust_domain}
+        for entry in entries:
+            found.update(entry.federates_with)
+        return found
+
+    def bundles(self, domains: Iterable[TrustDomain]) -> list[TrustBundle]:
+        held = (self._trust.get(domain) for domain in sorted(domains))
+        return [bundle for bundle in held if bundle is not None]
+
+    async def _first(self, session: Session, epoch: str, revision: int) -> Update:
+        """Takes the session's state without awaiting after its source was read, so that nothing falls between."""
+        if epoch != self.epoch or not 0 < revision <= self.revision:
+            return session.snapshot()
+        if revision >= self._missed.since:
+            resume = self._missed.of(session.agent_id, revision)
+        else:
+            resume = await self._from_log(session.agent_id, revision)
+        if resume is None:
+            return session.snapshot()
+        return session.resume(resume)
+
+    async def _from_log(self, agent_id: SpiffeId, revision: int) -> Resume | None:
+        """What the log alone can tell after a restart of the server; None where it cannot and a snapshot must do."""
+        try:
+            changes = await self._store.changes.since(revision, RESUME_LIMIT)
+        except Compacted:
+            return None
+        if len(changes) >= RESUME_LIMIT:
+            return None
+        resume = Resume()
+        for change in changes:
+            if not self._foretell(agent_id, change, resume):
+                return None
+        return resume
+
+    def _foretell(self, agent_id: SpiffeId, change: Change, resume: Resume) -> bool:
+        """False when the agent may have held something that the log no longer describes.
+
+        An entry that is the agent's now is sent. One that is not, and was never updated, never was the agent's. One
+        that was deleted or updated may have been: naming it would tell an agent of entries that do not concern it.
+        """
+        if change.kind == "bundle":
+            resume.bundles.add(TrustDomain(change.name))
+            return True
+        if change.kind == "agent":
+            return change.name != str(agent_id)
+        entry = self.index.get(agent_id, change.name)
+        if entry is not None:
+            resume.entries.add(change.name)
+            return not self.index.is_parent(entry.spiffe_id)
+        stranger = self.index.entry(change.name)
+        return stranger is not None and stranger.revision_number == 0
+
+    def _on_applied(self, applied: Applied) -> None:
+        if applied.everything:
+            self._missed = Missed(applied.revision)
+            for session in self._all():
+                session.note_everything()
+            return
+        self._missed.add(applied)
+        for name, agents in applied.entries.items():
+            for agent_id in agents:
+                for session in self._sessions.get(agent_id, ()):
+                    session.note(entries=(name,))
+        for agent_id in applied.whole:
+            for session in self._sessions.get(agent_id, ()):
+                session.note(whole=True)
+        for agent_id in applied.agents:
+            self.wake(agent_id)
+        self._note_bundles(applied.bundles)
+
+    def _note_bundles(self, domains: set[TrustDomain]) -> None:
+        if not domains:
+            return
+        for session in self._all():
+            if domains & session.domains:
+                session.note(bundles=domains)
+
+    def _all(self) -> list[Session]:
+        return [session for sessions in self._sessions.values() for session in sessions]

@@ -1,0 +1,93 @@
+"""Who a caller is: the attested agents in memory, and whether one may act now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from ca.errors import Denied
+from ca.identity.spiffe_id import SpiffeId
+from ca.identity.svid import X509Svid
+from ca.ports import Clock
+from ca.store.agents import AgentStore
+from ca.store.values import AttestedAgent
+
+Listener = Callable[[SpiffeId, AttestedAgent | None], None]
+
+
+class AgentTable:
+    """The attested agents, a copy of the store's rows.
+
+    Every writer calls `refresh` after its commit; the follower does so for what other servers wrote. The lock makes
+    the last read the newest, whoever comes first.
+    """
+
+    def __init__(self, store: AgentStore) -> None:
+        self._store = store
+        self._agents: dict[SpiffeId, AttestedAgent] = {}
+        self._listeners: list[Listener] = []
+        self._lock = asyncio.Lock()
+
+    @property
+    def agents(self) -> Mapping[SpiffeId, AttestedAgent]:
+        """Live view, by SPIFFE ID."""
+        return self._agents
+
+    def get(self, agent_id: SpiffeId) -> AttestedAgent | None:
+        return self._agents.get(agent_id)
+
+    def on_change(self, listener: Listener) -> None:
+        """Calls `listener(id, agent)` after each change; None means gone."""
+        self._listeners.append(listener)
+
+    def load(self, agents: Iterable[AttestedAgent]) -> None:
+        self._agents = {agent.id: agent for agent in agents}
+
+    async def refresh(self, agent_id: SpiffeId) -> AttestedAgent | None:
+        """Reads the agent's row again."""
+        async with self._lock:
+            agent = await self._store.get(agent_id)
+            if agent == self._agents.get(agent_id):
+                return agent
+            if agent is None:
+                self._agents.pop(agent_id, None)
+            else:
+                self._agents[agent_id] = agent
+            for listener in self._listeners:
+                listener(agent_id, agent)
+            return agent
+
+
+class AgentAuthorizer:
+    """Says whether an X.509-SVID is the one that its agent acts with now.
+
+    The reasons are SPIRE's PermissionDeniedDetails: its agents decide by them whether to attest again or to stop.
+    """
+
+    def __init__(self, table: AgentTable, store: AgentStore, clock: Clock) -> None:
+        self._table = table
+        self._store = store
+        self._clock = clock
+
+    async def authorize(self, svid: X509Svid) -> AttestedAgent:
+        """The agent. A renewed SVID becomes the current one at its first use. Raises Denied."""
+        agent = self.check(svid, allow_pending=True)
+        if agent.serial != str(svid.serial):
+            await self._store.promote(svid.id)
+            await self._table.refresh(svid.id)
+            return self.check(svid)
+        return agent
+
+    def check(self, svid: X509Svid, *, allow_pending: bool = False) -> AttestedAgent:
+        """The same without the promotion, for streams: what was allowed when it began must still be."""
+        if self._clock.now() >= svid.not_after:
+            raise Denied("agent SVID has expired", reason="AGENT_EXPIRED", hint="attest again")
+        agent = self._table.get(svid.id)
+        if agent is None:
+            raise Denied("caller is not an attested agent", reason="AGENT_NOT_ATTESTED", hint="attest again")
+        if agent.banned or not agent.serial:
+            raise Denied("agent is banned", reason="AGENT_BANNED", hint="an administrator can evict it to lift the ban")
+        serial = str(svid.serial)
+        if serial == agent.serial or (allow_pending and serial == agent.pending_serial):
+            return agent
+        raise Denied("agent SVID is not active", reason="AGENT_NOT_ACTIVE", hint="a newer SVID is in use; attest again")
