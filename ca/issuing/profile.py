@@ -33,9 +33,7 @@ WORKLOAD = LeafProfile(
     admits=lambda path: not is_reserved(path),
     admitted="a path outside of `/spire`",
 )
-AGENT = LeafProfile(
-    name="agent", subject=SVID_SUBJECT, admits=is_agent_path, admitted="a path below `/spire/agent`"
-)
+AGENT = LeafProfile(name="agent", subject=SVID_SUBJECT, admits=is_agent_path, admitted="a path below `/spire/agent`")
 SERVER = LeafProfile(
     name="server", subject=SVID_SUBJECT, admits=lambda path: path == SERVER_PATH, admitted=f"the path `{SERVER_PATH}`"
 )

@@ -1,0 +1,140 @@
+"""To-be-signed certificates written from a template: what never varies is encoded once, the rest is filled in."""
+
+from __future__ import annotations
+
+from ca.issuing import der
+from ca.issuing.extensions import KEY_IDENTIFIER_BYTES, SUBJECT_ALT_NAME, SUBJECT_KEY_HEAD
+from ca.issuing.lifetime import Lifetime
+from ca.issuing.names import COMMON_NAME, Attribute, encode_attribute
+from ca.issuing.parts import EXTENSIONS, VERSION_3, Extension, Parts, read_names
+from ca.issuing.times import encode_validity
+
+
+class Template:
+    """The constant bytes of one kind of certificate from one issuer.
+
+    `linted` holds the parts of a certificate of this template that passed every lint rule; until then it is None.
+    Two threads may set it at once; each sets what passed.
+    """
+
+    __slots__ = ("algorithm_and_issuer", "authority_key", "before_key", "linted", "subject", "subject_rdns")
+
+    def __init__(
+        self,
+        *,
+        algorithm: bytes,
+        issuer_name: bytes,
+        subject: bytes,
+        leading_extensions: bytes,
+        authority_key: bytes = b"",
+    ) -> None:
+        """All in DER: AlgorithmIdentifier, Names, and Extensions (`authority_key` is empty on a root)."""
+        self.algorithm_and_issuer = algorithm + issuer_name
+        self.subject = subject
+        self.subject_rdns = der.Reader(subject).take(der.SEQUENCE)
+        self.before_key = leading_extensions + SUBJECT_KEY_HEAD
+        self.authority_key = authority_key
+        self.linted: Parts | None = None
+
+    def fill(
+        self,
+        *,
+        serial: int,
+        lifetime: Lifetime,
+        key_der: bytes,
+        key_identifier: bytes,
+        names: bytes,
+        common_name: str = "",
+    ) -> bytes:
+        """The TBSCertificate (RFC 5280 §4.1.2), DER.
+
+        `key_der` is the SubjectPublicKeyInfo; `names` are GeneralNames (`extensions.alternative_names`).
+
+        Everything that the certificate claims stands in here, and so under the signature: SPIFFE-ID §3.2 (A23).
+        """
+        tlv = der.tlv
+        subject = self.subject
+        if common_name:
+            subject = tlv(der.SEQUENCE, self.subject_rdns + encode_attribute(Attribute(COMMON_NAME, common_name)))
+        extensions = (
+            self.before_key
+            + key_identifier
+            + self.authority_key
+            + tlv(der.SEQUENCE, SUBJECT_ALT_NAME + tlv(der.OCTET_STRING, names))
+        )
+        return tlv(
+            der.SEQUENCE,
+            b"".join(
+                (
+                    VERSION_3,
+                    der.integer(serial),
+                    self.algorithm_and_issuer,
+                    encode_validity(lifetime.not_before, lifetime.not_after),
+                    subject,
+                    key_der,
+                    tlv(EXTENSIONS, tlv(der.SEQUENCE, extensions)),
+                )
+            ),
+        )
+
+    def cut(self, tbs: bytes) -> Parts | None:
+        """The parts of `tbs`, given that it differs from `linted` only in those that vary; None when it does not.
+
+        What does not vary is compared byte by byte with what passed the lint. The result equals `parse_tbs(tbs)`.
+        Raises InvalidArgument (reason DER).
+        """
+        linted = self.linted
+        if linted is None:
+            return None
+        read, sequence, end = der.read, der.SEQUENCE, len(tbs)
+        at, stop = read(tbs, 0, end, sequence)
+        if stop != end or not tbs.startswith(VERSION_3, at):
+            return None
+        serial_at, serial_end = read(tbs, at + len(VERSION_3), end, der.INTEGER)
+        if not tbs.startswith(self.algorithm_and_issuer, serial_end):
+            return None
+        validity_at = serial_end + len(self.algorithm_and_issuer)
+        _, subject_at = read(tbs, validity_at, end, sequence)
+        _, key_at = read(tbs, subject_at, end, sequence)
+        _, key_end = read(tbs, key_at, end, sequence)
+        at, stop = read(tbs, key_end, end, EXTENSIONS)
+        at, extensions_end = read(tbs, at, stop, sequence)
+        identifier_at = at + len(self.before_key)
+        identifier_end = identifier_at + KEY_IDENTIFIER_BYTES
+        if (
+            stop != end
+            or extensions_end != end
+            or not tbs.startswith(self.before_key, at)
+            or not tbs.startswith(self.authority_key, identifier_end)
+        ):
+            return None
+        names = self._cut_names(tbs, identifier_end + len(self.authority_key))
+        if names is None:
+            return None
+        return Parts(
+            linted.version,
+            tbs[serial_at:serial_end],
+            linted.algorithm,
+            linted.issuer,
+            tbs[validity_at:subject_at],
+            tbs[subject_at:key_at],
+            tbs[key_at:key_end],
+            linted.unique_ids,
+            linted.oids,
+            linted.key_usage,
+            linted.extended_key_usage,
+            linted.basic_constraints,
+            Extension(False, tbs[identifier_at - 2 : identifier_end]),
+            linted.authority_key_id,
+            linted.names_critical,
+            read_names(names),
+        )
+
+    def _cut_names(self, tbs: bytes, at: int) -> bytes | None:
+        """The value of the alternative names, given that they are the last extension and not critical."""
+        end = len(tbs)
+        at, stop = der.read(tbs, at, end, der.SEQUENCE)
+        if stop != end or not tbs.startswith(SUBJECT_ALT_NAME, at):
+            return None
+        at, stop = der.read(tbs, at + len(SUBJECT_ALT_NAME), end, der.OCTET_STRING)
+        return tbs[at:] if stop == end else None

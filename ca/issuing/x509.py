@@ -1,0 +1,198 @@
+"""Certificates: prepare (build from a profile, lint), then sign and check what came out. No clock, no randomness.
+
+Between the two the caller writes the issuance record; a token holds all that goes into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from cryptography import x509
+
+from ca.errors import Internal, InvalidArgument
+from ca.identity.dns_name import check_dns_name
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.issuing import der
+from ca.issuing import extensions as ext
+from ca.issuing.issuer import IssuerTemplate
+from ca.issuing.lifetime import Lifetime
+from ca.issuing.names import (
+    COMMON_NAME,
+    ORGANIZATIONAL_UNIT,
+    SERIAL_NUMBER,
+    UPPER_BOUNDS,
+    Attribute,
+    encode_attribute,
+    encode_name,
+    relative_names,
+)
+from ca.issuing.profile import LeafProfile, authority_subject, check_identity
+from ca.issuing.rules import Expected
+from ca.issuing.signature import BY_KEY_TYPE, check_signature
+from ca.issuing.spki import PublicKeyInfo, load_authority_key, read_public_key
+from ca.issuing.template import Template
+from ca.issuing.token import IssuanceToken
+from ca.ports import KeyType, Signer
+
+
+def prepare_leaf(
+    *,
+    profile: LeafProfile,
+    spiffe_id: SpiffeId,
+    dns_names: Sequence[str],
+    public_key: PublicKeyInfo,
+    lifetime: Lifetime,
+    serial: int,
+    issuer: IssuerTemplate,
+) -> IssuanceToken:
+    """An X.509-SVID for a key whose possession was proven (`Csr.key`), ready to be recorded and signed.
+
+    The first DNS name also becomes the common name, as SPIRE has it, if it fits the 64 characters of one. Raises
+    InvalidArgument for an ID or a DNS name that the profile or the trust domain does not admit.
+    """
+    check_identity(profile, spiffe_id, issuer.trust_domain)
+    for name in dns_names:
+        check_dns_name(name)
+    template = leaf_template(profile, issuer, public_key.kind)
+    names = tuple(dns_names)
+    identifier = public_key.identifier
+    tbs = template.fill(
+        serial=serial,
+        lifetime=lifetime,
+        key_der=public_key.der,
+        key_identifier=identifier,
+        names=ext.alternative_names(str(spiffe_id), names),
+        common_name=names[0] if names and len(names[0]) <= UPPER_BOUNDS[COMMON_NAME] else "",
+    )
+    want = Expected("leaf", issuer, spiffe_id, names, lifetime, public_key.der, identifier)
+    return IssuanceToken(tbs=tbs, serial=serial, key=public_key, want=want, template=template)
+
+
+@lru_cache(maxsize=128)
+def leaf_template(profile: LeafProfile, issuer: IssuerTemplate, kind: ext.KeyKind) -> Template:
+    """The template of a kind of leaf from one issuer; remembered, together with its having passed the lint."""
+    return Template(
+        algorithm=issuer.algorithm,
+        issuer_name=issuer.name,
+        subject=encode_name(profile.subject),
+        leading_extensions=ext.leaf_extensions(kind),
+        authority_key=ext.authority_key(issuer.key_id),
+    )
+
+
+def prepare_root(
+    *, trust_domain: TrustDomain, public_key_der: bytes, key_type: KeyType, lifetime: Lifetime, serial: int
+) -> IssuanceToken:
+    """A self-signed root, itself an SVID of its trust domain: SPIFFE-ID §3.1 (A19, A20), X509-SVID §3.2 (B5)."""
+    key = read_public_key(public_key_der)
+    name = encode_name(authority_subject(serial))
+    itself = IssuerTemplate(
+        trust_domain=trust_domain,
+        name=name,
+        key_id=key.identifier,
+        key_type=key_type,
+        public_key_der=public_key_der,
+        algorithm=BY_KEY_TYPE[key_type].identifier,
+        not_after=lifetime.not_after,
+        self_signed=True,
+    )
+    return _prepare_authority(itself, name, key, lifetime, serial)
+
+
+def prepare_intermediate(
+    *, public_key_der: bytes, lifetime: Lifetime, serial: int, issuer: IssuerTemplate
+) -> IssuanceToken:
+    """A signing certificate of this trust domain's own server under `issuer`, with a subject of its own."""
+    name = encode_name(authority_subject(serial))
+    return _prepare_authority(issuer, name, read_public_key(public_key_der), lifetime, serial)
+
+
+def prepare_downstream(
+    *, public_key_der: bytes, lifetime: Lifetime, serial: int, issuer: IssuerTemplate, chain_length: int
+) -> IssuanceToken:
+    """A signing certificate for a server below this one (NewDownstreamX509CA).
+
+    Its subject is the issuer's with OU=DOWNSTREAM-<chain_length> before the serialNumber, as SPIRE's;
+    `chain_length` counts the certificates from the issuer up to the root, 1 under a self-signed root.
+    """
+    unit = encode_attribute(Attribute(ORGANIZATIONAL_UNIT, f"DOWNSTREAM-{chain_length}"))
+    rdns = relative_names(issuer.name)
+    numbers = [at for at, rdn in enumerate(rdns) if SERIAL_NUMBER in rdn]
+    rdns.insert(numbers[0] if numbers else len(rdns), unit)
+    name = der.tlv(der.SEQUENCE, b"".join(rdns))
+    return _prepare_authority(issuer, name, read_public_key(public_key_der), lifetime, serial)
+
+
+def _prepare_authority(
+    issuer: IssuerTemplate, name: bytes, key: PublicKeyInfo, lifetime: Lifetime, serial: int
+) -> IssuanceToken:
+    template = Template(
+        algorithm=issuer.algorithm,
+        issuer_name=issuer.name,
+        subject=name,
+        leading_extensions=ext.authority_extensions(),
+        authority_key=b"" if issuer.self_signed else ext.authority_key(issuer.key_id),
+    )
+    spiffe_id = issuer.trust_domain.id  # SPIFFE-ID §3.1 (A21, A22), X509-SVID §3.2 (B6, B7): its own, without a path
+    identifier = key.identifier
+    tbs = template.fill(
+        serial=serial,
+        lifetime=lifetime,
+        key_der=key.der,
+        key_identifier=identifier,
+        names=ext.alternative_names(str(spiffe_id), ()),
+    )
+    want = Expected("authority", issuer, spiffe_id, (), lifetime, key.der, identifier)
+    return IssuanceToken(tbs=tbs, serial=serial, key=key, want=want, template=template)
+
+
+def sign(token: IssuanceToken, signer: Signer, *, remote: bool) -> bytes:
+    """Signs, re-checks and returns the certificate (DER). Blocks; `remote` is the key manager's.
+
+    Uses the token up, also when it fails. Raises Internal with reason TOKEN_USED, SIGNER_MISMATCH (the key is not
+    the issuer's) or RECHECK, and whatever the signer raises.
+    """
+    token.use()
+    issuer = token.want.issuer
+    if signer.public_key_der != issuer.public_key_der:
+        raise Internal("the signing key is not the issuer's", reason="SIGNER_MISMATCH")
+    signature = signer.sign(token.tbs)
+    certificate = der.tlv(der.SEQUENCE, token.tbs + issuer.algorithm + der.tlv(der.BIT_STRING, b"\x00" + signature))
+    recheck(token, certificate, verify_signature=remote or token.sampled)
+    return certificate
+
+
+def recheck(token: IssuanceToken, certificate: bytes, *, verify_signature: bool) -> None:
+    """Checks finished bytes against what was linted. Raises Internal (reason RECHECK).
+
+    Always: cryptography can parse them, the to-be-signed bytes are the token's (and with them the SAN), the outer
+    algorithm is the inner one (RFC 5280 §4.1.1.2). With `verify_signature` also the names as cryptography reads
+    them, and the signature.
+    """
+    want = token.want
+    try:
+        parsed = x509.load_der_x509_certificate(certificate)
+        if parsed.tbs_certificate_bytes != token.tbs:
+            raise Internal("signed bytes are not those that passed the lint", reason="RECHECK")
+        if not certificate.startswith(want.issuer.algorithm, len(certificate) - _tail(certificate, token)):
+            raise Internal("certificate names another signature algorithm than was signed with", reason="RECHECK")
+        if verify_signature:
+            _recheck_names(parsed, want)
+            key = load_authority_key(want.issuer.public_key_der)
+            check_signature(key, BY_KEY_TYPE[want.issuer.key_type], parsed.signature, token.tbs)
+    except (ValueError, InvalidArgument) as error:
+        raise Internal("what came out of the signer is no certificate of ours", reason="RECHECK") from error
+
+
+def _tail(certificate: bytes, token: IssuanceToken) -> int:
+    """How many bytes follow the to-be-signed ones."""
+    start, _ = der.read(certificate, 0, len(certificate), der.SEQUENCE)
+    return len(certificate) - start - len(token.tbs)
+
+
+def _recheck_names(parsed: x509.Certificate, want: Expected) -> None:
+    names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if uris != [str(want.spiffe_id)] or tuple(names.get_values_for_type(x509.DNSName)) != want.dns_names:
+        raise Internal("signed names are not those that were decided on", reason="RECHECK")
