@@ -43,7 +43,7 @@ entries = Table(
     Column("selector_count", Integer, nullable=False),
     Column("federates_with", Text, nullable=False),  # JSON, sorted names
     Column("federates_with_count", Integer, nullable=False),
-    Column("dns_names", Text, nullable=False),  # JSON, sorted
+    Column("dns_names", Text, nullable=False),  # JSON, in the order given
     Column("x509_svid_ttl_seconds", BigInteger, nullable=False),
     Column("jwt_svid_ttl_seconds", BigInteger, nullable=False),
     Column("admin", Boolean, nullable=False),
@@ -120,8 +120,8 @@ bundles = Table(
 authorities = Table(
     "authorities",
     metadata,
+    Column("server", String(255), primary_key=True),
     Column("authority_id", String(255), primary_key=True),
-    Column("server", String(255), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("key_id", String(255), nullable=False),
     Column("key_type", String(32), nullable=False),
@@ -130,7 +130,6 @@ authorities = Table(
     Column("not_after", BigInteger, nullable=False),
     Column("tainted", Boolean, nullable=False),
     Column("material", LargeBinary, nullable=False),  # certificate (x509) or SubjectPublicKeyInfo (jwt), DER
-    Index("ix_authorities_server", "server", "kind"),
 )
 
 # One row per batch of signatures, not per signature.

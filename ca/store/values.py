@@ -13,6 +13,7 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.ports import KeyType
 
 T = TypeVar("T")
 
@@ -140,6 +141,23 @@ class Snapshot:
     entries: tuple[RegistrationEntry, ...]
     agents: tuple[AttestedAgent, ...]
     bundles: tuple[TrustBundle, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityRecord:
+    """A signing authority's row. `status` is the state machine's word; `material` is DER: the certificate of an x509
+    authority, the SubjectPublicKeyInfo of a jwt one."""
+
+    server: str
+    kind: Literal["x509", "jwt"]
+    authority_id: str
+    key_id: str
+    key_type: KeyType
+    status: str
+    not_before: datetime
+    not_after: datetime
+    material: bytes
+    tainted: bool = False
 
 
 IssuedKind = Literal["x509", "jwt", "wit", "ca"]

@@ -1,0 +1,250 @@
+"""Attested agents: their certificates' serials (current and pending), selectors and bans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ca.errors import Denied, NotFound
+from ca.identity.selector import Selector
+from ca.identity.spiffe_id import SpiffeId
+from ca.store import paging
+from ca.store.database import Database, WriteTransaction
+from ca.store.entries import delete_entries
+from ca.store.matching import match_set
+from ca.store.rows import (
+    check_storable,
+    chunks,
+    from_micros,
+    selector_digest,
+    selectors_from_json,
+    selectors_to_json,
+    spiffe_id,
+    to_micros,
+)
+from ca.store.tables import agent_selectors, agents, entries
+from ca.store.values import AgentFilter, AttestedAgent, Page
+
+
+class Agents:
+    """The agents of the store. Methods that change one agent raise NotFound AGENT_NOT_FOUND when there is none."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def upsert(self, agent: AttestedAgent) -> AttestedAgent:
+        """Store an attestation's outcome whole. Raises Denied AGENT_BANNED when the stored agent is banned: the check
+        and the write are one transaction, so a ban cannot be lost to an attestation that was already under way."""
+        return await self._database.write(lambda transaction: _upsert(transaction, agent))
+
+    async def get(self, agent_id: SpiffeId) -> AttestedAgent | None:
+        return (await self.get_many([agent_id])).get(agent_id)
+
+    async def get_many(self, agent_ids: Sequence[SpiffeId]) -> dict[SpiffeId, AttestedAgent]:
+        """Those that exist, by ID."""
+        found: dict[SpiffeId, AttestedAgent] = {}
+        async with self._database.read() as connection:
+            for some in chunks([str(agent_id) for agent_id in agent_ids]):
+                for row in await connection.execute(select(agents).where(agents.c.id.in_(some))):
+                    agent = agent_of(row)
+                    found[agent.id] = agent
+        return found
+
+    async def find(
+        self, condition: AgentFilter | None = None, page_size: int = 0, page_token: str = ""
+    ) -> Page[AttestedAgent]:
+        """Agents in the order of their first attestation; all of them when `page_size` ≤ 0."""
+        query = _narrow(select(agents), condition or AgentFilter())
+        query = paging.limit(query, agents.c.position, page_size, page_token)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return paging.page(rows, page_size, agent_of)
+
+    async def count(self, condition: AgentFilter | None = None) -> int:
+        query = _narrow(select(func.count()).select_from(agents), condition or AgentFilter())
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def all(self) -> list[AttestedAgent]:
+        async with self._database.read() as connection:
+            return await read_all_agents(connection)
+
+    async def set_pending(self, agent_id: SpiffeId, serial: str, not_after: datetime) -> AttestedAgent:
+        """Remember a renewed certificate; the current one stays valid until `promote`. Raises Denied AGENT_BANNED."""
+
+        async def work(transaction: WriteTransaction) -> AttestedAgent:
+            _refuse_banned(await _must_get(transaction.connection, agent_id))
+            return await _set(transaction, agent_id, pending_serial=serial, pending_not_after=to_micros(not_after))
+
+        return await self._database.write(work)
+
+    async def promote(self, agent_id: SpiffeId, *, serial: str | None = None) -> AttestedAgent:
+        """Make the pending certificate the current one, at its first use.
+
+        With `serial`, only if that one is still pending. Nothing pending (any more): the agent is returned as it is.
+        """
+
+        async def work(transaction: WriteTransaction) -> AttestedAgent:
+            row = await _must_get(transaction.connection, agent_id)
+            if not row.pending_serial or serial not in (None, row.pending_serial):
+                return agent_of(row)
+            return await _set(
+                transaction,
+                agent_id,
+                serial=row.pending_serial,
+                not_after=row.pending_not_after,
+                pending_serial="",
+                pending_not_after=None,
+            )
+
+        return await self._database.write(work)
+
+    async def ban(self, agent_id: SpiffeId) -> AttestedAgent:
+        """Empty its serials for good: only `delete` lifts a ban. Banning twice is no error."""
+
+        async def work(transaction: WriteTransaction) -> AttestedAgent:
+            row = await _must_get(transaction.connection, agent_id)
+            if row.banned:
+                return agent_of(row)
+            return await _set(transaction, agent_id, serial="", pending_serial="", pending_not_after=None, banned=True)
+
+        return await self._database.write(work)
+
+    async def set_version(self, agent_id: SpiffeId, version: str) -> AttestedAgent:
+        """Note the version that the agent says it has; no change when it is the known one."""
+
+        async def work(transaction: WriteTransaction) -> AttestedAgent:
+            check_storable((version,))
+            row = await _must_get(transaction.connection, agent_id)
+            if row.agent_version == version:
+                return agent_of(row)
+            return await _set(transaction, agent_id, agent_version=version)
+
+        return await self._database.write(work)
+
+    async def delete(self, agent_id: SpiffeId) -> None:
+        """Evict: the agent must attest again. Its join-token alias entry goes with it."""
+        await self._database.write(lambda transaction: _delete(transaction, agent_id))
+
+
+def agent_of(row: Row[Any]) -> AttestedAgent:
+    """The agent in a row of `agents`."""
+    return AttestedAgent(
+        id=spiffe_id(row.id),
+        attestation_type=row.attestation_type,
+        serial=row.serial,
+        not_after=from_micros(row.not_after),
+        pending_serial=row.pending_serial,
+        pending_not_after=None if row.pending_not_after is None else from_micros(row.pending_not_after),
+        selectors=selectors_from_json(row.selectors),
+        reattestable=row.reattestable,
+        banned=row.banned,
+        agent_version=row.agent_version,
+    )
+
+
+async def read_all_agents(connection: AsyncConnection) -> list[AttestedAgent]:
+    """In order of first attestation, in portions that let others have the event loop in between."""
+    result: list[AttestedAgent] = []
+    position = 0
+    query = select(agents).order_by(agents.c.position).limit(2000)
+    while rows := (await connection.execute(query.where(agents.c.position > position))).all():
+        result.extend(agent_of(row) for row in rows)
+        position = rows[-1].position
+    return result
+
+
+def _row(agent: AttestedAgent) -> dict[str, Any]:
+    check_storable((agent.attestation_type, agent.agent_version, *(s.type + s.value for s in agent.selectors)))
+    return {
+        "id": str(agent.id),
+        "attestation_type": agent.attestation_type,
+        "serial": agent.serial,
+        "not_after": to_micros(agent.not_after),
+        "pending_serial": agent.pending_serial,
+        "pending_not_after": None if agent.pending_not_after is None else to_micros(agent.pending_not_after),
+        "selectors": selectors_to_json(agent.selectors),
+        "selector_count": len(agent.selectors),
+        "reattestable": agent.reattestable,
+        "banned": agent.banned,
+        "agent_version": agent.agent_version,
+    }
+
+
+async def _upsert(transaction: WriteTransaction, agent: AttestedAgent) -> AttestedAgent:
+    connection = transaction.connection
+    row = _row(agent)
+    old = (await connection.execute(select(agents).where(agents.c.id == row["id"]))).one_or_none()
+    revision = transaction.change("agent", row["id"])
+    if old is None:
+        position = revision
+        await connection.execute(insert(agents).values(position=position, **row))
+    else:
+        _refuse_banned(old)
+        position = old.position
+        await connection.execute(update(agents).where(agents.c.position == position).values(row))
+        await connection.execute(delete(agent_selectors).where(agent_selectors.c.position == position))
+    members = [{"position": position, "digest": selector_digest(s)} for s in agent.selectors]
+    if members:
+        await connection.execute(insert(agent_selectors), members)
+    return agent
+
+
+async def _delete(transaction: WriteTransaction, agent_id: SpiffeId) -> None:
+    connection = transaction.connection
+    row = await _must_get(connection, agent_id)
+    await connection.execute(delete(agent_selectors).where(agent_selectors.c.position == row.position))
+    await connection.execute(delete(agents).where(agents.c.position == row.position))
+    transaction.change("agent", str(agent_id), deleted=True)
+    alias = selectors_to_json(alias_selectors(agent_id))
+    query = select(entries.c.id).where(entries.c.parent_id == str(agent_id), entries.c.selectors == alias)
+    await delete_entries(transaction, list((await connection.execute(query)).scalars()))
+
+
+def alias_selectors(agent_id: SpiffeId) -> frozenset[Selector]:
+    """What the entry that gives a join-token agent its other name selects by: the agent's own ID."""
+    return frozenset({Selector("spiffe_id", str(agent_id))})
+
+
+async def _must_get(connection: AsyncConnection, agent_id: SpiffeId) -> Row[Any]:
+    row = (await connection.execute(select(agents).where(agents.c.id == str(agent_id)))).one_or_none()
+    if row is None:
+        raise NotFound("agent not found", reason="AGENT_NOT_FOUND")
+    return row
+
+
+async def _set(transaction: WriteTransaction, agent_id: SpiffeId, **columns: Any) -> AttestedAgent:
+    await transaction.connection.execute(update(agents).where(agents.c.id == str(agent_id)).values(**columns))
+    transaction.change("agent", str(agent_id))
+    return agent_of(await _must_get(transaction.connection, agent_id))
+
+
+def _refuse_banned(row: Row[Any]) -> None:
+    if row.banned:
+        raise Denied("agent is banned", reason="AGENT_BANNED")
+
+
+def _narrow(query: Select[Any], condition: AgentFilter) -> Select[Any]:
+    if condition.by_attestation_type:
+        query = query.where(agents.c.attestation_type == condition.by_attestation_type)
+    if condition.by_banned is not None:
+        query = query.where(agents.c.banned.is_(condition.by_banned))
+    if condition.by_can_reattest is not None:
+        query = query.where(agents.c.reattestable.is_(condition.by_can_reattest))
+    if condition.by_expires_before is not None:
+        query = query.where(agents.c.not_after < to_micros(condition.by_expires_before))
+    if condition.by_selector_match is not None:
+        query = match_set(
+            query,
+            owner=agents,
+            owner_count=agents.c.selector_count,
+            members=agent_selectors,
+            member=agent_selectors.c.digest,
+            wanted=map(selector_digest, condition.by_selector_match.selectors),
+            match=condition.by_selector_match.match,
+        )
+    return query

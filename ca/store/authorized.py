@@ -1,0 +1,225 @@
+"""Which entries each agent may serve: an index in memory, kept current one change at a time.
+
+SPIRE's rule: an agent may serve what descends from its own ID and from the IDs of its node aliases, following
+parent IDs, and the alias entries themselves. A node alias is an entry whose parent is the server and whose
+selectors the agent all has; an agent also has the selector `spiffe_id:<its own ID>`.
+Nothing here is computed ahead for each agent, so one change costs what it touches, not what the trust domain holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ca.identity.entry import RegistrationEntry
+from ca.identity.selector import Selector
+from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
+from ca.store.multimap import MultiMap
+from ca.store.values import AttestedAgent
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Whom a change concerns. `agents`: every agent for whom an authorized entry came, went or was altered (and
+    perhaps some for whom none did). `structural`: entries other than the changed one may have come or gone too."""
+
+    agents: frozenset[SpiffeId] = frozenset()
+    structural: bool = False
+
+
+NOTHING = Effect()
+
+
+class AuthorizedIndex:
+    """The entries and agents of one trust domain. Not for use by several threads at once."""
+
+    def __init__(self, trust_domain: TrustDomain) -> None:
+        self._trust_domain = trust_domain
+        self._server = server_id(trust_domain)
+        self._entries: dict[str, RegistrationEntry] = {}
+        self._by_parent: MultiMap[str, str, RegistrationEntry] = MultiMap()  # aliases are not in it
+        self._by_spiffe_id: MultiMap[str, str, RegistrationEntry] = MultiMap()
+        self._aliases: MultiMap[Selector, str, RegistrationEntry] = MultiMap()  # under one selector of each
+        self._alias_pivots: dict[str, Selector] = {}
+        self._agents: dict[str, tuple[SpiffeId, frozenset[Selector]]] = {}
+        self._holders: MultiMap[Selector, str, SpiffeId] = MultiMap()  # agents by each selector
+
+    def load(self, entries: Iterable[RegistrationEntry], agents: Iterable[AttestedAgent]) -> None:
+        """Replace everything."""
+        AuthorizedIndex.__init__(self, self._trust_domain)
+        for entry in entries:
+            self._insert(entry)
+        for agent in agents:
+            self._insert_agent(agent.id, _held(agent))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put_entry(self, entry: RegistrationEntry) -> Effect:
+        """Add or replace an entry."""
+        old = self._entries.get(entry.id)
+        if old == entry:
+            return NOTHING
+        touched = set() if old is None else self._agents_above(old)
+        if old is not None:
+            self._discard(old)
+        self._insert(entry)
+        touched |= self._agents_above(entry)
+        return Effect(frozenset(touched), self._relinks(old, entry))
+
+    def remove_entry(self, entry_id: str) -> Effect:
+        """Forget an entry; one that is unknown concerns nobody."""
+        old = self._entries.get(entry_id)
+        if old is None:
+            return NOTHING
+        touched = self._agents_above(old)
+        self._discard(old)
+        return Effect(frozenset(touched), self._relinks(old, None))
+
+    def put_agent(self, agent: AttestedAgent) -> Effect:
+        """Add an agent or replace its selectors; its other fields do not matter here."""
+        held = _held(agent)
+        known = self._agents.get(self._key(agent.id))
+        if known is not None and known[1] == held:
+            return NOTHING
+        self.remove_agent(agent.id)
+        self._insert_agent(agent.id, held)
+        return Effect(frozenset((agent.id,)), structural=True)
+
+    def remove_agent(self, agent_id: SpiffeId) -> Effect:
+        """Forget an agent: it is then authorized to nothing."""
+        known = self._agents.pop(self._key(agent_id), None)
+        if known is None:
+            return NOTHING
+        for selector in known[1]:
+            self._holders.remove(selector, self._key(agent_id))
+        return Effect(frozenset((agent_id,)), structural=True)
+
+    def authorized(self, agent_id: SpiffeId) -> list[RegistrationEntry]:
+        """The entries that the agent may serve, sorted by entry id; none for an unknown agent."""
+        key = self._key(agent_id)
+        known = self._agents.get(key)
+        if known is None:
+            return []
+        found: dict[str, RegistrationEntry] = {}
+        reached = {key}
+        pending = [key]
+        for alias in self._aliases_of(known[1]):
+            found[alias.id] = alias
+            self._reach(alias, reached, pending)
+        while pending:
+            for entry in self._by_parent.values(pending.pop()):
+                found[entry.id] = entry
+                self._reach(entry, reached, pending)
+        return [found[entry_id] for entry_id in sorted(found)]
+
+    def get(self, agent_id: SpiffeId, entry_id: str) -> RegistrationEntry | None:
+        """The entry, if the agent may serve it."""
+        entry = self._entries.get(entry_id)
+        known = self._agents.get(self._key(agent_id))
+        if entry is None or known is None:
+            return None
+        own, held = self._key(agent_id), known[1]
+        for ancestor in self._upwards(entry):
+            if ancestor.parent_id == self._server:
+                if ancestor.selectors and ancestor.selectors <= held:
+                    return entry
+            elif self._key(ancestor.parent_id) == own:
+                return entry
+        return None
+
+    def entry(self, entry_id: str) -> RegistrationEntry | None:
+        """An entry, whoever may serve it."""
+        return self._entries.get(entry_id)
+
+    def by_spiffe_id(self, spiffe_id: SpiffeId) -> list[RegistrationEntry]:
+        """The entries that give this ID: a caller's admin and downstream rights are in them."""
+        return list(self._by_spiffe_id.values(self._key(spiffe_id)))
+
+    def _key(self, spiffe_id: SpiffeId) -> str:
+        # Strings keep their hash; IDs of the own trust domain (all but mistakes) are told apart by path.
+        return spiffe_id.path if spiffe_id.trust_domain == self._trust_domain else str(spiffe_id)
+
+    def _reach(self, entry: RegistrationEntry, reached: set[str], pending: list[str]) -> None:
+        key = self._key(entry.spiffe_id)
+        if key not in reached and key in self._by_parent:
+            reached.add(key)
+            pending.append(key)
+
+    def _upwards(self, entry: RegistrationEntry) -> Iterator[RegistrationEntry]:
+        """The entry and those above it, each parent ID followed once (entries may form a ring)."""
+        pending, followed = [entry], set()
+        while pending:
+            current = pending.pop()
+            yield current
+            if current.parent_id == self._server:
+                continue
+            parent = self._key(current.parent_id)
+            if parent not in followed:
+                followed.add(parent)
+                pending.extend(self._by_spiffe_id.values(parent))
+
+    def _agents_above(self, entry: RegistrationEntry) -> set[SpiffeId]:
+        touched: set[SpiffeId] = set()
+        for ancestor in self._upwards(entry):
+            if ancestor.parent_id == self._server:
+                touched.update(self._holders_of(ancestor.selectors))
+                continue
+            known = self._agents.get(self._key(ancestor.parent_id))
+            if known is not None:
+                touched.add(known[0])
+        return touched
+
+    def _relinks(self, old: RegistrationEntry | None, new: RegistrationEntry | None) -> bool:
+        """Whether the change joins other entries to an agent, or cuts them off: only if something hangs below it."""
+        if old is not None and new is not None and _links(old) == _links(new):
+            return False
+        return any(entry is not None and self._key(entry.spiffe_id) in self._by_parent for entry in (old, new))
+
+    def _aliases_of(self, held: frozenset[Selector]) -> Iterator[RegistrationEntry]:
+        for selector in held:
+            for alias in self._aliases.values(selector):
+                if alias.selectors <= held:
+                    yield alias
+
+    def _holders_of(self, selectors: frozenset[Selector]) -> Iterator[SpiffeId]:
+        """Agents that have all of the selectors: the holders of the rarest one, less those that lack another."""
+        rarest = min(selectors, key=self._holders.count, default=None)
+        if rarest is None:
+            return
+        for agent_id in self._holders.values(rarest):
+            if selectors <= self._agents[self._key(agent_id)][1]:
+                yield agent_id
+
+    def _insert(self, entry: RegistrationEntry) -> None:
+        self._entries[entry.id] = entry
+        self._by_spiffe_id.put(self._key(entry.spiffe_id), entry.id, entry)
+        if entry.parent_id != self._server:
+            self._by_parent.put(self._key(entry.parent_id), entry.id, entry)
+        elif entry.selectors:
+            pivot = min(entry.selectors, key=self._aliases.count)
+            self._alias_pivots[entry.id] = pivot
+            self._aliases.put(pivot, entry.id, entry)
+
+    def _discard(self, entry: RegistrationEntry) -> None:
+        del self._entries[entry.id]
+        self._by_spiffe_id.remove(self._key(entry.spiffe_id), entry.id)
+        pivot = self._alias_pivots.pop(entry.id, None)
+        if pivot is not None:
+            self._aliases.remove(pivot, entry.id)
+        elif entry.parent_id != self._server:
+            self._by_parent.remove(self._key(entry.parent_id), entry.id)
+
+    def _insert_agent(self, agent_id: SpiffeId, held: frozenset[Selector]) -> None:
+        key = self._key(agent_id)
+        self._agents[key] = (agent_id, held)
+        for selector in held:
+            self._holders.put(selector, key, agent_id)
+
+
+def _held(agent: AttestedAgent) -> frozenset[Selector]:
+    return agent.selectors | {Selector("spiffe_id", str(agent.id))}
+
+
+def _links(entry: RegistrationEntry) -> tuple[object, ...]:
+    return entry.parent_id, entry.spiffe_id, entry.selectors

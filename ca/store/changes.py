@@ -1,0 +1,167 @@
+"""The change log: what happened after a revision, and being told when something does.
+
+Readers keep a revision and ask `since`; a revision is visible only together with all lower ones, because each is
+handed out under the lock that the commit releases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from sqlalchemy import delete, select, update
+
+from ca.errors import Unavailable
+from ca.store import tables
+from ca.store.database import Database, WriteTransaction
+from ca.store.values import Change, Compacted, ResumeToken
+
+Subscriber = Callable[[Sequence[Change]], None]
+
+POLL_SECONDS = 1.0
+"""How often a server asks PostgreSQL whether another one wrote. SQLite has no other one, and nothing polls."""
+
+_PAGE = 5_000
+
+
+class ChangeLog:
+    """The log and its subscribers in this process."""
+
+    def __init__(self, database: Database, epoch: str) -> None:
+        self._database = database
+        self.epoch = epoch
+        self._seen = 0  # everything up to here was given to the subscribers
+        self._subscribers: list[Subscriber] = []
+        self._delivery = asyncio.Lock()
+        self._moved = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        database.after_commit = self._deliver
+        database.commit_uncertain = lambda: self._spawn_catch_up()
+
+    async def start(self) -> None:
+        """Begin to watch; called once by the store."""
+        self._seen = await self.revision()
+        if self._database.backend == "postgresql":
+            self._keep(asyncio.create_task(self._poll(), name="store-change-poll"))
+
+    async def revision(self) -> int:
+        """The revision of the last committed change; 0 for a store that never changed."""
+        async with self._database.read() as connection:
+            return int((await connection.execute(select(tables.store.c.revision))).scalar_one())
+
+    async def since(self, revision: int, limit: int = _PAGE) -> list[Change]:
+        """At most `limit` changes after `revision`, oldest first; empty when there are none.
+
+        Raises Compacted when changes after `revision` were compacted away, and when `revision` has not happened
+        yet in this store (it then comes from before a restored backup).
+        """
+        async with self._database.read() as connection:
+            state = (await connection.execute(select(tables.store))).one()
+            if not state.compacted <= revision <= state.revision:
+                raise Compacted(f"revision {revision} is not in the change log", hint="read a snapshot")
+            query = select(tables.changes).where(tables.changes.c.revision > revision)
+            rows = await connection.execute(query.order_by(tables.changes.c.revision).limit(limit))
+            return [Change(row.revision, row.kind, row.name, row.deleted) for row in rows]
+
+    async def resume(self, token: ResumeToken, limit: int = _PAGE) -> list[Change]:
+        """`since` for a token; raises Compacted also when the token belongs to another store."""
+        if token.epoch != self.epoch:
+            raise Compacted("the resume token belongs to another store", hint="read a snapshot")
+        return await self.since(token.revision, limit)
+
+    async def compact(self, keep: int) -> int:
+        """Forget all but the last `keep` changes; returns how many went."""
+
+        async def work(transaction: WriteTransaction) -> int:
+            state = (await transaction.connection.execute(select(tables.store))).one()
+            last = state.revision - keep
+            if last <= state.compacted:
+                return 0
+            await transaction.connection.execute(delete(tables.changes).where(tables.changes.c.revision <= last))
+            await transaction.connection.execute(update(tables.store).values(compacted=last))
+            return int(last - state.compacted)
+
+        return await self._database.write(work)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Have `subscriber` called on the event loop after each commit, in order of revision; returns the way out.
+
+        It must not block; what it raises goes to the loop's exception handler and stops nobody.
+        """
+        self._subscribers.append(subscriber)
+
+        def leave() -> None:
+            with suppress(ValueError):
+                self._subscribers.remove(subscriber)
+
+        return leave
+
+    async def wait(self, after_revision: int) -> int:
+        """Sleep until a revision above `after_revision` is known here, and return the highest known."""
+        while self._seen <= after_revision:
+            await self._moved.wait()
+        return self._seen
+
+    async def catch_up(self) -> int:
+        """Deliver what other processes committed meanwhile; returns the highest revision delivered."""
+        async with self._delivery:
+            await self._read_on()
+        return self._seen
+
+    async def close(self) -> None:
+        """Stop watching."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _deliver(self, changes: list[Change]) -> None:
+        async with self._delivery:
+            if changes[0].revision == self._seen + 1:
+                self._emit(changes)
+            elif changes[-1].revision > self._seen:
+                # Another server wrote in between, or an earlier commit here was never reported.
+                try:
+                    await self._read_on()
+                except Unavailable:
+                    self._spawn_catch_up()  # our write stands; only the news of it is late
+
+    async def _read_on(self) -> None:
+        try:
+            while changes := await self.since(self._seen):
+                self._emit(changes)
+        except Compacted:
+            self._emit([Change(await self.revision(), "reset", "")])
+
+    def _emit(self, changes: Sequence[Change]) -> None:
+        self._seen = changes[-1].revision
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        for subscriber in tuple(self._subscribers):
+            try:
+                subscriber(changes)
+            except Exception as error:
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a subscriber of the change log failed", "exception": error}
+                )
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            with suppress(Unavailable):  # tried again in a second; reads and writes report it meanwhile
+                if await self.revision() != self._seen:
+                    await self.catch_up()
+
+    def _spawn_catch_up(self) -> None:
+        self._keep(asyncio.create_task(self._catch_up_later(), name="store-change-catch-up"))
+
+    async def _catch_up_later(self) -> None:
+        while True:
+            with suppress(Unavailable):
+                await self.catch_up()
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,205 @@
+"""Connections and transactions: one writer at a time, changes numbered in the order of their commits.
+
+On both databases a writing transaction first takes the one counter row (SQLite: the write lock of the file), so
+writers run one after another and revisions are handed out in commit order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Engine, create_engine, event, insert, make_url, select, update
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ca.errors import ConfigError, Internal, Unavailable
+from ca.store import tables
+from ca.store.values import Change, ChangeKind
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS = 10_000
+_ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
+_BLOCKING_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+
+
+class WriteTransaction:
+    """A running write. `change` numbers a change; its row is written with the others, just before the commit."""
+
+    def __init__(self, connection: AsyncConnection, revision: int) -> None:
+        self.connection = connection
+        self.changes: list[Change] = []
+        self._revision = revision
+
+    def change(self, kind: ChangeKind, name: str, *, deleted: bool = False) -> int:
+        """Note a change and return its revision."""
+        self._revision += 1
+        self.changes.append(Change(self._revision, kind, name, deleted))
+        return self._revision
+
+
+class Database:
+    """Engine, transactions and the single-writer rule. Errors of the database itself surface as Unavailable."""
+
+    def __init__(self, url: URL) -> None:
+        self.backend = url.get_backend_name()
+        self.engine = _async_engine(url)
+        self._url = url
+        self.writer = asyncio.Lock()
+        """Held through each writing transaction of this process, the issuance log's included."""
+        self.after_commit: Callable[[list[Change]], Awaitable[None]] = _nobody
+        """Called with a transaction's changes while the writer lock is still held."""
+        self.commit_uncertain: Callable[[], None] = lambda: None
+        """Called when a transaction with changes ended in an error, perhaps after the commit."""
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one state of the database throughout, and writes nothing."""
+        with unavailable():
+            async with self.engine.connect() as connection:
+                if self.backend == "postgresql":
+                    await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+                yield connection
+
+    async def write(self, work: Callable[[WriteTransaction], Awaitable[T]]) -> T:
+        """Run `work` in one transaction and publish its changes; a cancelled caller does not stop it half-way."""
+        task = asyncio.create_task(self._write(work))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    async def _write(self, work: Callable[[WriteTransaction], Awaitable[T]]) -> T:
+        async with self.writer:
+            transaction: WriteTransaction | None = None
+            try:
+                with unavailable():
+                    async with self.engine.connect() as connection:
+                        await connection.execution_options(burgee_begin="BEGIN IMMEDIATE")
+                        async with connection.begin():
+                            transaction = WriteTransaction(connection, await _lock_counter(connection))
+                            result = await work(transaction)
+                            await _number(transaction)
+            except BaseException:
+                if transaction is not None and transaction.changes:
+                    self.commit_uncertain()
+                raise
+            if transaction.changes:
+                await self.after_commit(transaction.changes)
+            return result
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: when the caller was cancelled there is nobody else to take it
+
+    def blocking_engine(self) -> Engine:
+        """An engine of one connection for a thread of its own (the issuance log)."""
+        url = self._url.set(drivername=_BLOCKING_DRIVERS[self.backend])
+        engine = create_engine(url, pool_size=1, max_overflow=1, pool_pre_ping=self.backend == "postgresql")
+        if self.backend == "sqlite":
+            _tune_sqlite(engine)
+        return engine
+
+    async def close(self) -> None:
+        """Waits for writes that are under way."""
+        if self._running:
+            await asyncio.wait(set(self._running))
+        await self.engine.dispose()
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """The database is gone, full or locked: the caller learns that much, the log the rest."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable(
+            "the store cannot be reached or written now", reason="STORE_UNAVAILABLE", hint="the log has the cause"
+        ) from error
+
+
+def parse_url(text: str) -> URL:
+    """A store URL with the driver we use; raises ConfigError for anything but SQLite on disk and PostgreSQL."""
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"the store url `{text.partition(':')[0]}:…` is malformed") from error
+    if backend not in _ASYNC_DRIVERS:
+        raise ConfigError(
+            f"the store does not speak `{backend}`", hint="use sqlite:///path or postgresql://user@host/database"
+        )
+    if backend == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigError("the store url names no file", hint="use sqlite:////var/lib/burgee/store.sqlite3")
+    return url.set(drivername=_ASYNC_DRIVERS[backend])
+
+
+def _async_engine(url: URL) -> AsyncEngine:
+    try:
+        if url.get_backend_name() == "postgresql":
+            return create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True)
+        path = Path(url.database or "")
+        # The write-ahead log and its index take over this mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        engine = create_async_engine(url, pool_size=4, max_overflow=4)
+        _tune_sqlite(engine.sync_engine)
+        return engine
+    except OSError as error:
+        raise ConfigError(f"the store `{url.database}` cannot be opened: {error.strerror}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the store needs the module `{error.name}`", hint="pip install 'burgee[postgres]'"
+        ) from error
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    """WAL, durable commits, patience with other writers; transactions begin when we say so, not at the first DML."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")  # a commit that was reported survives a power cut
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Any) -> None:
+        begin = connection.get_execution_options().get("burgee_begin", "BEGIN")
+        if begin:
+            connection.exec_driver_sql(begin)
+
+
+async def _lock_counter(connection: AsyncConnection) -> int:
+    """The current revision; nobody else writes until this transaction ends."""
+    query = select(tables.store.c.revision).where(tables.store.c.id == 1).with_for_update()
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def _number(transaction: WriteTransaction) -> None:
+    """Advance the counter and write the change rows, in the transaction of the changes themselves."""
+    changes = transaction.changes
+    if not changes:
+        return
+    rows = [{"revision": c.revision, "kind": c.kind, "name": c.name, "deleted": c.deleted} for c in changes]
+    await transaction.connection.execute(insert(tables.changes), rows)
+    counter = tables.store
+    advance = (
+        update(counter)
+        .where(counter.c.id == 1)
+        .values(revision=counter.c.revision + len(changes))
+        .returning(counter.c.revision)
+    )
+    if (await transaction.connection.execute(advance)).scalar_one() != changes[-1].revision:
+        raise Internal("revisions and counter disagree", reason="STORE_COUNTER")
+
+
+async def _nobody(_changes: list[Change]) -> None:
+    return None

@@ -1,0 +1,183 @@
+"""The issuance log: what is signed is written down first, durably, many signatures to a row and a commit.
+
+A writer collects whatever callers have handed in meanwhile and commits it at once, on a connection and a thread of
+its own: a lone record pays for one small commit, a thousand concurrent ones share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from ca.errors import Unavailable
+from ca.ports import Clock
+from ca.store.database import Database, WriteTransaction, unavailable
+from ca.store.issuance_codec import decode, encode
+from ca.store.rows import to_micros
+from ca.store.tables import issuance
+from ca.store.values import IssuanceRecord
+
+RETENTION = timedelta(days=7)
+"""How long a record is kept after the last certificate or token of its batch has expired."""
+
+_MAX_BATCH = 5_000
+
+Waiting = tuple[Sequence[IssuanceRecord], asyncio.Future[None]]
+
+
+class IssuanceLog:
+    """The issuance records of the store; outside the change log."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._engine = database.blocking_engine()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-issuance")
+        self._connection: Connection | None = None
+        self._waiting: list[Waiting] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def append(self, records: Sequence[IssuanceRecord]) -> None:
+        """Returns when the records are durable: only then may they be signed. Raises Unavailable when they are not.
+
+        Records that were handed in stay handed in, though the caller be cancelled.
+        """
+        if not records:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((records, done))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(), name="store-issuance")
+        await done
+
+    async def find(
+        self,
+        *,
+        spiffe_id: str | None = None,
+        agent: str | None = None,
+        authority: str | None = None,
+        live_at: datetime | None = None,
+    ) -> list[IssuanceRecord]:
+        """Records that fit all that is given, oldest first; `live_at` keeps those valid at that time.
+
+        Reads batches, not an index: meant for rotation, revocation and inquiries, not for the path of a request.
+        """
+
+        def fits(record: IssuanceRecord) -> bool:
+            return (
+                (spiffe_id is None or record.spiffe_id == spiffe_id)
+                and (agent is None or record.agent == agent)
+                and (authority is None or record.authority_id == authority)
+                and (live_at is None or record.not_before <= live_at <= record.not_after)
+            )
+
+        query = select(issuance.c.body).order_by(issuance.c.id)
+        if agent is not None:
+            query = query.where(issuance.c.agents.contains(agent, autoescape=True))
+        if authority is not None:
+            query = query.where(issuance.c.authorities.contains(authority, autoescape=True))
+        if live_at is not None:
+            at = to_micros(live_at)
+            query = query.where(issuance.c.first_not_before <= at, issuance.c.last_not_after >= at)
+        needle = (spiffe_id or "").encode()
+
+        def scan() -> list[IssuanceRecord]:
+            with unavailable(), self._engine.connect() as connection:
+                bodies = connection.execution_options(yield_per=200).execute(query).scalars()
+                return [r for body in bodies if needle in body for r in decode(body) if fits(r)]
+
+        return await asyncio.to_thread(scan)
+
+    async def prune(self, now: datetime, *, retention: timedelta = RETENTION) -> int:
+        """Forget batches all of whose certificates and tokens expired more than `retention` ago; returns how many."""
+
+        async def work(transaction: WriteTransaction) -> int:
+            old = delete(issuance).where(issuance.c.last_not_after < to_micros(now - retention))
+            return (await transaction.connection.execute(old)).rowcount
+
+        return await self._database.write(work)
+
+    async def close(self) -> None:
+        """Waits for what was handed in."""
+        if self._writing is not None:
+            await self._writing
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._hang_up)
+        self._thread.shutdown()
+        self._engine.dispose()
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            async with self._database.writer:
+                batch = self._take()
+                try:
+                    await loop.run_in_executor(self._thread, self._commit, [r for records, _ in batch for r in records])
+                except Exception as error:
+                    _settle(batch, _explained(error))
+                else:
+                    _settle(batch, None)
+        self._writing = None
+
+    def _take(self) -> list[Waiting]:
+        """All that is waiting, up to a row's worth (a single larger hand-in stays whole)."""
+        taken, size = 0, 0
+        while taken < len(self._waiting) and (not taken or size + len(self._waiting[taken][0]) <= _MAX_BATCH):
+            size += len(self._waiting[taken][0])
+            taken += 1
+        batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return batch
+
+    def _commit(self, records: Sequence[IssuanceRecord]) -> None:
+        """One statement, one transaction; on the writer's thread."""
+        row = {"recorded_at": to_micros(self._clock.now()), **_summary(records), "body": encode(records)}
+        if self._connection is None:
+            connection = self._engine.connect()
+            self._connection = connection.execution_options(isolation_level="AUTOCOMMIT", burgee_begin="")
+        try:
+            self._connection.execute(_INSERT, row)
+            self._connection.commit()
+        except BaseException:
+            self._hang_up()  # the next batch starts on a fresh connection
+            raise
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+_INSERT = insert(issuance)
+
+
+def _summary(records: Sequence[IssuanceRecord]) -> dict[str, Any]:
+    return {
+        "count": len(records),
+        "first_not_before": to_micros(min(record.not_before for record in records)),
+        "last_not_after": to_micros(max(record.not_after for record in records)),
+        "authorities": "\n".join(sorted({record.authority_id for record in records})),
+        "agents": "\n".join(sorted({record.agent for record in records})),
+    }
+
+
+def _explained(error: Exception) -> Exception:
+    if not isinstance(error, OperationalError | InterfaceError):
+        return error
+    refusal = Unavailable("the issuance record cannot be written now", reason="STORE_UNAVAILABLE")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _settle(batch: Sequence[Waiting], error: Exception | None) -> None:
+    for _, done in batch:
+        if done.done():  # its caller was cancelled
+            continue
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

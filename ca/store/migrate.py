@@ -1,0 +1,46 @@
+"""Brings a database to the newest schema, from nothing or from any earlier one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0001"
+"""The newest revision. Kept here so that an ordinary start need not load Alembic (a test compares the two)."""
+
+# Any number that nothing else in this database uses for an advisory lock.
+_MIGRATION_LOCK = 0x62757267
+
+
+def migrate(connection: Connection) -> None:
+    """Upgrade to HEAD inside the connection's transaction. Concurrent servers wait for one another (PostgreSQL)."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    if current(connection) == HEAD:
+        return
+    from alembic import command  # imported here: it costs a start 0.1 s that only a migration needs to pay
+
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def current(connection: Connection) -> str | None:
+    """The database's revision; None for a database that was never migrated."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration for the migrations that are packaged here; no ini file."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config

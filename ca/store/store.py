@@ -1,0 +1,94 @@
+"""The store as the server sees it: opened once, one attribute per noun."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ca.ports import Clock
+from ca.store.agents import Agents, read_all_agents
+from ca.store.authorities import Authorities
+from ca.store.bundles import Bundles, read_all_bundles
+from ca.store.changes import ChangeLog
+from ca.store.database import Database, parse_url, unavailable
+from ca.store.entries import Entries, read_all_entries
+from ca.store.issuance import IssuanceLog
+from ca.store.lock import DatabaseLock
+from ca.store.migrate import migrate
+from ca.store.tables import store as store_table
+from ca.store.tokens import Tokens
+from ca.store.values import Snapshot
+
+
+class Store:
+    """Made by `Store.open`; `close` it on the loop that opened it."""
+
+    def __init__(self, database: Database, lock: DatabaseLock | None, epoch: str, clock: Clock) -> None:
+        self._database = database
+        self._lock = lock
+        self.epoch = epoch
+        """Random, made with the store: revisions of another epoch mean nothing here."""
+        self.entries = Entries(database, clock)
+        self.agents = Agents(database)
+        self.tokens = Tokens(database, clock)
+        self.bundles = Bundles(database)
+        self.authorities = Authorities(database)
+        self.issuance = IssuanceLog(database, clock)
+        self.changes = ChangeLog(database, epoch)
+
+    @classmethod
+    async def open(cls, url: str, *, clock: Clock) -> Store:
+        """Connect, migrate to the newest schema and start watching for changes.
+
+        `url`: `sqlite:///path` (locked against a second server) or `postgresql://…`. Raises ConfigError for a
+        url that cannot work, FailedPrecondition STORE_LOCKED, Unavailable when the database cannot be reached.
+        """
+        parsed = parse_url(url)
+        database = Database(parsed)
+        lock = None
+        try:
+            if database.backend == "sqlite":
+                lock = DatabaseLock(Path(parsed.database or ""))
+            store = cls(database, lock, await _prepare(database), clock)
+            await store.changes.start()
+            return store
+        except BaseException:
+            await database.close()
+            if lock is not None:
+                lock.release()
+            raise
+
+    async def snapshot(self) -> Snapshot:
+        """All that is watched, with the revision it stands at, read in one transaction."""
+        async with self._database.read() as connection:
+            revision = (await connection.execute(select(store_table.c.revision))).scalar_one()
+            return Snapshot(
+                revision=revision,
+                entries=tuple(await read_all_entries(connection)),
+                agents=tuple(await read_all_agents(connection)),
+                bundles=tuple(await read_all_bundles(connection)),
+            )
+
+    async def close(self) -> None:
+        """Waits for writes under way, then lets go of the database and its lock. Idempotent."""
+        await self.changes.close()
+        await self.issuance.close()
+        await self._database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+async def _prepare(database: Database) -> str:
+    """Migrate, make the one row of the store if it is new, and return the epoch."""
+    first = {"id": 1, "epoch": secrets.token_hex(16), "revision": 0, "compacted": 0}
+    dialect = postgresql if database.backend == "postgresql" else sqlite
+    with unavailable():
+        async with database.engine.connect() as connection:
+            await connection.execution_options(burgee_begin="BEGIN IMMEDIATE")
+            async with connection.begin():
+                await connection.run_sync(migrate)
+                await connection.execute(dialect.insert(store_table).values(first).on_conflict_do_nothing())
+                return str((await connection.execute(select(store_table.c.epoch))).scalar_one())
