@@ -53,21 +53,35 @@ def plan_lifetime(
     if requested_seconds < 0:
         raise InvalidArgument(f"ttl of {requested_seconds} seconds is negative", reason="TTL_NEGATIVE")
     wanted_seconds = requested_seconds or default_seconds
+    wanted_seconds = requested_seconds or default_seconds
     issued_at = now.replace(microsecond=0)
-    wanted_end = issued_at + timedelta(seconds=wanted_seconds)
-    bounds = list(limits)
-    if issuer_not_after is not None:
-        bounds.append(Cap(reason="AUTHORITY_EXPIRES", detail="the signing authority ends", not_after=issuer_not_after))
-    caps = tuple(sorted((cap for cap in bounds if cap.not_after < wanted_end), key=lambda cap: cap.not_after))
-    not_after = caps[0].not_after.replace(microsecond=0) if caps else wanted_end
+    not_after = issued_at + timedelta(seconds=wanted_seconds)
+    caps: tuple[Cap, ...] = ()
+    if limits or (issuer_not_after is not None and issuer_not_after < not_after):
+        caps = _binding(not_after, issuer_not_after, limits)
+    if caps:
+        not_after = max(caps[0].not_after.replace(microsecond=0), issued_at)
     if not_after <= issued_at:
-        detail = caps[0].detail if caps else "a lifetime of 0 seconds was asked for"
-        raise FailedPrecondition(f"nothing left to live: {detail}", reason=caps[0].reason if caps else "TTL_ZERO")
+        raise _nothing_left(caps)
     return Lifetime(
         issued_at=issued_at,
         not_before=issued_at - timedelta(seconds=backdate_seconds),
         not_after=not_after,
         requested_seconds=wanted_seconds,
-        granted_seconds=int((not_after - issued_at).total_seconds()),
+        granted_seconds=int((not_after - issued_at).total_seconds()) if caps else wanted_seconds,
         caps=caps,
     )
+
+
+def _binding(wanted_end: datetime, issuer_not_after: datetime | None, limits: Sequence[Cap]) -> tuple[Cap, ...]:
+    """The bounds before the end that was asked for, the tightest first."""
+    bounds = list(limits)
+    if issuer_not_after is not None:
+        bounds.append(Cap(reason="AUTHORITY_EXPIRES", detail="the signing authority ends", not_after=issuer_not_after))
+    return tuple(sorted((cap for cap in bounds if cap.not_after < wanted_end), key=lambda cap: cap.not_after))
+
+
+def _nothing_left(caps: tuple[Cap, ...]) -> FailedPrecondition:
+    if not caps:
+        return FailedPrecondition("nothing left to live: 0 seconds were asked for", reason="TTL_ZERO")
+    return FailedPrecondition(f"nothing left to live: {caps[0].detail}", reason=caps[0].reason)

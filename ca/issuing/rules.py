@@ -38,7 +38,7 @@ Check = Callable[[Parts, Expected], str]
 
 
 class Rule(NamedTuple):
-    """A rule of the lint. `reads` names fields of `Parts`, `expects` fields of `Expected`: all that `check` looks at."""
+    """A rule of the lint. `check` looks at the fields of `Parts` in `reads` and those of `Expected` in `expects`, alone."""
 
     name: str
     citation: str

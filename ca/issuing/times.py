@@ -55,8 +55,9 @@ def _decode_time(times: der.Reader) -> datetime:
 
 
 def _moment(text: bytes) -> datetime:
-    numbers = (int(text[at : at + 2]) for at in range(4, 14, 2))
+    """From YYYYMMDDHHMMSSZ."""
+    month, day, hour, minute, second = (int(text[at : at + 2]) for at in range(4, 14, 2))
     try:
-        return datetime(int(text[:4]), *numbers, tzinfo=UTC)
+        return datetime(int(text[:4]), month, day, hour, minute, second, tzinfo=UTC)
     except ValueError as error:
         raise der.malformed("no such date") from error

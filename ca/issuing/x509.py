@@ -166,29 +166,35 @@ def sign(token: IssuanceToken, signer: Signer, *, remote: bool) -> bytes:
 def recheck(token: IssuanceToken, certificate: bytes, *, verify_signature: bool) -> None:
     """Checks finished bytes against what was linted. Raises Internal (reason RECHECK).
 
-    Always: cryptography can parse them, the to-be-signed bytes are the token's (and with them the SAN), the outer
-    algorithm is the inner one (RFC 5280 §4.1.1.2). With `verify_signature` also the names as cryptography reads
-    them, and the signature.
+    Always: cryptography can parse them, and they are the token's to-be-signed bytes (and with them the SAN), the
+    same algorithm again (RFC 5280 §4.1.1.2) and one signature. With `verify_signature` also the names as
+    cryptography reads them, and the signature.
     """
     want = token.want
     try:
         parsed = x509.load_der_x509_certificate(certificate)
-        if parsed.tbs_certificate_bytes != token.tbs:
-            raise Internal("signed bytes are not those that passed the lint", reason="RECHECK")
-        if not certificate.startswith(want.issuer.algorithm, len(certificate) - _tail(certificate, token)):
-            raise Internal("certificate names another signature algorithm than was signed with", reason="RECHECK")
+        _recheck_layout(certificate, token)
         if verify_signature:
             _recheck_names(parsed, want)
             key = load_authority_key(want.issuer.public_key_der)
-            check_signature(key, BY_KEY_TYPE[want.issuer.key_type], parsed.signature, token.tbs)
+            algorithm = BY_KEY_TYPE[want.issuer.key_type]
+            check_signature(key, algorithm, parsed.signature, parsed.tbs_certificate_bytes)
     except (ValueError, InvalidArgument) as error:
         raise Internal("what came out of the signer is no certificate of ours", reason="RECHECK") from error
 
 
-def _tail(certificate: bytes, token: IssuanceToken) -> int:
-    """How many bytes follow the to-be-signed ones."""
-    start, _ = der.read(certificate, 0, len(certificate), der.SEQUENCE)
-    return len(certificate) - start - len(token.tbs)
+def _recheck_layout(certificate: bytes, token: IssuanceToken) -> None:
+    end = len(certificate)
+    start, stop = der.read(certificate, 0, end, der.SEQUENCE)
+    if stop != end or not certificate.startswith(token.tbs, start):
+        raise Internal("signed bytes are not those that passed the lint", reason="RECHECK")
+    algorithm_at = start + len(token.tbs)
+    algorithm = token.want.issuer.algorithm
+    if not certificate.startswith(algorithm, algorithm_at):
+        raise Internal("certificate names another signature algorithm than was signed with", reason="RECHECK")
+    _, stop = der.read(certificate, algorithm_at + len(algorithm), end, der.BIT_STRING)
+    if stop != end:
+        raise Internal("there are bytes behind the signature", reason="RECHECK")
 
 
 def _recheck_names(parsed: x509.Certificate, want: Expected) -> None:
