@@ -89,6 +89,7 @@ class Cache:
         self._index = EntryIndex()
         self._bundles: dict[str, BundleForms] = {}
         self._svids: dict[str, WorkloadSvid] = {}
+        self._became_ready = asyncio.Event()
         self._live: dict[frozenset[Selector], View] = {}
         self._idle: OrderedDict[frozenset[Selector], View] = OrderedDict()
 
@@ -98,6 +99,14 @@ class Cache:
     def ready(self) -> bool:
         """Whether callers can be answered at all: the own trust bundle and a full set of entries are known."""
         return self.synced and self.trust_domain.name in self._bundles
+
+    async def wait_ready(self, timeout_seconds: float = 10.0) -> None:
+        """Until callers can be answered; raises Unavailable (AGENT_STARTING) when that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._became_ready.wait()
+        except TimeoutError:
+            raise _starting() from None
 
     def entries(self) -> list[RegistrationEntry]:
         return list(self._index.all())
@@ -135,7 +144,7 @@ class Cache:
     def subscribe(self, selectors: frozenset[Selector], *, needs_svid: bool) -> Subscription:
         """Join the view of these selectors. Raises Unavailable while the agent initialises (Endpoint App. A, E26)."""
         if not self.ready:
-            raise Unavailable("the agent is starting", reason="AGENT_STARTING", hint="try again in a moment")
+            raise _starting()
         subscription = Subscription(self._enter(selectors), needs_svid=needs_svid)
         self._join(subscription)
         return subscription
@@ -162,7 +171,7 @@ class Cache:
             self._refresh(view)
             content = view.content
         if content is None:
-            raise Unavailable("the agent is starting", reason="AGENT_STARTING")
+            raise _starting()
         return content
 
     def _enter(self, selectors: frozenset[Selector]) -> View:
@@ -187,6 +196,8 @@ class Cache:
         bundles_changed = self._apply_bundles(update)
         first = not self.synced
         self.synced = True
+        if self.ready:
+            self._became_ready.set()
         if changed or bundles_changed or first:
             self._after(changed, everything=bundles_changed or first)
 
@@ -212,6 +223,7 @@ class Cache:
         subscriptions = [subscription for view in self._live.values() for subscription in view.subscribers]
         self._index, self._bundles, self._svids = EntryIndex(), {}, {}
         self.synced = False
+        self._became_ready.clear()
         self._idle.clear()
         for view in self._live.values():
             view.content = None
@@ -310,6 +322,11 @@ class Cache:
             view.deadline = None
         view.waited_for = missing
         view.settled = view.deadline is None
+
+
+def _starting() -> Unavailable:
+    """Endpoint App. A (E26): the agent initialises; the caller may come again."""
+    return Unavailable("the agent is starting", reason="AGENT_STARTING", hint="try again in a moment")
 
 
 def _concerns(view: View, changed: dict[str, list[RegistrationEntry]]) -> bool:

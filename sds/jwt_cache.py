@@ -35,6 +35,9 @@ class JwtIssuer(Protocol):
     async def new_jwt_svid(self, entry_id: str, audience: Sequence[str]) -> JwtIssued: ...
 
 
+RENEWAL_RETRY_SECONDS = 1.0
+"""After a renewal failed, how long cached tokens are served without asking the server again."""
+
 Key = tuple[str, int, frozenset[str]]
 
 
@@ -52,6 +55,7 @@ class JwtCache:
         self._limit = limit
         self._tokens: OrderedDict[Key, JwtIssued] = OrderedDict()
         self._fetching: dict[Key, asyncio.Task[JwtIssued]] = {}
+        self._quiet_until = 0.0
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -68,8 +72,8 @@ class JwtCache:
         now = self._clock.now()
         if cached is not None and cached.expires_at > now:
             self._tokens.move_to_end(key)
-            if is_stale(cached, now):
-                self._fetch(key, audience)
+            if is_stale(cached, now) and self._clock.monotonic() >= self._quiet_until:
+                self._fetch(key, audience).add_done_callback(self._be_quiet_after_failure)
             return cached.token
         if entry.jwt_svid_include_jti:
             return (await self._request(entry.id, audience)).token
@@ -78,9 +82,7 @@ class JwtCache:
     def forget(self, entry_ids: frozenset[str] | None = None) -> None:
         """Drop the tokens of these entries, or all."""
         self._tokens = OrderedDict(
-            (key, issued)
-            for key, issued in self._tokens.items()
-            if entry_ids is not None and key[0] not in entry_ids
+            (key, issued) for key, issued in self._tokens.items() if entry_ids is not None and key[0] not in entry_ids
         )
 
     def close(self) -> None:
@@ -118,6 +120,10 @@ class JwtCache:
         if issued.expires_at <= self._clock.now():
             raise _unavailable("the server sent an expired token")
         return issued
+
+    def _be_quiet_after_failure(self, task: asyncio.Task[JwtIssued]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._quiet_until = self._clock.monotonic() + RENEWAL_RETRY_SECONDS
 
     def _drop(self, now: datetime) -> None:
         for key in [key for key, issued in self._tokens.items() if issued.expires_at <= now]:

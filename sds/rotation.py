@@ -210,9 +210,7 @@ class Rotator:
         self.problem = None
         bundles = {bundle.trust_domain: bundle for bundle in self._cache.bundles()}
         now, jitters = self._clock.now(), [self._jitter() for _ in entries]
-        results = await loop.run_in_executor(
-            self._executor, _check_all, entries, keys, answers, bundles, now, jitters
-        )
+        results = await loop.run_in_executor(self._executor, _check_all, entries, keys, answers, bundles, now, jitters)
         self._take_over(entries, results)
 
     def _take_over(self, entries: Sequence[RegistrationEntry], results: Sequence[WorkloadSvid | BurgeeError]) -> None:

@@ -1,0 +1,165 @@
+"""Envoy's secret discovery service, v3: streams that never end for a name that means nothing here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
+
+from ca.errors import InvalidArgument, Unimplemented
+from ca.ports import Clock
+from ca.runtime.log import get
+from sds.cache import Cache, Subscription
+from sds.envoy_status import SdsClient, SdsClients
+from sds.envoy_stream import ResourceState, SdsStream
+from sds.refusals import Context, refusals
+from sds.secrets import Form, SecretNames
+from sds.workloads import Caller, Workloads
+
+log = get("sds.envoy")
+
+SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+INBOX = 16
+"""Requests of one stream that wait to be looked at; the next is not read before."""
+
+
+class EnvoySds:
+    """The service. `peer_of` gives the verified caller of a call; no header is asked for (SPIRE's agent neither)."""
+
+    def __init__(
+        self,
+        *,
+        peer_of: Callable[[Context], Caller],
+        workloads: Workloads,
+        cache: Cache,
+        clients: SdsClients,
+        clock: Clock,
+        names: SecretNames | None = None,
+        validator: Form = Form.SPIFFE,
+    ) -> None:
+        self._peer_of = peer_of
+        self._workloads = workloads
+        self._cache = cache
+        self._clients = clients
+        self._clock = clock
+        self._names = names or SecretNames()
+        self._validator = validator
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """For `server.add_generic_rpc_handlers`."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
+                "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch_secrets),
+                "DeltaSecrets": grpc.stream_stream_rpc_method_handler(_delta_secrets),
+            },
+        )
+
+    async def _stream_secrets(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        caller = self._peer_of(context)
+        async with refusals("StreamSecrets", context, caller):
+            # A starting agent has Envoy wait rather than come back with its own, growing, pauses.
+            await self._cache.wait_ready()
+            async with self._workloads.session(caller, needs_svid=True) as subscription:
+                stream = SdsStream(names=self._names, validator=self._validator)
+                client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
+                inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
+                reader = asyncio.create_task(_read(requests, inbox, subscription))
+                try:
+                    await self._serve(context, subscription, client, inbox)
+                finally:
+                    reader.cancel()
+                    self._clients.remove(client)
+
+    async def _serve(
+        self, context: Context, subscription: Subscription, client: SdsClient, inbox: asyncio.Queue[bytes | None]
+    ) -> None:
+        stream = client.stream
+        while True:
+            while not inbox.empty():
+                raw = inbox.get_nowait()
+                if raw is None:
+                    return
+                self._take_in(client, raw)
+                subscription.first = stream.roots_only
+                await self._answer(context, subscription, stream)
+            await self._answer(context, subscription, stream)
+            await subscription.changed()
+
+    async def _answer(self, context: Context, subscription: Subscription, stream: SdsStream) -> None:
+        view = subscription.view
+        content = self._cache.content(view)
+        response = stream.respond(content, settled=view.settled, now=self._clock.now())
+        if response is not None:
+            await context.write(response)
+
+    def _take_in(self, client: SdsClient, raw: bytes) -> None:
+        stream = client.stream
+        pending = [status for status in stream.statuses.values() if status.state is ResourceState.SENT]
+        stream.request(_parse(raw), self._clock.now())
+        rejected = [status for status in pending if status.state is ResourceState.NACKED]
+        for status in rejected:
+            log.warning(
+                "an Envoy rejected a secret",
+                reason="SDS_NACK",
+                name=status.name,
+                pid=client.pid,
+                node=stream.node_id,
+                detail=status.detail,
+            )
+        if pending:
+            self._clients.answered(rejected=len(rejected))
+
+    async def _fetch_secrets(self, raw: bytes, context: Context) -> bytes:
+        caller = self._peer_of(context)
+        async with refusals("FetchSecrets", context, caller):
+            await self._cache.wait_ready()
+            async with self._workloads.session(caller, needs_svid=True) as subscription:
+                return await self._fetch(_parse(raw), subscription)
+        raise AssertionError("refusals abort the call")
+
+    async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
+        """One answer without version and nonce; for names that mean nothing there is no later, so it says so."""
+        stream = SdsStream(names=self._names, validator=self._validator)
+        stream.request(request, self._clock.now())
+        while True:
+            view = subscription.view
+            content = self._cache.content(view)
+            found = stream.resolve_now(content, settled=view.settled, now=self._clock.now())
+            if stream.everything or len(found) == len(stream.subscribed) or view.settled:
+                break
+            await subscription.changed()
+        if not found:
+            names = " ".join(f'"{name}"' for name in sorted(stream.subscribed))
+            raise InvalidArgument(
+                f"workload is not authorized for the requested identities [{names}]", reason="SDS_UNKNOWN_NAMES"
+            )
+        return stream.body(content, found, version="")
+
+
+async def _read(requests: AsyncIterator[bytes], inbox: asyncio.Queue[bytes | None], subscription: Subscription) -> None:
+    """Move requests to the inbox; None at the end of the client's half of the stream."""
+    try:
+        async for raw in requests:
+            await inbox.put(raw)
+            subscription.wake()
+    except grpc.aio.BaseError as error:
+        log.debug("an SDS stream broke off", error=str(error))
+    await inbox.put(None)
+    subscription.wake()
+
+
+async def _delta_secrets(requests: AsyncIterator[bytes], context: Context) -> None:
+    async with refusals("DeltaSecrets", context):
+        raise Unimplemented("delta secrets are not implemented", reason="SDS_DELTA_UNIMPLEMENTED")
+
+
+def _parse(raw: bytes) -> discovery_pb2.DiscoveryRequest:
+    try:
+        return discovery_pb2.DiscoveryRequest.FromString(raw)
+    except DecodeError as error:
+        raise InvalidArgument("the request is malformed", reason="REQUEST_MALFORMED") from error

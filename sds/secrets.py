@@ -1,0 +1,172 @@
+"""From a name that Envoy asks for to the secret's bytes, or to why the name means nothing here."""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from dataclasses import dataclass
+from enum import StrEnum
+
+from envoy.config.core.v3 import base_pb2, extension_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_spiffe_validator_config_pb2
+from google.protobuf import any_pb2
+
+from ca.errors import BurgeeError
+from ca.identity.bundle_pem import certificate_pem
+from ca.identity.spiffe_id import SpiffeId
+from ca.identity.text import quote
+from sds.views import BundleForms, Content, WorkloadSvid
+
+TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+VALIDATOR = "envoy.tls.cert_validator.spiffe"
+VALIDATOR_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
+
+
+class Form(StrEnum):
+    """How a trust bundle is given: one for each trust domain to the SPIFFE validator, or plain certificates."""
+
+    SPIFFE = "spiffe"
+    TRUSTED_CA = "trusted_ca"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretNames:
+    """The names that are not IDs."""
+
+    svid: str = "default"
+    bundle: str = "ROOTCA"
+    all_bundles: str = "ALL"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A serialized google.protobuf.Any with the secret. Lower ranks are sent first: roots, then leaves."""
+
+    resource: bytes
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why a name has no secret, and what would give it one."""
+
+    detail: str
+
+
+def is_root_name(name: str, names: SecretNames) -> bool:
+    """Whether a name asks for a trust bundle, whoever asks."""
+    if name in (names.bundle, names.all_bundles):
+        return True
+    parsed = _spiffe_id(name)
+    return parsed is not None and not parsed.path
+
+
+def every_name(content: Content) -> list[str]:
+    """What a request without names stands for: all bundles and SVIDs under their IDs."""
+    ids = [forms.id for forms in content.bundles] + [str(svid.spiffe_id) for _, svid in content.svids]
+    return list(dict.fromkeys(ids))
+
+
+def resolve(name: str, content: Content, *, settled: bool, names: SecretNames, form: Form) -> Found | Missing:
+    """The secret of one name for callers with this content.
+
+    `settled` false means that SVIDs are on their way; which one is the default is known when they are here.
+    Several names may mean the same secret (`ROOTCA` and the trust domain's ID): each is answered under its own name.
+    """
+    if name == names.all_bundles:
+        return _bundles(name, content.bundles, content, form)
+    if name == names.bundle:
+        return _bundles(name, content.bundles[:1], content, form)
+    if name == names.svid:
+        return _default_svid(name, content, settled=settled)
+    spiffe_id = _spiffe_id(name)
+    if spiffe_id is None:
+        return Missing(_unknown(name, names))
+    if spiffe_id.path:
+        return _svid_by_id(name, spiffe_id, content)
+    domain = [forms for forms in content.bundles if forms.trust_domain == spiffe_id.trust_domain]
+    if domain:
+        return _bundles(name, tuple(domain), content, form)
+    return Missing(f"no bundle of {quote(name)}: no entry of this workload federates with it")
+
+
+def _default_svid(name: str, content: Content, *, settled: bool) -> Found | Missing:
+    if not content.entries:
+        return Missing("no identity issued: no registration entry matches this workload")
+    if not content.svids or not settled:
+        return Missing("the X.509-SVID has not been issued yet")
+    return _svid(name, 0, content)
+
+
+def _svid_by_id(name: str, spiffe_id: SpiffeId, content: Content) -> Found | Missing:
+    for position, (_, svid) in enumerate(content.svids):
+        if svid.spiffe_id == spiffe_id:
+            return _svid(name, position, content)
+    if any(entry.spiffe_id == spiffe_id for entry in content.entries):
+        return Missing("the X.509-SVID has not been issued yet")
+    return Missing(f"no registration entry gives this workload {quote(name)}")
+
+
+def _unknown(name: str, names: SecretNames) -> str:
+    if name.startswith(("file-root:", "file-cert:")):
+        return "names of files are answered by Istio's own agent, not here"
+    known = f"`{names.svid}`, `{names.bundle}`, `{names.all_bundles}`"
+    return f"not a name of this agent: it knows {known}, SPIFFE IDs and trust domain IDs"
+
+
+def _spiffe_id(name: str) -> SpiffeId | None:
+    try:
+        return SpiffeId.parse(name)
+    except BurgeeError:
+        return None
+
+
+def _svid(name: str, position: int, content: Content) -> Found:
+    svid = content.svids[position][1]
+    return Found(content.secret(("svid", name), lambda: _any(_tls_certificate(name, svid))), 1_000_000 + position)
+
+
+def _bundles(name: str, bundles: tuple[BundleForms, ...], content: Content, form: Form) -> Found | Missing:
+    if form is Form.TRUSTED_CA and len(bundles) > 1:
+        # In one list of plain certificates every root would vouch for every trust domain.
+        return Missing(f"{quote(name)} holds several trust domains: only Envoy's SPIFFE validator keeps them apart")
+    rank = content.bundles.index(bundles[0])
+    return Found(content.secret(("bundle", name, form), lambda: _any(_validation(name, bundles, form))), rank)
+
+
+def _tls_certificate(name: str, svid: WorkloadSvid) -> secret_pb2.Secret:
+    chain = "".join(certificate_pem(der) for der in svid.chain).encode("ascii")
+    return secret_pb2.Secret(
+        name=name,
+        tls_certificate=common_pb2.TlsCertificate(
+            certificate_chain=base_pb2.DataSource(inline_bytes=chain),
+            private_key=base_pb2.DataSource(inline_bytes=_key_pem(svid.key)),
+        ),
+    )
+
+
+def _validation(name: str, bundles: tuple[BundleForms, ...], form: Form) -> secret_pb2.Secret:
+    if form is Form.TRUSTED_CA:
+        context = common_pb2.CertificateValidationContext(trusted_ca=base_pb2.DataSource(inline_bytes=bundles[0].pem))
+        return secret_pb2.Secret(name=name, validation_context=context)
+    trust_domain = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig.TrustDomain
+    config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig(
+        trust_domains=[
+            trust_domain(name=forms.trust_domain.name, trust_bundle=base_pb2.DataSource(inline_bytes=forms.pem))
+            for forms in bundles
+        ]
+    )
+    typed = any_pb2.Any(type_url=VALIDATOR_TYPE_URL, value=config.SerializeToString(deterministic=True))
+    context = common_pb2.CertificateValidationContext(
+        custom_validator_config=extension_pb2.TypedExtensionConfig(name=VALIDATOR, typed_config=typed)
+    )
+    return secret_pb2.Secret(name=name, validation_context=context)
+
+
+def _any(secret: secret_pb2.Secret) -> bytes:
+    return any_pb2.Any(type_url=TYPE_URL, value=secret.SerializeToString(deterministic=True)).SerializeToString()
+
+
+def _key_pem(pkcs8: bytes) -> bytes:
+    body = "\n".join(textwrap.wrap(base64.b64encode(pkcs8).decode("ascii"), 64))
+    return f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n".encode("ascii")
