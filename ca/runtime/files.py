@@ -67,8 +67,9 @@ def read_private(path: str | os.PathLike[str], max_bytes: int = 1 << 20) -> byte
 def make_private_dir(path: str | os.PathLike[str], mode: int = 0o700) -> Path:
     """Create the directory (parents with 0755 as needed) with exactly `mode`, or check the one that is there.
 
-    `mode` may open it to a group or to everyone (0750, 0755) but never for writing. An existing directory that is
-    ours is tightened to `mode`; somebody else's raises FailedPrecondition (NOT_PRIVATE).
+    `mode` may open it to a group or to everyone (0750, 0755) but never for writing. One that exists must be ours and
+    no more open than `mode`, else FailedPrecondition (NOT_PRIVATE): it may hold more than our files, so we do not
+    close it to others by ourselves. Where it is less open than `mode` it is opened.
     """
     if mode & 0o022:
         raise ValueError("a directory that others can write to is not private")
@@ -81,15 +82,25 @@ def make_private_dir(path: str | os.PathLike[str], mode: int = 0o700) -> Path:
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
-        if found.st_uid != os.geteuid():
-            raise FailedPrecondition(
-                f"`{target}` belongs to uid {found.st_uid}, not to us ({os.geteuid()})", reason="NOT_PRIVATE"
-            )
-        if stat.S_IMODE(found.st_mode) != mode:
+        _check_directory(found, target, mode)
+        if mode & ~found.st_mode:
             os.fchmod(fd, mode)
     finally:
         os.close(fd)
     return target
+
+
+def _check_directory(found: os.stat_result, target: Path, mode: int) -> None:
+    if found.st_uid != os.geteuid():
+        raise FailedPrecondition(
+            f"`{target}` belongs to uid {found.st_uid}, not to us ({os.geteuid()})", reason="NOT_PRIVATE"
+        )
+    if found.st_mode & 0o777 & ~mode:
+        raise FailedPrecondition(
+            f"`{target}` is open to others (mode {stat.S_IMODE(found.st_mode):04o}, at most {mode:04o} is allowed)",
+            reason="NOT_PRIVATE",
+            hint=f"choose a directory of its own, or: chmod {mode:o} {target}",
+        )
 
 
 def _check_private(found: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -72,9 +72,7 @@ def _adopt_libraries(shared: list[Processor], last: list[Processor], target: Tex
     """Send what libraries say by `logging` through the same processors; below warning they are silent."""
     handler = logging.StreamHandler(target)
     remove: Any = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last])
-    )
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last]))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(threshold, logging.WARNING))

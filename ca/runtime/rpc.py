@@ -2,40 +2,118 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from ca.errors import BurgeeError
+from ca.errors import FailedPrecondition
+from ca.runtime.files import require_private
+from ca.runtime.rpc_errors import abort_with, error_of
+from ca.runtime.rpc_observer import CallObserver
+
+__all__ = ["DEFAULT_MAX_RECEIVE_BYTES", "abort_with", "connect", "error_of", "grpc_server"]
 
 DEFAULT_MAX_RECEIVE_BYTES = 4 << 20
+"""SPIRE's and gRPC's own limit for a request."""
+
+MAX_STREAMS_PER_CONNECTION = 4096
+KEEPALIVE_SECONDS = 60
+KEEPALIVE_TIMEOUT_SECONDS = 20
+MIN_CLIENT_PING_SECONDS = 10
+MAX_PING_STRIKES = 2
 
 
 def grpc_server(
-    uds_path: str,
-    interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+    uds_path: str | os.PathLike[str],
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     *,
     max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES,
     max_connection_age_seconds: float | None = None,
+    options: Sequence[tuple[str, Any]] = (),
 ) -> grpc.aio.Server:
-    """A server on a private Unix socket (in a directory that is ours alone), not yet started; errors are mapped.
+    """A server on a private Unix socket, not yet started. Its errors, metrics and request ids are taken care of.
 
-    Pass `gate.interceptor()` among `interceptors`; the error interceptor stands outermost by itself.
+    The socket's directory must be private (0700), else FailedPrecondition. Put `gate.interceptor()` first among
+    `interceptors`. A request above `max_receive_bytes` is refused unread with ResourceExhausted. Clients that ping
+    more often than every 10 s are sent away. Handlers are async; they raise members of the error family.
     """
-    ...
+    path = os.fspath(uds_path)
+    require_private(os.path.dirname(path))
+    server = grpc.aio.server(
+        interceptors=(CallObserver(), *interceptors),
+        options=[*_options(max_receive_bytes, max_connection_age_seconds), *options],
+    )
+    if not server.add_insecure_port(f"unix:{path}"):
+        raise FailedPrecondition(f"cannot listen on `{path}`", reason="ADDRESS_UNAVAILABLE")
+    return server
 
 
-async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: BurgeeError) -> NoReturn:
-    """End the call with `error`. Raising the error from a handler does the same."""
-    ...
+def _options(max_receive_bytes: int, max_connection_age_seconds: float | None) -> list[tuple[str, Any]]:
+    options: list[tuple[str, Any]] = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_receive_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+        # Pings reach the real client: the gate relays them, so a dead one is found although its relay lives.
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_CLIENT_PING_SECONDS * 1000),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
+    ]
+    if max_connection_age_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", int(max_connection_age_seconds * 1000)))
+    return options
 
 
-def connect(path: str, *, header: Mapping[str, str] | None = None) -> grpc.aio.Channel:
-    """A client channel to a Unix socket; `header` is sent as metadata with every call."""
-    ...
+def connect(path: str | os.PathLike[str], *, header: Mapping[str, str] | None = None) -> grpc.aio.Channel:
+    """A client channel to a Unix socket; `header` is sent as metadata with every call. Close it after use.
+
+    Calls raise grpc.aio.AioRpcError, which `error_of` translates.
+    """
+    pairs = tuple((header or {}).items())
+    interceptors = [kind(pairs) for kind in _HEADER_INTERCEPTORS] if pairs else []
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(f"unix:{os.fspath(path)}", options=options, interceptors=interceptors)
 
 
-def error_of(error: grpc.aio.AioRpcError) -> BurgeeError:
-    """The error that a server of ours (or SPIRE's) reported, as a member of the family."""
-    ...
+class _Header:
+    """Adds metadata to a call's details."""
+
+    def __init__(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        self._pairs = pairs
+
+    def _with_header(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()), *self._pairs)
+        return grpc.aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+        )
+
+
+class _UnaryUnary(_Header, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self._with_header(client_call_details), request)
+
+
+class _UnaryStream(_Header, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self._with_header(client_call_details), request)
+
+
+class _StreamUnary(_Header, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(self._with_header(client_call_details), request_iterator)
+
+
+class _StreamStream(_Header, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(self._with_header(client_call_details), request_iterator)
+
+
+_HEADER_INTERCEPTORS: tuple[type[Any], ...] = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)

@@ -1,1 +1,179 @@
-"""The server's configuration."""
+"""The server's configuration; `python -m ca.runtime.server_config table|schema` prints its manual."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from ca.errors import InvalidArgument
+from ca.identity.spiffe_id import TrustDomain
+from ca.ports import KeyType
+from ca.runtime.config import StrictModel
+from ca.runtime.config_reference import print_reference
+
+
+def _trust_domain(name: str) -> str:
+    try:
+        return TrustDomain(name).name
+    except InvalidArgument as error:
+        raise ValueError(error.detail) from error
+
+
+def _host_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError("must be host:port, such as 127.0.0.1:9988")
+    return text
+
+
+def _default_attestors() -> dict[str, dict[str, Any]]:
+    return {"join_token": {}}
+
+
+TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
+HostPort = Annotated[str, AfterValidator(_host_port)]
+Seconds = Annotated[int, Field(gt=0, le=10 * 366 * 86400)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class AdminSocketConfig(StrictModel):
+    """Who may administer over the Unix socket. root and the server's own user always may."""
+
+    path: Path | None = None
+    """The socket; by default `run/admin.sock` in the data directory. Its directory becomes private (0700)."""
+
+    admin_group: str | None = None
+    """A group that may reach the socket: it becomes 0660 in a 0750 directory of that group."""
+
+    admin_uids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """User ids that may use the socket besides root and the server's own."""
+
+
+class StoreConfig(StrictModel):
+    """Where entries, agents and records are kept."""
+
+    url: str | None = None
+    """`sqlite+aiosqlite:///path` or `postgresql+psycopg://…`; by default `store.sqlite3` in the data directory."""
+
+
+class KeysConfig(StrictModel):
+    """Where private keys are kept."""
+
+    plugin: str = "disk"
+    """Name of a key manager plugin; `disk` and `memory` come with Burgee."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's own configuration."""
+
+
+class LogConfig(StrictModel):
+    """Logs go to standard error."""
+
+    format: Literal["console", "json"] = "console"
+    """For people or for programs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is written."""
+
+
+class LimitsConfig(StrictModel):
+    """What the server bears before it refuses."""
+
+    max_connections: Annotated[int, Field(gt=0)] = 10_000
+    """Open connections over all listeners."""
+
+    max_connections_per_address: Annotated[int, Field(gt=0)] = 2_000
+    """Open connections from one IP address."""
+
+    max_connections_per_uid: Annotated[int, Field(gt=0)] = 4_000
+    """Open connections from one user id on the Unix socket."""
+
+    max_message_bytes: Annotated[int, Field(ge=64 << 10, le=256 << 20)] = 4 << 20
+    """The largest request that is read."""
+
+    handshake_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10.0
+    """Time for a TLS handshake, and for the first bytes after it."""
+
+    max_connection_age_seconds: Seconds = 180
+    """After this age a connection is asked to reconnect (open streams may end first), so that it is verified anew."""
+
+
+class ServerConfig(StrictModel):
+    """Configuration of the Burgee server. Unknown keys are errors; units are in the names."""
+
+    trust_domain: TrustDomainName
+    """The trust domain whose authority this server is, such as `example.org`."""
+
+    data_dir: Path
+    """Everything the server keeps; created as a private directory (0700)."""
+
+    bind_address: str = "0.0.0.0"  # noqa: S104 (agents come from other machines)
+    """Address that agents connect to."""
+
+    bind_port: Port = 8081
+    """Port that agents connect to; 0 takes a free one."""
+
+    admin_socket: AdminSocketConfig = AdminSocketConfig()
+    """Administration over a Unix socket."""
+
+    store: StoreConfig = StoreConfig()
+    """Persistent state."""
+
+    keys: KeysConfig = KeysConfig()
+    """Private keys of the authorities."""
+
+    ca_ttl_seconds: Seconds = 86_400
+    """Lifetime of X.509 and JWT authorities."""
+
+    x509_svid_ttl_seconds: Seconds = 3_600
+    """Lifetime of X.509-SVIDs whose entry names none."""
+
+    jwt_svid_ttl_seconds: Seconds = 300
+    """Lifetime of JWT-SVIDs whose entry names none."""
+
+    agent_ttl_seconds: Seconds = 3_600
+    """Lifetime of agents' SVIDs."""
+
+    backdate_seconds: Annotated[int, Field(ge=0, le=3600)] = 10
+    """How far notBefore lies in the past, for clocks that are behind."""
+
+    ca_key_type: KeyType = KeyType.EC_P256
+    """Key type of X.509 authorities."""
+
+    jwt_key_type: KeyType = KeyType.EC_P256
+    """Key type of JWT authorities."""
+
+    jwt_issuer: str | None = None
+    """The `iss` claim of JWT-SVIDs; none by default."""
+
+    node_attestors: dict[str, dict[str, Any]] = Field(default_factory=_default_attestors)
+    """Node attestors that agents may use, each with its own configuration."""
+
+    bundle_file: Path | None = None
+    """The server keeps its trust bundle here as PEM, for the first trust of agents; by default nowhere."""
+
+    metrics_address: HostPort | None = "127.0.0.1:9988"
+    """Where /metrics, /live and /ready are served, without authentication; null turns it off."""
+
+    log: LogConfig = LogConfig()
+    """Logs."""
+
+    limits: LimitsConfig = LimitsConfig()
+    """Limits."""
+
+    @property
+    def admin_socket_path(self) -> Path:
+        """The admin socket, with its default filled in."""
+        return self.admin_socket.path or self.data_dir / "run" / "admin.sock"
+
+    @property
+    def store_url(self) -> str:
+        """The store's URL, with its default filled in."""
+        return self.store.url or f"sqlite+aiosqlite:///{self.data_dir / 'store.sqlite3'}"
+
+
+if __name__ == "__main__":
+    sys.exit(print_reference(ServerConfig, "Server configuration", sys.argv[1:]))

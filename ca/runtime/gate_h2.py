@@ -1,0 +1,54 @@
+"""As much of HTTP/2 framing as the gate needs: the client's preface, and where a GOAWAY may be put in."""
+
+from __future__ import annotations
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""RFC 9113 §3.4: the first bytes of every HTTP/2 client."""
+
+GOAWAY_NO_ERROR = b"\x00\x00\x08\x07\x00" + bytes(4) + b"\x7f\xff\xff\xff" + bytes(4)
+"""RFC 9113 §6.8: start no new streams here; those that exist may go on (last stream 2^31-1, NO_ERROR)."""
+
+_HEADER_BYTES = 9
+_HEADERS, _PUSH_PROMISE, _CONTINUATION = 1, 5, 9
+_END_HEADERS = 0x04
+
+
+class FrameTracker:
+    """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload."""
+
+    __slots__ = ("_block_open", "_header", "_left", "_seen")
+
+    def __init__(self) -> None:
+        self._header = bytearray()
+        self._left = 0
+        self._block_open = False
+        self._seen = False
+
+    @property
+    def between_frames(self) -> bool:
+        """True where a frame of ours may stand: after the first frame (SETTINGS), inside of no frame, and not between
+        a HEADERS frame and its CONTINUATIONs (§6.10)."""
+        return self._seen and not (self._left or self._header or self._block_open)
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next bytes of the direction."""
+        at, end = 0, len(data)
+        while at < end:
+            if self._left:
+                step = min(self._left, end - at)
+                self._left -= step
+                at += step
+                continue
+            step = min(_HEADER_BYTES - len(self._header), end - at)
+            self._header += data[at : at + step]
+            at += step
+            if len(self._header) == _HEADER_BYTES:
+                self._frame()
+
+    def _frame(self) -> None:
+        header = self._header
+        self._left = header[0] << 16 | header[1] << 8 | header[2]
+        if header[3] in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+            self._block_open = not header[4] & _END_HEADERS
+        self._seen = True
+        header.clear()
