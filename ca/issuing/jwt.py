@@ -1,6 +1,6 @@
 """JWT-SVIDs: prepare (compose, lint), then sign and check what came out. No clock, no randomness.
 
-Compact serialization alone (JWT-SVID §5.1, C14; §1, C1); header and claims as SPIRE writes them: alphabetical, no spaces.
+Compact serialization alone (JWT-SVID §5.1, C14; §1, C1); members as SPIRE writes them: alphabetical, no spaces.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Check = Callable[[Parts, Expected], str]
 
 
 class Rule(NamedTuple):
-    """A rule of the lint. `check` looks at the fields of `Parts` in `reads` and those of `Expected` in `expects`, alone."""
+    """A rule of the lint. `check` looks at the fields of `Parts` in `reads` and those of `Expected` in `expects`."""
 
     name: str
     citation: str
