@@ -12,8 +12,8 @@ from ca.ports import Clock
 from ca.runtime import log
 from ca.runtime.gate import Peer
 from ca.service.peers import AgentAuthorizer
-from ca.store.values import AttestedAgent
 from ca.store.authorized import AuthorizedIndex
+from ca.store.values import AttestedAgent
 
 logger = log.get(__name__)
 

@@ -10,12 +10,13 @@ import grpc
 from ca.api.convert.ids import seconds
 from ca.api.convert.svids import jwt_message, lifetime_message, x509_message
 from ca.api.svid import audience, minted_id, require_csr
+from ca.identity.spiffe_id import TrustDomain
 from ca.proto.burgee import admin_pb2 as pb
 from ca.proto.burgee import admin_pb2_grpc
-from ca.identity.spiffe_id import TrustDomain
 from ca.runtime.health import Health
 from ca.service.feed import Feed
 from ca.service.issuance import Issuer
+from ca.service.issuance_jwt import JwtIssuer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,6 +29,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         *,
         trust_domain: TrustDomain,
         issuer: Issuer,
+        tokens: JwtIssuer,
         feed: Feed,
         health: Health,
         version: str,
@@ -35,6 +37,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> None:
         self._trust_domain = trust_domain
         self._issuer = issuer
+        self._tokens = tokens
         self._feed = feed
         self._health = health
         self._version = version
@@ -59,5 +62,5 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def MintJWTSVID(self, request: pb.MintJWTSVIDRequest, context: Context) -> pb.MintJWTSVIDResponse:
         spiffe_id = minted_id(request, self._trust_domain)
-        svid = await self._issuer.mint_jwt(spiffe_id, audience(request.audience), request.ttl_seconds)
+        svid = await self._tokens.mint(spiffe_id, audience(request.audience), request.ttl_seconds)
         return pb.MintJWTSVIDResponse(svid=jwt_message(svid), lifetime=lifetime_message(svid.lifetime))

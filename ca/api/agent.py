@@ -25,7 +25,7 @@ from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_agent_pb2_grpc, types_pb2
 from ca.service.attestation import NodeAttestation
 from ca.service.follower import Follower
-from ca.store import Store
+from ca.store.store import Store
 from ca.store.values import AgentFilter
 
 ATTESTATION_SECONDS = 60
@@ -96,7 +96,9 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
             await self._follower.catch_up()
         return types_pb2.JoinToken(value=value, expires_at=seconds(expires_at))
 
-    async def AttestAgent(self, request_iterator: AsyncIterator[pb.AttestAgentRequest], context: Context) -> None:
+    async def AttestAgent(  # type: ignore[override]  # grpc.aio's reader-writer form, which the stubs do not know
+        self, request_iterator: AsyncIterator[pb.AttestAgentRequest], context: Context
+    ) -> None:
         try:
             async with asyncio.timeout(ATTESTATION_SECONDS):
                 await self._attest(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -10,12 +11,21 @@ from ca.api.convert.bundles import bundle_message
 from ca.api.convert.entries import optional_mask
 from ca.api.convert.ids import trust_domain
 from ca.api.convert.text import named
-from ca.errors import InvalidArgument, NotFound
+from ca.errors import InvalidArgument, NotFound, Unimplemented
 from ca.proto.spire import server_bundle_pb2 as pb
 from ca.proto.spire import server_bundle_pb2_grpc, types_pb2
 from ca.service.trust import Trust
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _later(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A method that authorization guards already and that is not built yet."""
+
+    async def method(self: object, request: object, context: Context) -> object:
+        raise Unimplemented(f"{name} is not yet implemented")
+
+    return method
 
 
 class BundleService(server_bundle_pb2_grpc.BundleServicer):
@@ -48,6 +58,15 @@ class BundleService(server_bundle_pb2_grpc.BundleServicer):
         if bundle is None:
             raise NotFound("bundle not found", reason="BUNDLE_NOT_FOUND")
         return bundle_message(bundle, optional_mask(request, "output_mask"))
+
+    AppendBundle = _later("AppendBundle")
+    PublishJWTAuthority = _later("PublishJWTAuthority")
+    PublishWITAuthority = _later("PublishWITAuthority")
+    ListFederatedBundles = _later("ListFederatedBundles")
+    BatchCreateFederatedBundle = _later("BatchCreateFederatedBundle")
+    BatchUpdateFederatedBundle = _later("BatchUpdateFederatedBundle")
+    BatchSetFederatedBundle = _later("BatchSetFederatedBundle")
+    BatchDeleteFederatedBundle = _later("BatchDeleteFederatedBundle")
 
     def _forget(self) -> None:
         self._seen = None

@@ -17,8 +17,8 @@ from ca.identity.spiffe_id import TrustDomain
 from ca.proto.spire import server_entry_pb2 as pb
 from ca.proto.spire import server_entry_pb2_grpc, types_pb2
 from ca.service.follower import Follower
-from ca.store import Store
 from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
 
 MAX_BATCH = 10_000
 """Entries or ids of one batch call."""
@@ -31,9 +31,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class EntryService(server_entry_pb2_grpc.EntryServicer):
     """Writers return when agents can already use what they wrote: memory has followed the commit."""
 
-    def __init__(
-        self, *, trust_domain: TrustDomain, store: Store, index: AuthorizedIndex, follower: Follower
-    ) -> None:
+    def __init__(self, *, trust_domain: TrustDomain, store: Store, index: AuthorizedIndex, follower: Follower) -> None:
         self._trust_domain = trust_domain
         self._store = store
         self._index = index

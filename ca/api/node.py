@@ -11,7 +11,7 @@ import grpc
 from ca.api.access import current_svid
 from ca.api.convert.bundles import bundle_message
 from ca.api.convert.entries import entry_message
-from ca.errors import Denied, InvalidArgument
+from ca.errors import Denied, InvalidArgument, Unavailable
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2 as pb
@@ -31,15 +31,15 @@ _METHOD = "/burgee.node.v1.Node/Sync"
 class NodeService(node_pb2_grpc.NodeServicer):
     """One task writes updates, one reads acknowledgements; rights are looked at before every push."""
 
-    def __init__(
-        self, *, feed: Feed, authorizer: AgentAuthorizer, attestation: NodeAttestation, clock: Clock
-    ) -> None:
+    def __init__(self, *, feed: Feed, authorizer: AgentAuthorizer, attestation: NodeAttestation, clock: Clock) -> None:
         self._feed = feed
         self._authorizer = authorizer
         self._attestation = attestation
         self._clock = clock
 
-    async def Sync(self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context) -> None:
+    async def Sync(  # type: ignore[override]  # grpc.aio's reader-writer form, which the stubs do not know
+        self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
+    ) -> None:
         svid = current_svid()
         first = await context.read()
         if not isinstance(first, pb.SyncRequest) or first.WhichOneof("step") != "subscribe":
@@ -61,6 +61,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         """Ends with the agent's half-close, or raises Denied when its rights end."""
         told = -1
         while not reader.done():
+            if self._feed.closing:
+                raise Unavailable("server is stopping", reason="STOPPING", hint="connect again")
             self._check(svid)
             if not update.empty or update.revision > told:
                 for message in self._messages(update):
@@ -85,7 +87,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         try:
             self._authorizer.check(svid)
         except Denied as denied:
-            raise Denied(f"authorization denied for method {_METHOD}", reason=denied.reason, hint=denied.hint) from denied
+            detail = f"authorization denied for method {_METHOD}"
+            raise Denied(detail, reason=denied.reason, hint=denied.hint) from denied
 
     def _pause(self, svid: X509Svid) -> float:
         left = (svid.not_after - self._clock.now()).total_seconds()

@@ -17,6 +17,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_svid_pb2 as pb
 from ca.proto.spire import server_svid_pb2_grpc
 from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest
+from ca.service.issuance_jwt import JwtIssuer
 from ca.store.authorized import AuthorizedIndex
 
 MAX_CSRS = 500
@@ -34,9 +35,10 @@ _Result = pb.BatchNewX509SVIDResponse.Result
 class SvidService(server_svid_pb2_grpc.SVIDServicer):
     """Checks whose entry it is; the issuer does the rest."""
 
-    def __init__(self, *, trust_domain: TrustDomain, issuer: Issuer, index: AuthorizedIndex) -> None:
+    def __init__(self, *, trust_domain: TrustDomain, issuer: Issuer, tokens: JwtIssuer, index: AuthorizedIndex) -> None:
         self._trust_domain = trust_domain
         self._issuer = issuer
+        self._tokens = tokens
         self._index = index
 
     async def MintX509SVID(self, request: pb.MintX509SVIDRequest, context: Context) -> pb.MintX509SVIDResponse:
@@ -45,7 +47,7 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
 
     async def MintJWTSVID(self, request: pb.MintJWTSVIDRequest, context: Context) -> pb.MintJWTSVIDResponse:
         spiffe_id = minted_id(request, self._trust_domain)
-        svid = await self._issuer.mint_jwt(spiffe_id, audience(request.audience), request.ttl)
+        svid = await self._tokens.mint(spiffe_id, audience(request.audience), request.ttl)
         return pb.MintJWTSVIDResponse(svid=jwt_message(svid))
 
     async def BatchNewX509SVID(
@@ -72,7 +74,7 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         entry = self._index.get(agent_id, request.entry_id)
         if entry is None:
             raise NotFound(_NOT_FOUND.detail, reason=_NOT_FOUND.reason)
-        svid = await self._issuer.jwt_for_workload(agent_id, entry, names)
+        svid = await self._tokens.for_workload(agent_id, entry, names)
         return pb.NewJWTSVIDResponse(svid=jwt_message(svid))
 
     async def MintWITSVID(self, request: pb.MintWITSVIDRequest, context: Context) -> pb.MintWITSVIDResponse:

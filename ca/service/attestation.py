@@ -1,4 +1,4 @@
-"""Node attestation: from a caller's evidence to the agent's SVID, in an order that wastes nothing and trusts nothing."""
+"""Node attestation: from evidence to an agent's SVID, in an order that wastes nothing and trusts nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ca.errors import BurgeeError, Denied, FailedPrecondition, Internal, InvalidArgument, NotFound
+from ca.errors import BurgeeError, Denied, FailedPrecondition, Internal, InvalidArgument
 from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
-from ca.issuing.csr import Csr
 from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlugin, NodeVerifier
 from ca.runtime import log, plugins
+from ca.runtime.config import from_values
 from ca.service.issuance import IssuedX509, Issuer
 from ca.service.peers import AgentTable
-from ca.store import Store
+from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
 logger = log.get(__name__)
 
-GROUP = "burgee.node_attestors"
 MAX_VERSION_CHARACTERS = 255
 
 
@@ -50,8 +49,9 @@ def load_verifiers(configs: Mapping[str, Mapping[str, Any]], host: Host) -> dict
     """The configured node attestors, found by entry point. Raises ConfigError for an unknown name or a bad config."""
     verifiers: dict[str, NodeVerifier] = {}
     for name, config in configs.items():
-        plugin: NodeAttestorPlugin = plugins.load(GROUP, name)
-        verifiers[name] = plugin.verifier(plugins.configure(plugin.server_config, config, f"node_attestors.{name}"), host)
+        plugin = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
+        settings = from_values(config, plugin.server_config, name=f"node_attestors.{name}")
+        verifiers[name] = plugin.verifier(settings, host)
     return verifiers
 
 
@@ -120,8 +120,7 @@ class NodeAttestation:
 
     async def evict(self, agent_id: SpiffeId) -> None:
         """Forgotten: it may attest again. Also lifts a ban. Raises NotFound."""
-        if not await self._store.agents.delete(agent_id):
-            raise NotFound("agent not found", reason="AGENT_NOT_FOUND")
+        await self._store.agents.delete(agent_id)
         await self._agents.refresh(agent_id)
         logger.info("agent evicted", spiffe_id=str(agent_id), reason="AGENT_EVICTED")
 
@@ -141,20 +140,24 @@ class NodeAttestation:
     def _refuse_banned(self, agent_id: SpiffeId) -> None:
         known = self._agents.get(agent_id)
         if known is not None and known.banned:
-            raise Denied("failed to attest: agent is banned", reason="BANNED", hint="an administrator can evict it")
+            raise _banned()
 
     async def _remember(self, agent_id: SpiffeId, kind: str, node: AttestedNode, svid: IssuedX509) -> None:
-        await self._store.agents.upsert(
-            AttestedAgent(
-                id=agent_id,
-                attestation_type=kind,
-                serial=str(svid.serial),
-                not_after=svid.not_after,
-                selectors=node.selectors,
-                reattestable=node.reattestable,
-            )
+        agent = AttestedAgent(
+            id=agent_id,
+            attestation_type=kind,
+            serial=str(svid.serial),
+            not_after=svid.not_after,
+            selectors=node.selectors,
+            reattestable=node.reattestable,
         )
+        try:
+            await self._store.agents.upsert(agent)
+        except Denied as denied:  # banned since we looked
+            raise _banned() from denied
         await self._agents.refresh(agent_id)
 
 
-__all__ = ["Attestation", "Csr", "Host", "NodeAttestation", "load_verifiers"]
+def _banned() -> Denied:
+    """Without AGENT_BANNED's details, as SPIRE answers: the caller is nobody's agent yet."""
+    return Denied("failed to attest: agent is banned", reason="BANNED", hint="an administrator can evict it")

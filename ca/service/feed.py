@@ -14,8 +14,8 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
 from ca.service.follower import Applied, Follower
 from ca.service.trust import Trust
-from ca.store import Store
 from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
 from ca.store.values import Change, Compacted
 
 ENTRY = "entry"
@@ -211,6 +211,7 @@ class Feed:
         self._sessions: dict[SpiffeId, set[Session]] = {}
         self._acks: dict[SpiffeId, dict[str, Acknowledged]] = {}
         self._missed = Missed(follower.revision)
+        self.closing = False
         follower.on_applied(self._on_applied)
 
     @property
@@ -241,6 +242,12 @@ class Feed:
         sessions.discard(session)
         if not sessions:
             self._sessions.pop(session.agent_id, None)
+
+    def drain(self) -> None:
+        """Makes every stream end now: the server stops."""
+        self.closing = True
+        for session in self._all():
+            session.wake()
 
     def wake(self, agent_id: SpiffeId) -> None:
         """Makes an agent's streams look at their rights again."""
@@ -289,16 +296,18 @@ class Feed:
         if len(changes) >= RESUME_LIMIT:
             return None
         resume = Resume()
+        parents = {entry.parent_id for entry in self.index.authorized(agent_id)}
         for change in changes:
-            if not self._foretell(agent_id, change, resume):
+            if not self._foretell(agent_id, change, parents, resume):
                 return None
         return resume
 
-    def _foretell(self, agent_id: SpiffeId, change: Change, resume: Resume) -> bool:
-        """False when the agent may have held something that the log no longer describes.
+    def _foretell(self, agent_id: SpiffeId, change: Change, parents: set[SpiffeId], resume: Resume) -> bool:
+        """False when the agent may hold, or lack, something that the log does not describe.
 
-        An entry that is the agent's now is sent. One that is not, and was never updated, never was the agent's. One
-        that was deleted or updated may have been: naming it would tell an agent of entries that do not concern it.
+        An entry that is the agent's now is sent, unless others hang below it. One that is not, and was never updated,
+        never was the agent's. One that was deleted or updated may have been: naming it could tell an agent of entries
+        that do not concern it.
         """
         if change.kind == "bundle":
             resume.bundles.add(TrustDomain(change.name))
@@ -308,7 +317,7 @@ class Feed:
         entry = self.index.get(agent_id, change.name)
         if entry is not None:
             resume.entries.add(change.name)
-            return not self.index.is_parent(entry.spiffe_id)
+            return entry.spiffe_id not in parents
         stranger = self.index.entry(change.name)
         return stranger is not None and stranger.revision_number == 0
 

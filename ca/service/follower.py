@@ -11,8 +11,8 @@ from ca.ports import Clock
 from ca.runtime import log
 from ca.service.peers import AgentTable
 from ca.service.trust import Trust
-from ca.store import Store
 from ca.store.authorized import AuthorizedIndex, Effect
+from ca.store.store import Store
 from ca.store.values import Change, Compacted
 
 logger = log.get(__name__)
@@ -57,13 +57,12 @@ class Follower:
         self._listeners.append(listener)
 
     async def load(self) -> None:
-        """Reads everything. What is written meanwhile is read again from the log: putting twice is harmless."""
-        revision = await self._store.changes.revision()
-        agents = await self._store.agents.all()
-        self._agents.load(agents)
-        self._index.load(await self._store.entries.all(), agents)
-        self._trust.load(await self._store.bundles.all())
-        self.revision = revision
+        """Reads everything, as of one revision."""
+        snapshot = await self._store.snapshot()
+        self._agents.load(snapshot.agents)
+        self._index.load(snapshot.entries, snapshot.agents)
+        self._trust.load(snapshot.bundles)
+        self.revision = snapshot.revision
         self.caught_up_at = self._clock.monotonic()
 
     async def run(self) -> None:

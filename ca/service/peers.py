@@ -9,7 +9,7 @@ from ca.errors import Denied
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
-from ca.store.agents import AgentStore
+from ca.store.agents import Agents
 from ca.store.values import AttestedAgent
 
 Listener = Callable[[SpiffeId, AttestedAgent | None], None]
@@ -22,7 +22,7 @@ class AgentTable:
     the last read the newest, whoever comes first.
     """
 
-    def __init__(self, store: AgentStore) -> None:
+    def __init__(self, store: Agents) -> None:
         self._store = store
         self._agents: dict[SpiffeId, AttestedAgent] = {}
         self._listeners: list[Listener] = []
@@ -64,7 +64,7 @@ class AgentAuthorizer:
     The reasons are SPIRE's PermissionDeniedDetails: its agents decide by them whether to attest again or to stop.
     """
 
-    def __init__(self, table: AgentTable, store: AgentStore, clock: Clock) -> None:
+    def __init__(self, table: AgentTable, store: Agents, clock: Clock) -> None:
         self._table = table
         self._store = store
         self._clock = clock
@@ -73,7 +73,7 @@ class AgentAuthorizer:
         """The agent. A renewed SVID becomes the current one at its first use. Raises Denied."""
         agent = self.check(svid, allow_pending=True)
         if agent.serial != str(svid.serial):
-            await self._store.promote(svid.id)
+            await self._store.promote(svid.id, serial=str(svid.serial))
             await self._table.refresh(svid.id)
             return self.check(svid)
         return agent

@@ -65,7 +65,7 @@ def entry_message(entry: RegistrationEntry, mask: types_pb2.EntryMask | None = N
     full = _full(entry)
     for field in _MASKED:
         if not getattr(mask, field):
-            full.ClearField(field)
+            full.ClearField(field)  # type: ignore[arg-type]
     return full
 
 
@@ -102,7 +102,6 @@ def optional_mask(request: Any, field: str) -> Any:
 
 def _optional(message: types_pb2.Entry, field: str) -> types_pb2.SPIFFEID | None:
     return getattr(message, field) if message.HasField(field) else None  # type: ignore[arg-type]
-
 
 
 def _selector_set(message: types_pb2.Entry) -> frozenset[Selector]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -32,9 +31,7 @@ def entry_filter(message: EntryFilterMessage, own: TrustDomain) -> EntryFilter:
         by_spiffe_id=_member("SPIFFE ID", message.by_spiffe_id, own) if message.HasField("by_spiffe_id") else None,
         by_parent_id=_member("parent ID", message.by_parent_id, own) if message.HasField("by_parent_id") else None,
         by_selectors=_selector_match(message.by_selectors) if message.HasField("by_selectors") else None,
-        by_federates_with=(
-            _domain_match(message.by_federates_with) if message.HasField("by_federates_with") else None
-        ),
+        by_federates_with=(_domain_match(message.by_federates_with) if message.HasField("by_federates_with") else None),
         by_hint=message.by_hint.value,
         by_downstream=message.by_downstream.value,
     )
@@ -73,7 +70,9 @@ def _domain_match(message: types_pb2.FederatesWithMatch) -> TrustDomainMatch:
     def read() -> TrustDomainMatch:
         if not message.trust_domains:
             raise InvalidArgument("empty trust domain set", reason="TRUST_DOMAINS_EMPTY")
-        return TrustDomainMatch(frozenset(trust_domain(name) for name in message.trust_domains), _MATCHES[message.match])
+        return TrustDomainMatch(
+            frozenset(trust_domain(name) for name in message.trust_domains), _MATCHES[message.match]
+        )
 
     return named("malformed federates with filter", read)
 

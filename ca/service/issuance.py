@@ -1,0 +1,310 @@
+"""Issues SVIDs: verify the request, prepare, record durably, sign, re-check. Crypto runs in a small thread pool."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from ca.errors import BurgeeError, Internal, InvalidArgument
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
+from ca.issuing.csr import Csr, parse_csr
+from ca.issuing.lifetime import Lifetime, plan_lifetime
+from ca.issuing.profile import AGENT, SERVER, WORKLOAD, LeafProfile, minted
+from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
+from ca.issuing.spki import PublicKeyInfo, read_public_key
+from ca.issuing.token import IssuanceToken
+from ca.issuing.x509 import prepare_leaf, sign
+from ca.ports import Clock
+from ca.runtime import log, metrics
+from ca.service.signing import Authority, X509Signing
+from ca.store.issuance import IssuanceLog
+from ca.store.values import IssuanceRecord
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+logger = log.get(__name__)
+
+_issued = metrics.counter("issued", "SVIDs issued, by kind.", ["kind"])
+_failed = metrics.counter("issue_failed", "SVIDs refused, by reason code.", ["kind", "reason"])
+_capped = metrics.counter("issue_capped", "SVIDs whose life was cut short, by reason code.", ["kind", "reason"])
+
+SMALLEST_CHUNK = 16
+"""Requests that are not worth a second thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueSettings:
+    """Lifetimes where a request or an entry names none, in seconds; `server` is this server's name in records."""
+
+    trust_domain: TrustDomain
+    server: str
+    x509_svid_ttl_seconds: int
+    jwt_svid_ttl_seconds: int
+    agent_ttl_seconds: int
+    backdate_seconds: int
+    jwt_issuer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRequest:
+    """One CSR (DER) for an entry that the calling agent may serve."""
+
+    entry: RegistrationEntry
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedX509:
+    """`chain` is DER, leaf first, without the root."""
+
+    spiffe_id: SpiffeId
+    chain: tuple[bytes, ...]
+    serial: int
+    lifetime: Lifetime
+
+    @property
+    def not_after(self) -> datetime:
+        return self.lifetime.not_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One certificate to be. `request` is a CSR still to be verified, or the key from one that was."""
+
+    profile: LeafProfile
+    spiffe_id: SpiffeId
+    request: bytes | PublicKeyInfo
+    ttl_seconds: int
+    dns_names: tuple[str, ...] = ()
+    entry_id: str = ""
+    entry_revision: int = 0
+    agent: str = ""
+
+
+class Issuer:
+    """Everything this server signs as an SVID goes through here."""
+
+    def __init__(
+        self,
+        *,
+        settings: IssueSettings,
+        authority: Authority,
+        records: IssuanceLog,
+        clock: Clock,
+        pool: ThreadPoolExecutor,
+        workers: int = 2,
+    ) -> None:
+        self.settings = settings
+        self.authority = authority
+        self._records = records
+        self._clock = clock
+        self._pool = pool
+        self._workers = workers
+
+    async def verify_csr(self, request: bytes) -> Csr:
+        """Checks the proof of possession. Raises InvalidArgument (CSR_*, KEY_*)."""
+        return await self.in_pool(parse_csr, request)
+
+    async def for_workloads(
+        self, agent_id: SpiffeId, requests: Sequence[WorkloadRequest]
+    ) -> list[IssuedX509 | BurgeeError]:
+        """One outcome per request, in order. What concerns all of them (no authority, no store) is raised instead.
+
+        Of a CSR only the key counts: ID, DNS names and lifetime are the entry's.
+        """
+        default, agent = self.settings.x509_svid_ttl_seconds, str(agent_id)
+        jobs = [
+            _Job(
+                profile=WORKLOAD,
+                spiffe_id=wanted.entry.spiffe_id,
+                request=wanted.csr,
+                ttl_seconds=wanted.entry.x509_svid_ttl_seconds or default,
+                dns_names=wanted.entry.dns_names,
+                entry_id=wanted.entry.id,
+                entry_revision=wanted.entry.revision_number,
+                agent=agent,
+            )
+            for wanted in requests
+        ]
+        return await self._issue(jobs)
+
+    async def for_agent(self, agent_id: SpiffeId, csr: Csr) -> IssuedX509:
+        """An agent's own SVID; subject and names of the CSR are ignored."""
+        ttl = self.settings.agent_ttl_seconds
+        return await self._issue_one(
+            _Job(profile=AGENT, spiffe_id=agent_id, request=csr.key, ttl_seconds=ttl, agent=str(agent_id))
+        )
+
+    async def for_server(self, public_key_der: bytes) -> IssuedX509:
+        """This server's own SVID, for a key that this process just made."""
+        return await self._issue_one(
+            _Job(
+                profile=SERVER,
+                spiffe_id=server_id(self.settings.trust_domain),
+                request=read_public_key(public_key_der),
+                ttl_seconds=self.settings.x509_svid_ttl_seconds,
+            )
+        )
+
+    async def mint_x509(self, request: bytes, ttl_seconds: int) -> IssuedX509:
+        """An SVID for an administrator's CSR: its one URI, DNS names and subject. A TTL of 0 or less means the
+        default, as in SPIRE. Raises InvalidArgument."""
+        csr = await self.verify_csr(request)
+        job = _Job(
+            profile=minted(csr.subject),
+            spiffe_id=self._requested_id(csr),
+            request=csr.key,
+            ttl_seconds=ttl_seconds if ttl_seconds > 0 else self.settings.x509_svid_ttl_seconds,
+            dns_names=tuple(dict.fromkeys(csr.dns_names)),
+        )
+        return await self._issue_one(job)
+
+    async def in_pool(self, work: Callable[[T], R], argument: T) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
+
+    def now(self) -> datetime:
+        return self._clock.now()
+
+    async def record(self, records: Sequence[IssuanceRecord]) -> None:
+        await self._records.append(records)
+
+    def _requested_id(self, csr: Csr) -> SpiffeId:
+        if not csr.uri_sans:
+            raise InvalidArgument("CSR URI SAN is required", reason="CSR_URI_MISSING")
+        if len(csr.uri_sans) > 1:
+            raise InvalidArgument("only one URI SAN is expected", reason="CSR_URI_MANY")
+        try:
+            return SpiffeId.parse(csr.uri_sans[0])
+        except InvalidArgument as error:
+            error.detail = f"CSR URI SAN is invalid: {error.detail}"
+            raise
+
+    async def _issue_one(self, job: _Job) -> IssuedX509:
+        (outcome,) = await self._issue([job])
+        if isinstance(outcome, BurgeeError):
+            raise outcome
+        return outcome
+
+    async def _issue(self, jobs: Sequence[_Job]) -> list[IssuedX509 | BurgeeError]:
+        """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
+        if not jobs:
+            return []
+        signing = self.authority.x509()
+        now = self._clock.now()
+        lifetimes = {ttl: self._lifetime(now, ttl, signing) for ttl in {job.ttl_seconds for job in jobs}}
+        prepared = await self._spread(lambda some: _prepare(some, lifetimes, signing), jobs)
+        ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
+        await self._records.append([self._record(job, token) for job, token in ready])
+        signed = iter(await self._spread(lambda some: _sign(some, signing), [token for _, token in ready]))
+        outcomes = [next(signed) if isinstance(item, IssuanceToken) else item for item in prepared]
+        self._report(jobs, outcomes)
+        return outcomes
+
+    def _lifetime(self, now: datetime, ttl_seconds: int, signing: X509Signing) -> Lifetime:
+        backdate = self.settings.backdate_seconds
+        return plan_lifetime(now, ttl_seconds, ttl_seconds, signing.issuer.not_after, backdate)
+
+    async def _spread(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+        """The items in as many pieces as there are threads; small batches stay in one."""
+        if not items:
+            return []
+        size = max(SMALLEST_CHUNK, -(-len(items) // self._workers))
+        pieces = [items[at : at + size] for at in range(0, len(items), size)]
+        results = await asyncio.gather(*(self.in_pool(work, piece) for piece in pieces))
+        return results[0] if len(results) == 1 else [item for piece in results for item in piece]
+
+    def _record(self, job: _Job, token: IssuanceToken) -> IssuanceRecord:
+        return IssuanceRecord(
+            kind="x509",
+            serial_or_kid=str(token.serial),
+            tbs_sha256=token.tbs_sha256,
+            authority_id=token.authority_id,
+            server=self.settings.server,
+            spiffe_id=str(job.spiffe_id),
+            entry_id=job.entry_id,
+            entry_revision=job.entry_revision,
+            agent=job.agent,
+            not_before=token.not_before,
+            not_after=token.not_after,
+            key_sha256=token.key_sha256,
+        )
+
+    def _report(self, jobs: Sequence[_Job], outcomes: Sequence[IssuedX509 | BurgeeError]) -> None:
+        """One line for each way in which lives were cut short, however many they were."""
+        capped: dict[str, list[int]] = {}
+        issued = 0
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, BurgeeError):
+                _failed.labels("x509", outcome.reason).inc()
+                continue
+            issued += 1
+            if outcome.lifetime.caps:
+                capped.setdefault(outcome.lifetime.caps[0].reason, []).append(job.ttl_seconds)
+        _issued.labels("x509").inc(issued)
+        report_caps("x509", capped)
+
+
+def report_caps(kind: str, capped: dict[str, list[int]]) -> None:
+    """Counts and logs lives that were cut short: reason code → the seconds that were asked for."""
+    for reason, asked in capped.items():
+        _capped.labels(kind, reason).inc(len(asked))
+        logger.info("life cut short", kind=kind, reason=reason, count=len(asked), longest_asked_seconds=max(asked))
+
+
+def count_issued(kind: str) -> None:
+    _issued.labels(kind).inc()
+
+
+def _prepare(
+    jobs: Sequence[_Job], lifetimes: dict[int, Lifetime], signing: X509Signing
+) -> list[IssuanceToken | BurgeeError]:
+    """In a thread: proof of possession first, then the bytes to be signed."""
+    outcomes: list[IssuanceToken | BurgeeError] = []
+    for job in jobs:
+        try:
+            request = job.request
+            outcomes.append(
+                prepare_leaf(
+                    profile=job.profile,
+                    spiffe_id=job.spiffe_id,
+                    dns_names=job.dns_names,
+                    public_key=parse_csr(request).key if isinstance(request, bytes) else request,
+                    lifetime=lifetimes[job.ttl_seconds],
+                    serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
+                    issuer=signing.issuer,
+                )
+            )
+        except Internal as error:
+            logger.error("certificate could not be prepared", reason=error.reason, detail=error.detail)
+            outcomes.append(Internal("internal error", reason=error.reason))
+        except BurgeeError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _sign(tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
+    """In a thread: one item's failure is its own, unless the signer is out of reach."""
+    outcomes: list[IssuedX509 | BurgeeError] = []
+    for token in tokens:
+        try:
+            certificate = sign(token, signing.signer, remote=signing.remote)
+        except Internal as error:
+            logger.error("certificate could not be signed", reason=error.reason, detail=error.detail)
+            outcomes.append(Internal("internal error", reason=error.reason))
+            continue
+        outcomes.append(
+            IssuedX509(
+                spiffe_id=token.spiffe_id,
+                chain=(certificate, *signing.chain),
+                serial=token.serial,
+                lifetime=token.lifetime,
+            )
+        )
+    return outcomes

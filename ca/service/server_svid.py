@@ -1,0 +1,102 @@
+"""The server's own X.509-SVID: what the TLS listener presents, renewed at half of its life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from ca.errors import BurgeeError, Unavailable
+from ca.identity.bundle_pem import certificate_pem
+from ca.ports import Clock
+from ca.runtime import log, metrics
+from ca.runtime.health import Problem
+from ca.runtime.tls import TlsMaterial
+from ca.service.issuance import IssuedX509, Issuer
+from ca.service.trust import Trust
+
+logger = log.get(__name__)
+
+TICK_SECONDS = 1.0
+
+_not_after = metrics.gauge("server_svid_not_after_seconds", "When the server's own SVID expires, Unix time.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    svid: IssuedX509
+    key_pem: bytes
+
+
+class ServerSvid:
+    """Its key never leaves memory; a new one with each renewal. `on_renewed` is told, to reload listeners."""
+
+    def __init__(self, *, issuer: Issuer, trust: Trust, clock: Clock) -> None:
+        self._issuer = issuer
+        self._trust = trust
+        self._clock = clock
+        self._held: _Held | None = None
+        self._failure = ""
+        self.on_renewed: Callable[[], None] = lambda: None
+
+    def material(self) -> TlsMaterial:
+        """What the listener shows, and the authorities of all trust domains that a client may come from."""
+        if self._held is None:
+            raise Unavailable("the server has no SVID yet", reason="NO_SERVER_SVID")
+        chain = "".join(certificate_pem(certificate) for certificate in self._held.svid.chain)
+        authorities = [a.certificate for bundle in self._trust.bundles.values() for a in bundle.x509_authorities]
+        return TlsMaterial(
+            chain_pem=chain.encode(),
+            key_pem=self._held.key_pem,
+            client_authorities=tuple(dict.fromkeys(authorities)),
+        )
+
+    async def renew(self) -> None:
+        """Issues a new one now."""
+        key, public = await self._issuer.in_pool(lambda _: _generate(), None)
+        svid = await self._issuer.for_server(public)
+        self._held = _Held(svid=svid, key_pem=key)
+        self._failure = ""
+        _not_after.set(svid.not_after.timestamp())
+        logger.info("server SVID issued", serial=str(svid.serial), not_after=svid.not_after.isoformat())
+        self.on_renewed()
+
+    async def run(self) -> None:
+        """Renews when due, until cancelled; a failure is tried again with the next tick and shown in health."""
+        while True:
+            await self._clock.sleep(TICK_SECONDS)
+            if self.due:
+                try:
+                    await self.renew()
+                except BurgeeError as error:
+                    if self._failure != error.detail:
+                        logger.warning("server SVID cannot be renewed", reason=error.reason, detail=error.detail)
+                    self._failure = error.detail
+
+    @property
+    def due(self) -> bool:
+        """True from half of the time between issue and notAfter on (never counted from the backdated notBefore)."""
+        if self._held is None:
+            return True
+        lifetime = self._held.svid.lifetime
+        return self._clock.now() >= lifetime.issued_at + timedelta(seconds=lifetime.granted_seconds / 2)
+
+    def check(self) -> Problem | None:
+        """For ca.runtime.health."""
+        if self._held is None or self._clock.now() >= self._held.svid.not_after:
+            return Problem(
+                reason="SERVER_SVID_EXPIRED",
+                detail=self._failure or "the server has no valid SVID of its own",
+                hint="agents cannot connect; see the log",
+            )
+        return None
+
+
+def _generate() -> tuple[bytes, bytes]:
+    """PKCS#8 PEM and SubjectPublicKeyInfo DER of a new P-256 key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem, key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
