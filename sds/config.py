@@ -34,7 +34,7 @@ class TrustConfig(StrictModel):
     """Where the agent learns which server to believe, the first time. Exactly one source."""
 
     bundle_file: Path | None = Field(
-        default=None, description="A trust bundle on disk: PEM certificates, or a SPIFFE bundle when it ends in .json."
+        default=None, description="A trust bundle on disk: PEM certificates or a SPIFFE bundle (JSON)."
     )
     bundle_url: str | None = Field(
         default=None,
@@ -72,7 +72,7 @@ class CacheConfig(StrictModel):
     )
     directory: Path | None = Field(
         default=None,
-        description="Where. Default: /run/burgee/cache/<trust domain> or $XDG_RUNTIME_DIR/burgee/cache/<trust domain>, "
+        description="Where. Default: /run/burgee/cache/… or $XDG_RUNTIME_DIR/burgee/cache/…, "
         "whichever is writable and on tmpfs, so that a reboot empties it; otherwise `<data_dir>/cache`.",
     )
 

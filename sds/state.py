@@ -9,23 +9,29 @@ processes that they were for. JWT-SVIDs are never stored.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_der_private_key
+from google.protobuf.message import DecodeError
 
-from ca.errors import BurgeeError
+from ca.errors import BurgeeError, FailedPrecondition
 from ca.identity.bundle import TrustBundle
-from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.identity.spiffe_id import SpiffeId
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
 from ca.runtime.log import get
-from sds.feed import BUNDLE, ENTRY, ResumeToken, Snapshot
-from sds.sealing import SealedStore
-from sds.wire import bundle_from_wire, bundle_to_wire, entry_from_wire, entry_to_wire
+from sds.config import AgentConfig
+from sds.feed import BUNDLE, ENTRY, Snapshot
+from sds.sealing import SealedStore, cache_key, durable_key
+from sds.wire import bundle_from_wire, bundle_to_wire, entry_to_wire, read_resources
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 log = get("sds.state")
@@ -41,7 +47,7 @@ class AgentSvid:
 
     id: SpiffeId
     chain: tuple[bytes, ...]
-    key_der: bytes
+    key_der: bytes = field(repr=False)
     issued_at: datetime
     not_after: datetime
     reattestable: bool = False
@@ -59,13 +65,16 @@ class StoredSvid:
     entry_id: str
     entry_revision: int
     chain: tuple[bytes, ...]
-    key_der: bytes
+    key_der: bytes = field(repr=False)
     issued_at: datetime
     not_after: datetime
 
 
 class AgentStore:
-    """Saves and loads. Loading never fails: what is damaged or foreign is logged and counts as absent."""
+    """Saves and loads. Loading never fails: what is damaged or foreign is logged and counts as absent.
+
+    Saving the durable part raises FailedPrecondition when the disk refuses; saving the cache only logs it.
+    """
 
     def __init__(self, *, durable: SealedStore, cache: SealedStore | None) -> None:
         self._durable = durable
@@ -76,10 +85,10 @@ class AgentStore:
         return None if opened is None else _decode("agent", lambda: _agent_from_json(json.loads(opened)))
 
     def save_agent(self, svid: AgentSvid) -> None:
-        self._durable.save("agent", json.dumps(_agent_to_json(svid)).encode())
+        self._durable.save("agent", json.dumps(_agent_to_json(svid)).encode(), agent=svid.id)
 
     def load_bundle(self) -> TrustBundle | None:
-        """The own trust domain's bundle as last received from a server or the first-trust source."""
+        """The own trust domain's bundle as last received from a server or from the first-trust source."""
         opened = self._durable.load("bundle")
         return None if opened is None else _decode("bundle", lambda: _bundle_from_bytes(opened))
 
@@ -92,8 +101,8 @@ class AgentStore:
         return None if opened is None else _decode("feed", lambda: _feed_from_bytes(opened))
 
     def save_feed(self, agent: SpiffeId, feed: Snapshot) -> None:
-        if self._cache:
-            self._cache.save("feed", _feed_to_bytes(feed), agent=agent)
+        """Replaces what was saved. Takes a moment for thousands of entries: call it in a thread."""
+        self._save_cache("feed", agent, _feed_to_bytes(feed))
 
     def load_svids(self, agent: SpiffeId) -> tuple[StoredSvid, ...]:
         """Workload SVIDs, expired ones included: the caller knows the time."""
@@ -103,12 +112,154 @@ class AgentStore:
         return _decode("svids", lambda: tuple(_stored_from_json(item) for item in json.loads(opened))) or ()
 
     def save_svids(self, agent: SpiffeId, svids: tuple[StoredSvid, ...]) -> None:
-        """Replaces what was saved. Encoding and writing take a moment for thousands: call it in a thread."""
-        if self._cache:
-            self._cache.save("svids", json.dumps([_stored_to_json(s) for s in svids]).encode(), agent=agent)
+        """Replaces what was saved. Takes a moment for thousands of SVIDs: call it in a thread."""
+        self._save_cache("svids", agent, json.dumps([_stored_to_json(s) for s in svids]).encode())
 
     def erase(self) -> None:
         """After a ban: nothing of what was remembered can be read again."""
         if self._cache:
             self._cache.erase()
         self._durable.erase()
+
+    def _save_cache(self, name: str, agent: SpiffeId, data: bytes) -> None:
+        if self._cache is None:
+            return
+        try:
+            self._cache.save(name, data, agent=agent)
+        except BurgeeError as error:
+            log.warning("cache not saved", reason=error.reason, detail=error.detail, name=name)
+
+
+def open_store(config: AgentConfig) -> AgentStore:
+    """The agent's memory where the configuration wants it. Raises FailedPrecondition when `data_dir` is unusable."""
+    state = config.data_dir / "state"
+    try:
+        durable = SealedStore(state, trust_domain=config.domain, key=durable_key(state))
+        if config.cache.persist == "none":
+            return AgentStore(durable=durable, cache=None)
+        directory = cache_directory(config)
+        fingerprint = hashlib.sha256(str(config.data_dir.absolute()).encode()).hexdigest()[:16]
+        key = cache_key(directory, f"burgee:{config.trust_domain}:{fingerprint}")
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot use the agent's directories: {error}",
+            reason="STATE_NOT_WRITABLE",
+            hint="`data_dir` and `cache.directory` must belong to the agent's user, with no access for others",
+        ) from error
+    return AgentStore(durable=durable, cache=SealedStore(directory, trust_domain=config.domain, key=key))
+
+
+def cache_directory(config: AgentConfig) -> Path:
+    """`cache.directory`, else a tmpfs that is ours to write, else below `data_dir`.
+
+    Two agents on one machine do not meet there: the last part is made from `data_dir`.
+    """
+    if config.cache.directory is not None:
+        return config.cache.directory
+    name = hashlib.sha256(str(config.data_dir.absolute()).encode()).hexdigest()[:16]
+    for root in (Path("/run"), Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")):
+        if os.access(root, os.W_OK) and is_tmpfs(root):
+            return root / "burgee" / "cache" / name
+    return config.data_dir / "cache"
+
+
+def is_tmpfs(path: Path) -> bool:
+    """Whether this directory lives in memory, by the mount table (proc(5), mountinfo)."""
+    try:
+        device = path.stat().st_dev
+        table = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+    except OSError:
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in table.splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == wanted:
+            return right.split()[0] in ("tmpfs", "ramfs")
+    return False
+
+
+T = TypeVar("T")
+
+
+def _decode(name: str, read: Callable[[], T]) -> T | None:
+    """What opened is authentic; a shape that this version does not know counts as absent."""
+    try:
+        return read()
+    except (ValueError, KeyError, TypeError, AttributeError, DecodeError, BurgeeError) as error:
+        log.warning("sealed state ignored", reason="SEALED_STATE_IGNORED", name=name, detail=f"unknown shape: {error}")
+        return None
+
+
+def _agent_to_json(svid: AgentSvid) -> dict[str, Any]:
+    return {
+        "id": str(svid.id),
+        "chain": _to_text(svid.chain),
+        "key": _to_text((svid.key_der,))[0],
+        "issued_at": svid.issued_at.timestamp(),
+        "not_after": svid.not_after.timestamp(),
+        "reattestable": svid.reattestable,
+    }
+
+
+def _agent_from_json(data: dict[str, Any]) -> AgentSvid:
+    svid = AgentSvid(
+        id=SpiffeId.parse(data["id"]),
+        chain=_from_text(data["chain"]),
+        key_der=base64.b64decode(data["key"]),
+        issued_at=datetime.fromtimestamp(data["issued_at"], UTC),
+        not_after=datetime.fromtimestamp(data["not_after"], UTC),
+        reattestable=bool(data["reattestable"]),
+    )
+    svid.private_key()
+    return svid
+
+
+def _stored_to_json(svid: StoredSvid) -> dict[str, Any]:
+    return {
+        "entry_id": svid.entry_id,
+        "entry_revision": svid.entry_revision,
+        "chain": _to_text(svid.chain),
+        "key": _to_text((svid.key_der,))[0],
+        "issued_at": svid.issued_at.timestamp(),
+        "not_after": svid.not_after.timestamp(),
+    }
+
+
+def _stored_from_json(data: dict[str, Any]) -> StoredSvid:
+    return StoredSvid(
+        entry_id=str(data["entry_id"]),
+        entry_revision=int(data["entry_revision"]),
+        chain=_from_text(data["chain"]),
+        key_der=base64.b64decode(data["key"]),
+        issued_at=datetime.fromtimestamp(data["issued_at"], UTC),
+        not_after=datetime.fromtimestamp(data["not_after"], UTC),
+    )
+
+
+def _feed_to_bytes(feed: Snapshot) -> bytes:
+    """In the shape in which a server sends a snapshot."""
+    message = node_pb2.SyncResponse(store_epoch=feed.token.epoch, revision=feed.token.revision, snapshot=True)
+    for entry in feed.entries:
+        message.resources.add(kind=ENTRY, name=entry.id, payload=entry_to_wire(entry).SerializeToString())
+    for bundle in feed.bundles:
+        name = bundle.trust_domain.name
+        message.resources.add(kind=BUNDLE, name=name, payload=bundle_to_wire(bundle).SerializeToString())
+    return message.SerializeToString()
+
+
+def _feed_from_bytes(data: bytes) -> Snapshot:
+    message = node_pb2.SyncResponse.FromString(data)
+    change, _ = read_resources(message)
+    return Snapshot(token=change.token, entries=change.entries, bundles=change.bundles)
+
+
+def _bundle_from_bytes(data: bytes) -> TrustBundle:
+    return bundle_from_wire(types_pb2.Bundle.FromString(data))
+
+
+def _to_text(values: tuple[bytes, ...]) -> list[str]:
+    return [base64.b64encode(value).decode() for value in values]
+
+
+def _from_text(values: list[str]) -> tuple[bytes, ...]:
+    return tuple(base64.b64decode(value) for value in values)

@@ -4,11 +4,56 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from google.protobuf.message import DecodeError
+
+from ca.errors import (
+    STATUS,
+    AlreadyExists,
+    BurgeeError,
+    Denied,
+    Exhausted,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
+from sds.feed import BUNDLE, ENTRY, Change, ResumeToken
+
+
+def read_resources(message: node_pb2.SyncResponse) -> tuple[Change, dict[str, str]]:
+    """A push as values, and per kind what was wrong with what could not be read.
+
+    Kinds that this version does not know are left out. One malformed entry must not keep the others from coming: it
+    counts as removed, because its old version is no longer what the server means. A malformed bundle is passed over.
+    """
+    entries: list[RegistrationEntry] = []
+    bundles: list[TrustBundle] = []
+    broken: list[str] = []
+    problems: dict[str, str] = {}
+    for resource in message.resources:
+        try:
+            if resource.kind == ENTRY:
+                entries.append(entry_from_wire(types_pb2.Entry.FromString(resource.payload)))
+            elif resource.kind == BUNDLE:
+                bundles.append(bundle_from_wire(types_pb2.Bundle.FromString(resource.payload)))
+        except (BurgeeError, DecodeError) as error:
+            problems[resource.kind] = f"{resource.kind} `{resource.name}` is malformed: {error}"
+            broken += [resource.name] if resource.kind == ENTRY else []
+    change = Change(
+        token=ResumeToken(message.store_epoch, message.revision),
+        entries=tuple(entries),
+        bundles=tuple(bundles),
+        removed_entries=(*(r.name for r in message.removed if r.kind == ENTRY), *broken),
+        removed_bundles=tuple(TrustDomain.parse(r.name) for r in message.removed if r.kind == BUNDLE),
+    )
+    return change, problems
 
 
 def entry_from_wire(message: types_pb2.Entry) -> RegistrationEntry:
@@ -113,3 +158,15 @@ def time_from_wire(seconds: int) -> datetime | None:
 
 def time_to_wire(moment: datetime | None) -> int:
     return int(moment.timestamp()) if moment else 0
+
+
+def status_error(status: types_pb2.Status) -> BurgeeError:
+    """A result's own status inside a batch (gRPC status number and message), as a member of the family."""
+    kind = _BY_NUMBER.get(status.code, Internal)
+    return kind(status.message)
+
+
+_BY_NUMBER: dict[int, type[BurgeeError]] = {
+    STATUS[kind.code][0]: kind
+    for kind in (InvalidArgument, NotFound, AlreadyExists, Denied, Exhausted, FailedPrecondition, Unavailable)
+}

@@ -1,0 +1,72 @@
+"""Workload attestation from the kernel's own records: user, groups, executable.
+
+Everything is read through the directory file descriptor of the process, so that a recycled pid reads as gone.
+Effective ids are used, as SPIRE does. What remains: a process may pass its connected socket to another one; the
+kernel names the process that connected, and that one is attested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import Field
+
+from attestor.workload.executable import Executables
+from attestor.workload.names import Names
+from attestor.workload.procfs import Ids, read_ids
+from ca.identity.selector import Selector
+from ca.ports import Process, WorkloadAttestorPlugin
+from ca.runtime.config import StrictModel
+
+NAME = "unix"
+
+
+class Config(StrictModel):
+    """What to look at besides user and groups."""
+
+    path: bool = Field(
+        default=True,
+        description="Find `path` and `sha256` of the executable. Needs the agent to see the workload's files: root, or "
+        "the same user, in the same mount namespace.",
+    )
+    hash_size_limit_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=0, description="Larger executables get no `sha256`; 0 computes none."
+    )
+
+
+class UnixAttestor:
+    """Finds `unix:` selectors."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._names = Names()
+        self._executables = Executables(size_limit_bytes=config.hash_size_limit_bytes)
+
+    async def attest(self, process: Process) -> frozenset[Selector]:
+        process.ensure_alive()
+        found = await asyncio.to_thread(self._look, process)
+        process.ensure_alive()
+        return frozenset(Selector(NAME, value) for value in found)
+
+    def _look(self, process: Process) -> list[str]:
+        values = self._identity(read_ids(process.proc))
+        if self._config.path:
+            executable = self._executables.find(process.proc)
+            if executable is not None:
+                values.append(f"path:{executable.path}")
+                if executable.sha256:
+                    values.append(f"sha256:{executable.sha256}")
+        return values
+
+    def _identity(self, ids: Ids) -> list[str]:
+        values = [f"uid:{ids.uid}", f"gid:{ids.gid}"]
+        values += [f"supplementary_gid:{gid}" for gid in ids.groups]
+        if user := self._names.user(ids.uid):
+            values.append(f"user:{user}")
+        if group := self._names.group(ids.gid):
+            values.append(f"group:{group}")
+        values += [f"supplementary_group:{name}" for gid in ids.groups if (name := self._names.group(gid))]
+        return values
+
+
+plugin = WorkloadAttestorPlugin(name=NAME, config=Config, attestor=UnixAttestor)

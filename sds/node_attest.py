@@ -1,0 +1,166 @@
+"""The agent's three calls about itself: first bundle, attestation, renewal. Each opens a link of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ca.errors import BurgeeError, Code, FailedPrecondition, Unauthenticated
+from ca.identity.spiffe_id import is_agent_path
+from ca.identity.svid import parse_x509_svid, verify_x509_svid
+from ca.ports import Clock, NodeProver
+from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_bundle_pb2, server_bundle_pb2_grpc, types_pb2
+from sds.config import AgentConfig
+from sds.first_trust import ServerTrust
+from sds.keys import PrivateKey, WorkloadKey, generate
+from sds.server_link import ServerLink
+from sds.state import AgentSvid
+from sds.wire import bundle_from_wire
+
+RPC_TIMEOUT_SECONDS = 30.0
+MAX_CHALLENGES = 16
+"""A server that never comes to a result is given up; no attestor needs more than two."""
+
+
+REFUSALS = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.FAILED_PRECONDITION})
+"""A server that answers so will answer so again, until somebody acts."""
+
+
+class NodeCalls:
+    """All raise members of the error family."""
+
+    def __init__(self, *, config: AgentConfig, trust: ServerTrust, clock: Clock) -> None:
+        self._config = config
+        self._trust = trust
+        self._clock = clock
+
+    async def fetch_first_bundle(self) -> None:
+        """With `insecure_bootstrap`: the bundle of the first server that answers with the server's ID.
+
+        The chain it showed must verify against the bundle it gave, else the bundle is of no use.
+        """
+        async with self._link(None) as link:
+            stub = server_bundle_pb2_grpc.BundleStub(link.channel)
+            message = await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS)
+            bundle, chain = bundle_from_wire(message), link.relay.server_chain
+        verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=self._clock.now())
+        self._trust.update(bundle)
+
+    async def attest(self, attestor: str, prover: NodeProver) -> AgentSvid:
+        """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process."""
+        key = await asyncio.to_thread(generate, self._config.key_type)
+        params = server_agent_pb2.AttestAgentRequest.Params(
+            data=types_pb2.AttestationData(type=attestor, payload=await prover.payload()),
+            params=server_agent_pb2.AgentX509SVIDParams(csr=agent_request(key.private)),
+        )
+        async with self._link(None, refused=_refused) as link:
+            stub = server_agent_pb2_grpc.AgentStub(link.channel)
+            result = await _converse(stub.AttestAgent(timeout=RPC_TIMEOUT_SECONDS), params, prover)
+        return self._accept(result.svid, key, reattestable=result.reattestable)
+
+    async def renew(self, svid: AgentSvid) -> AgentSvid:
+        """The same identity with a fresh key and a new life."""
+        key = await asyncio.to_thread(generate, self._config.key_type)
+        request = server_agent_pb2.RenewAgentRequest(
+            params=server_agent_pb2.AgentX509SVIDParams(csr=agent_request(key.private))
+        )
+        async with self._link(svid) as link:
+            stub = server_agent_pb2_grpc.AgentStub(link.channel)
+            answer = await stub.RenewAgent(request, timeout=RPC_TIMEOUT_SECONDS)
+        renewed = self._accept(answer.svid, key, reattestable=svid.reattestable)
+        if renewed.id != svid.id:
+            raise Unauthenticated(f"the server renewed `{svid.id}` as `{renewed.id}`", reason="AGENT_SVID_UNUSABLE")
+        return renewed
+
+    @asynccontextmanager
+    async def _link(
+        self, svid: AgentSvid | None, *, refused: Callable[[BurgeeError], BurgeeError] = lambda error: error
+    ) -> AsyncIterator[ServerLink]:
+        link = await ServerLink.open(config=self._config, trust=self._trust, clock=self._clock, svid=svid)
+        try:
+            yield link
+        except grpc.aio.AioRpcError as error:
+            raise refused(await link.explain(error)) from error
+        finally:
+            await link.close()
+
+    def _accept(self, message: types_pb2.X509SVID, key: WorkloadKey, *, reattestable: bool) -> AgentSvid:
+        """What the server made must be ours: an agent's ID, our key, a chain to the bundle we hold."""
+        chain, now = tuple(message.cert_chain), self._clock.now()
+        bundle = self._trust.bundle
+        found = verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=now) if bundle else parse_x509_svid(chain)
+        if found.id.trust_domain != self._config.domain or not is_agent_path(found.id.path):
+            raise Unauthenticated(
+                f"the server issued `{found.id}`, which is no agent's ID", reason="AGENT_SVID_UNUSABLE"
+            )
+        public = x509.load_der_x509_certificate(chain[0]).public_key()
+        shape = serialization.PublicFormat.SubjectPublicKeyInfo
+        if public.public_bytes(serialization.Encoding.DER, shape) != key.public_der:
+            raise Unauthenticated("the server issued a certificate for another key", reason="AGENT_SVID_UNUSABLE")
+        return AgentSvid(
+            id=found.id,
+            chain=chain,
+            key_der=key.pkcs8,
+            issued_at=now,
+            not_after=found.not_after,
+            reattestable=reattestable,
+        )
+
+
+def agent_request(key: PrivateKey) -> bytes:
+    """A PKCS#10 request, DER, without names: the server alone decides an agent's ID."""
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COUNTRY_NAME, "US"), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "SPIRE")]
+    )
+    digest = hashes.SHA384() if isinstance(getattr(key, "curve", None), ec.SECP384R1) else hashes.SHA256()
+    request = x509.CertificateSigningRequestBuilder(subject).sign(key, digest)
+    return request.public_bytes(serialization.Encoding.DER)
+
+
+async def _converse(
+    call: grpc.aio.StreamStreamCall[server_agent_pb2.AttestAgentRequest, server_agent_pb2.AttestAgentResponse],
+    params: server_agent_pb2.AttestAgentRequest.Params,
+    prover: NodeProver,
+) -> server_agent_pb2.AttestAgentResponse.Result:
+    """Answers challenges until the result comes."""
+    await call.write(server_agent_pb2.AttestAgentRequest(params=params))
+    for _ in range(MAX_CHALLENGES):
+        answer = await call.read()
+        if not isinstance(answer, server_agent_pb2.AttestAgentResponse):
+            await call.wait_for_connection()  # raises the status that the server ended the stream with
+            raise Unauthenticated("the server ended the attestation without a result", reason="ATTESTATION_NO_RESULT")
+        if answer.WhichOneof("step") == "result":
+            await call.done_writing()
+            return answer.result
+        response = await prover.answer(answer.challenge)
+        await call.write(server_agent_pb2.AttestAgentRequest(challenge_response=response))
+    call.cancel()
+    raise Unauthenticated("the server keeps asking", reason="ATTESTATION_NO_RESULT")
+
+
+def no_more_proof(attestor: str, why: BurgeeError) -> FailedPrecondition:
+    """The error of a node that must attest again and cannot; it keeps the reason why it must."""
+    return FailedPrecondition(
+        f"{why.detail}; the node attestor `{attestor}` has nothing left to prove this node with",
+        reason=why.reason,
+        hint="give the node attestor something new (a join token: `caadmin token create`, into the configured "
+        "source): the agent takes it up by itself from a file, otherwise restart it",
+    )
+
+
+def _refused(error: BurgeeError) -> BurgeeError:
+    """A server's no to an attestation. The AGENT_* reasons stay what they are: the agent acts on them."""
+    if error.code not in REFUSALS or error.reason.startswith("AGENT_"):
+        return error
+    return FailedPrecondition(
+        f"the server refused this node's attestation: {error.detail}",
+        reason="ATTESTATION_REFUSED",
+        hint=error.hint or "give the node attestor something new to prove this node with, for example a new join token",
+    )

@@ -1,0 +1,237 @@
+"""The agent's line to the server: the push it follows, and the calls it makes for its workloads."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from ca.errors import BurgeeError, Internal, Unavailable
+from ca.identity.bundle import TrustBundle
+from ca.ports import Clock
+from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc, server_svid_pb2, server_svid_pb2_grpc
+from ca.runtime.log import get
+from sds.backoff import Backoff
+from sds.condition import Condition
+from sds.config import AgentConfig
+from sds.feed import Feed
+from sds.first_trust import ServerTrust
+from sds.jwt_cache import JwtIssued
+from sds.node_identity import NodeIdentity
+from sds.node_sync import SyncStream
+from sds.rotation import Issued
+from sds.server_link import ServerLink
+from sds.state import AgentSvid
+from sds.wire import bundle_from_wire, status_error
+
+PART = "sync"
+MAX_BATCH = 500
+"""CSRs in one BatchNewX509SVID, the server's own limit."""
+
+RPC_TIMEOUT_SECONDS = 30.0
+RETRY_CAP_SECONDS = 5.0
+"""Longest pause between tries: with the dial it keeps recovery after a server's return well below half a minute."""
+
+GRACE_SECONDS = 10.0
+"""Calls in flight on the old link after a renewal get this long."""
+
+R = TypeVar("R")
+log = get("sds.sync")
+
+
+class NodeClient:
+    """`run` for ever. Calls may be made at any time; without a server they raise Unavailable at once."""
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        clock: Clock,
+        identity: NodeIdentity,
+        trust: ServerTrust,
+        feed: Feed,
+        condition: Condition,
+        version: str,
+        jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._identity = identity
+        self._trust = trust
+        self._feed = feed
+        self._condition = condition
+        self._version = version
+        self._backoff = Backoff(jitter)
+        self._link: ServerLink | None = None
+        self._link_svid: AgentSvid | None = None
+        self._stream: SyncStream | None = None
+        self._rotated = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.last_sync_at: datetime | None = None
+        identity.on_rotated(self._rotated.set)
+
+    @property
+    def server_address(self) -> str:
+        """Of the server that is talked to now; empty when there is none."""
+        return (self._link.relay.address if self._link else None) or ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the push stream stands: what the server knows, the agent knows."""
+        return self._stream is not None and self._stream.live
+
+    def acknowledge(self) -> None:
+        """The feed's consumer numbers changed: tell the server soon."""
+        if self._stream is not None:
+            self._stream.acknowledge()
+
+    async def run(self) -> None:
+        """Follow the push; begin anew whenever the stream ends. Returns when the agent is banned."""
+        while True:
+            try:
+                svid = await self._identity.wait_svid()
+            except BurgeeError:
+                return
+            self._rotated.clear()
+            await self._use(svid)
+            problem = await self._follow()
+            if problem is not None:
+                self._failed(problem)
+                await self._pause(self._backoff.next(RETRY_CAP_SECONDS))
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+        for task in tuple(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def new_x509_svids(self, requests: Sequence[tuple[str, bytes]]) -> list[Issued]:
+        """X.509-SVIDs for (entry id, CSR in DER), answered in order; the server is asked 500 at a time.
+
+        Raises Unavailable when no server answers, Denied when this agent is refused altogether.
+        """
+        issued: list[Issued] = []
+        for start in range(0, len(requests), MAX_BATCH):
+            issued += await self._call(partial(_batch, requests=requests[start : start + MAX_BATCH]))
+        return issued
+
+    async def new_jwt_svid(
+        self, entry_id: str, audience: Sequence[str], *, timeout_seconds: float = RPC_TIMEOUT_SECONDS
+    ) -> JwtIssued:
+        """A JWT-SVID for an entry. Raises Unavailable, NotFound (no such entry, or not for this agent) or Denied."""
+        return await self._call(lambda link: _jwt(link, entry_id, audience, timeout_seconds))
+
+    async def get_bundle(self) -> TrustBundle:
+        """The trust domain's bundle, straight from the server."""
+        return await self._call(_bundle)
+
+    async def _call(self, call: Callable[[ServerLink], Coroutine[Any, Any, R]]) -> R:
+        link = self._link
+        if link is None:
+            raise Unavailable("the agent has no identity yet to ask the server with", reason="AGENT_NOT_READY")
+        try:
+            return await call(link)
+        except grpc.aio.AioRpcError as error:
+            explained = await link.explain(error)
+            self._identity.denied(explained)
+            raise explained from error
+
+    async def _use(self, svid: AgentSvid) -> None:
+        """A link with this SVID; the old one ends once its calls have."""
+        if self._link is not None and self._link_svid == svid:
+            return
+        old = self._link
+        self._link = await ServerLink.open(config=self._config, trust=self._trust, clock=self._clock, svid=svid)
+        self._link_svid = svid
+        if old is not None:
+            task = asyncio.create_task(old.close(grace_seconds=GRACE_SECONDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _follow(self) -> BurgeeError | None:
+        """One stream from subscription to its end; None when it was left for a new SVID."""
+        assert self._link is not None
+        link = self._link
+        self._stream = SyncStream(
+            link=link, clock=self._clock, feed=self._feed, trust=self._trust, version=self._version, synced=self._synced
+        )
+        following = asyncio.create_task(self._stream.run())
+        rotated = asyncio.create_task(self._rotated.wait())
+        try:
+            await asyncio.wait([following, rotated], return_when=asyncio.FIRST_COMPLETED)
+            return await self._outcome(link, following) if following.done() else None
+        finally:
+            self._stream = None
+            for task in (following, rotated):
+                task.cancel()
+            await asyncio.gather(following, rotated, return_exceptions=True)
+
+    async def _outcome(self, link: ServerLink, following: asyncio.Task[None]) -> BurgeeError:
+        try:
+            await following
+        except grpc.aio.AioRpcError as error:
+            return await link.explain(error)
+        except BurgeeError as error:
+            return error
+        except Exception as error:
+            log.exception("push not applied", reason="FEED_FAILED")
+            return Internal(f"a push could not be applied: {type(error).__name__}", reason="FEED_FAILED")
+        return Unavailable("the server ended the stream", reason="SERVER_ENDED_STREAM")
+
+    def _synced(self) -> None:
+        self.last_sync_at = self._clock.now()
+        self._backoff.reset()
+        if self._condition.clear(PART):
+            log.info("in touch with the server again", server=self.server_address)
+
+    def _failed(self, problem: BurgeeError) -> None:
+        self._identity.denied(problem)
+        if self._condition.report(PART, problem):
+            log.warning("not in touch with the server", reason=problem.reason, detail=problem.detail, hint=problem.hint)
+
+    async def _pause(self, seconds: float) -> None:
+        """Shorter when a new SVID comes."""
+        tasks = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._rotated.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _batch(link: ServerLink, requests: Sequence[tuple[str, bytes]]) -> list[Issued]:
+    message = server_svid_pb2.BatchNewX509SVIDRequest(
+        params=[server_svid_pb2.NewX509SVIDParams(entry_id=entry, csr=csr) for entry, csr in requests]
+    )
+    stub = server_svid_pb2_grpc.SVIDStub(link.channel)
+    answer = await stub.BatchNewX509SVID(message, timeout=RPC_TIMEOUT_SECONDS)
+    if len(answer.results) != len(requests):
+        raise Internal("the server did not answer every request of a batch", reason="BATCH_INCOMPLETE")
+    return [
+        Issued(error=status_error(result.status)) if result.status.code else Issued(chain=tuple(result.svid.cert_chain))
+        for result in answer.results
+    ]
+
+
+async def _jwt(link: ServerLink, entry_id: str, audience: Sequence[str], timeout_seconds: float) -> JwtIssued:
+    stub = server_svid_pb2_grpc.SVIDStub(link.channel)
+    request = server_svid_pb2.NewJWTSVIDRequest(entry_id=entry_id, audience=audience)
+    svid = (await stub.NewJWTSVID(request, timeout=timeout_seconds)).svid
+    return JwtIssued(
+        token=svid.token,
+        issued_at=datetime.fromtimestamp(svid.issued_at, UTC),
+        expires_at=datetime.fromtimestamp(svid.expires_at, UTC),
+    )
+
+
+async def _bundle(link: ServerLink) -> TrustBundle:
+    stub = server_bundle_pb2_grpc.BundleStub(link.channel)
+    return bundle_from_wire(await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS))

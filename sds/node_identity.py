@@ -1,0 +1,221 @@
+"""The agent's own identity, kept alive: attested, renewed at half-life, attested again in place, or degraded."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from ca.errors import BurgeeError, Code, Denied
+from ca.ports import Clock, NodeProver
+from ca.runtime.log import get
+from sds.backoff import Backoff
+from sds.condition import Condition
+from sds.config import AgentConfig
+from sds.first_trust import ServerTrust
+from sds.node_attest import REFUSALS, NodeCalls, no_more_proof
+from sds.node_plan import BANNED_REASON, REATTEST_REASONS, Attest, Renew, Wait, is_tainted, plan, renew_at
+from sds.state import AgentStore, AgentSvid
+
+PART = "identity"
+UNREACHABLE_CAP_SECONDS = 5.0
+"""Longest pause between tries while no server answers: recovery takes less than half a minute after its return."""
+
+REFUSED_CAP_SECONDS = 15.0
+"""Longest pause after a server's refusal: an operator has to act, and should not wait long to see it work."""
+
+MAX_WAIT_SECONDS = 60.0
+"""The plan is made anew at least this often: the wall clock may jump, and a machine may sleep."""
+
+PROOF_POLL_SECONDS = 2.0
+"""How often a prover without proof is asked whether it has some now."""
+
+log = get("sds.identity")
+
+
+class NodeIdentity:
+    """`run` for ever; it returns when the agent is banned. `condition` holds the state and its reason."""
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        clock: Clock,
+        store: AgentStore,
+        trust: ServerTrust,
+        attestor: str,
+        prover: NodeProver,
+        condition: Condition,
+        calls: NodeCalls | None = None,
+        jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._trust = trust
+        self._attestor = attestor
+        self._prover = prover
+        self._calls = calls or NodeCalls(config=config, trust=trust, clock=clock)
+        self._jitter = jitter
+        self._backoff = Backoff(jitter)
+        self._svid: AgentSvid | None = None
+        self._due: datetime = clock.now()
+        self._verdict: BurgeeError | None = None
+        self._attested_here = False
+        self._rotated: list[Callable[[], None]] = []
+        self._banned: list[Callable[[], Awaitable[None]]] = []
+        self._poked = asyncio.Event()
+        self._present = asyncio.Event()
+        self.condition = condition
+        trust.on_change(self._bundle_changed)
+
+    @property
+    def svid(self) -> AgentSvid | None:
+        """The current one; it may have expired. None before the first attestation and after a ban."""
+        return self._svid
+
+    @property
+    def reattestable(self) -> bool:
+        """Whether this node could attest again by itself now."""
+        return self._prover.can_reattest
+
+    async def wait_svid(self) -> AgentSvid:
+        """Returns once there is one. Raises Denied (AGENT_BANNED) when there never will be."""
+        await self._present.wait()
+        if self._svid is None:
+            raise Denied("this agent is banned", reason=BANNED_REASON)
+        return self._svid
+
+    def on_rotated(self, listener: Callable[[], None]) -> None:
+        """`listener` is called whenever `svid` has been replaced."""
+        self._rotated.append(listener)
+
+    def on_banned(self, listener: Callable[[], Awaitable[None]]) -> None:
+        """`listener` is awaited after the sealed state was erased: drop everything, close the sockets."""
+        self._banned.append(listener)
+
+    def denied(self, error: BurgeeError) -> None:
+        """A server's refusal of this agent, on whatever call. Others than the AGENT_* reasons are not about us."""
+        if _is_verdict(error):
+            self._verdict = error
+            self._poked.set()
+
+    async def run(self) -> None:
+        """Load what is sealed, then do what is due, whenever it is."""
+        await self._restore()
+        while True:
+            self._poked.clear()
+            if self._verdict is not None and self._verdict.reason == BANNED_REASON:
+                return await self._ban(self._verdict)
+            try:
+                pause = await self._step()
+            except BurgeeError as error:
+                pause = self._failed(error)
+            await self._sleep(pause)
+
+    async def _restore(self) -> None:
+        self._svid = await asyncio.to_thread(self._store.load_agent)
+        if self._svid is not None:
+            log.info("agent SVID restored", spiffe_id=str(self._svid.id), not_after=self._svid.not_after.isoformat())
+            self._use(self._svid)
+
+    async def _step(self) -> float:
+        """One decision, carried out; the seconds until the next. Raises what went wrong."""
+        await self._trust.start()
+        bundle, now = self._trust.bundle, self._clock.now()
+        step = plan(svid=self._svid, bundle=bundle, verdict=self._verdict, due=self._due, now=now)
+        if isinstance(step, Wait):
+            self._healthy()
+            return min(step.seconds, MAX_WAIT_SECONDS)
+        if bundle is None:
+            log.warning("believing the first server that answers", reason="INSECURE_BOOTSTRAP")
+            await self._calls.fetch_first_bundle()
+        if isinstance(step, Renew):
+            assert self._svid is not None
+            await self._take(await self._calls.renew(self._svid))
+        else:
+            await self._attest(step)
+        return 0.0
+
+    async def _attest(self, step: Attest) -> None:
+        if self._attested_here and not self._prover.can_reattest:
+            raise no_more_proof(self._attestor, step.why or Denied("the agent's SVID is due", reason="AGENT_EXPIRED"))
+        log.info("attesting", attestor=self._attestor, why=step.why.reason if step.why else "")
+        try:
+            svid = await self._calls.attest(self._attestor, self._prover)
+        except BurgeeError as error:
+            raise _with_cause(error, step.why) from error
+        self._attested_here = True
+        await self._take(svid)
+
+    async def _take(self, svid: AgentSvid) -> None:
+        """Saved before it is used: a token that has been used up must not be lost with this process."""
+        self._verdict = None
+        try:
+            await asyncio.to_thread(self._store.save_agent, svid)
+        except BurgeeError as error:
+            log.error("agent SVID not saved", reason=error.reason, detail=error.detail, hint=error.hint)
+        log.info("agent SVID issued", spiffe_id=str(svid.id), not_after=svid.not_after.isoformat())
+        self._use(svid)
+
+    def _use(self, svid: AgentSvid) -> None:
+        self._svid = svid
+        self._due = renew_at(svid, self._jitter())
+        self._present.set()
+        self.condition.started()
+        for listener in self._rotated:
+            listener()
+
+    def _healthy(self) -> None:
+        self._backoff.reset()
+        if self.condition.clear(PART):
+            log.info("agent identity is well again")
+
+    def _failed(self, error: BurgeeError) -> float:
+        """Reports the problem; the seconds until the next try."""
+        if _is_verdict(error):
+            self._verdict = error
+            return 0.0 if error.reason == BANNED_REASON else self._backoff.next(UNREACHABLE_CAP_SECONDS)
+        if self.condition.report(PART, error):
+            log.error("agent identity", reason=error.reason, detail=error.detail, hint=error.hint)
+        if self._attested_here and error.code is Code.FAILED_PRECONDITION:
+            return PROOF_POLL_SECONDS
+        return self._backoff.next(REFUSED_CAP_SECONDS if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
+
+    async def _ban(self, error: BurgeeError) -> None:
+        self._svid = None
+        self._present.set()
+        self.condition.banned(error)
+        log.error("this agent is banned: state erased", reason=error.reason, detail=error.detail)
+        await asyncio.to_thread(self._store.erase)
+        for listener in self._banned:
+            await listener()
+
+    def _bundle_changed(self) -> None:
+        """An SVID that only a tainted authority vouches for is renewed now, once for each such bundle."""
+        bundle, svid = self._trust.bundle, self._svid
+        if bundle is not None and svid is not None and is_tainted(svid, bundle, self._clock.now()):
+            self._due = self._clock.now()
+        self._poked.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until the time has come or something happened."""
+        tasks = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._poked.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_verdict(error: BurgeeError) -> bool:
+    return error.code is Code.PERMISSION_DENIED and error.reason in REATTEST_REASONS | {BANNED_REASON}
+
+
+def _with_cause(error: BurgeeError, why: BurgeeError | None) -> BurgeeError:
+    """A failed re-attestation says why it was needed; when it was refused, that is the reason to show."""
+    if why is None or _is_verdict(error):
+        return error
+    reason = why.reason if error.code in REFUSALS else error.reason
+    return type(error)(f"{why.detail}; attesting again: {error.detail}", reason=reason, hint=error.hint)

@@ -1,0 +1,86 @@
+"""What the agent's identity needs next: pure decisions over values and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from ca.errors import BurgeeError, Denied, Unauthenticated
+from ca.identity.bundle import TrustBundle
+from ca.identity.svid import verify_x509_svid
+from sds.state import AgentSvid
+
+RENEWAL_JITTER = 0.1
+"""Renewal falls within ±10 % of half of the time between issue and notAfter, so that a fleet does not come at once."""
+
+REATTEST_REASONS = frozenset({"AGENT_EXPIRED", "AGENT_NOT_ATTESTED", "AGENT_NOT_ACTIVE", "AGENT_MUST_REATTEST"})
+"""SPIRE's PermissionDeniedDetails after which an agent attests again."""
+
+BANNED_REASON = "AGENT_BANNED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attest:
+    """A new attestation, and why: the server's or our own verdict on what we hold; None for the first one."""
+
+    why: BurgeeError | None = None
+
+
+@dataclass(frozen=True)
+class Renew:
+    """RenewAgent with the SVID that is held."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing until then."""
+
+    seconds: float
+
+
+Step = Attest | Renew | Wait
+
+
+def renew_at(svid: AgentSvid, jitter: float) -> datetime:
+    """Counted from issue, never from the backdated notBefore. `jitter` lies between -1 and 1."""
+    half = (svid.not_after - svid.issued_at) / 2
+    return svid.issued_at + half + jitter * RENEWAL_JITTER * half
+
+
+def plan(
+    *, svid: AgentSvid | None, bundle: TrustBundle | None, verdict: BurgeeError | None, due: datetime, now: datetime
+) -> Step:
+    """`verdict` is a server's demand to attest again, `due` the moment of renewal."""
+    if svid is None or verdict is not None:
+        return Attest(why=verdict)
+    if now >= svid.not_after:
+        return Attest(
+            why=Denied(f"the agent's SVID expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}", reason="AGENT_EXPIRED")
+        )
+    if bundle is not None and not chains_to(svid, bundle, now):
+        return Attest(
+            why=Unauthenticated(
+                "the agent's SVID does not chain to the trust bundle any more", reason="AGENT_SVID_UNTRUSTED"
+            )
+        )
+    if now >= due:
+        # A re-attestable node proves itself anew each time: RenewAgent would be answered AGENT_MUST_REATTEST.
+        return Attest() if svid.reattestable else Renew()
+    return Wait((due - now) / timedelta(seconds=1))
+
+
+def is_tainted(svid: AgentSvid, bundle: TrustBundle, now: datetime) -> bool:
+    """Whether the SVID hangs on tainted authorities alone, while there are others to renew under."""
+    clean = replace(bundle, x509_authorities=tuple(a for a in bundle.x509_authorities if not a.tainted))
+    if clean == bundle or not clean.x509_authorities:
+        return False
+    return not chains_to(svid, clean, now)
+
+
+def chains_to(svid: AgentSvid, bundle: TrustBundle, now: datetime) -> bool:
+    """Whether the bundle vouches for the SVID; one of the wrong time is another matter and counts as vouched for."""
+    try:
+        verify_x509_svid(svid.chain, {bundle.trust_domain: bundle}, now=now)
+    except BurgeeError as error:
+        return error.reason in ("SVID_EXPIRED", "SVID_NOT_YET_VALID")
+    return True

@@ -1,0 +1,128 @@
+"""One push stream: subscribe with the resume token, apply what comes, acknowledge what was taken over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+
+from ca.identity.bundle import TrustBundle
+from ca.ports import Clock
+from ca.proto.burgee import node_pb2, node_pb2_grpc
+from ca.runtime.log import get
+from sds.feed import BUNDLE, ENTRY, Change, Consumers, Feed, Snapshot
+from sds.first_trust import ServerTrust
+from sds.server_link import ServerLink
+from sds.wire import read_resources
+
+KINDS = (ENTRY, BUNDLE)
+SETTLED_SECONDS = 1.0
+"""A stream that stands this long on a verified connection is live, although nothing has changed to push."""
+
+Call = grpc.aio.StreamStreamCall[node_pb2.SyncRequest, node_pb2.SyncResponse]
+log = get("sds.sync")
+
+
+class SyncStream:
+    """`run` returns or raises when the stream ends: AioRpcError, or whatever the feed raised."""
+
+    def __init__(
+        self,
+        *,
+        link: ServerLink,
+        clock: Clock,
+        feed: Feed,
+        trust: ServerTrust,
+        version: str,
+        synced: Callable[[], None],
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._feed = feed
+        self._trust = trust
+        self._version = version
+        self._synced = synced
+        self._ack_due = asyncio.Event()
+        self._sent: dict[str, tuple[int, Consumers]] = {}
+        self._errors: dict[str, str] = {}
+        self.live = False
+
+    def acknowledge(self) -> None:
+        self._ack_due.set()
+
+    async def run(self) -> None:
+        call = node_pb2_grpc.NodeStub(self._link.channel).Sync()
+        helpers: list[asyncio.Task[None]] = []
+        try:
+            await call.write(node_pb2.SyncRequest(subscribe=self._subscription()))
+            helpers = [asyncio.create_task(self._acknowledge(call)), asyncio.create_task(self._settle())]
+            async for message in call:
+                self._apply(message)
+        finally:
+            self.live = False
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            call.cancel()
+
+    def _subscription(self) -> node_pb2.Subscribe:
+        token = self._feed.token
+        return node_pb2.Subscribe(store_epoch=token.epoch, revision=token.revision, agent_version=self._version)
+
+    def _apply(self, message: node_pb2.SyncResponse) -> None:
+        change, problems = read_resources(message)
+        for kind, problem in problems.items():
+            log.error("push holds what cannot be read", reason="PUSH_MALFORMED", kind=kind, detail=problem)
+        self._errors.update(problems)
+        try:
+            self._hand_over(change, snapshot=message.snapshot)
+        except Exception as error:
+            self._errors.update(dict.fromkeys(KINDS, f"not applied: {type(error).__name__}"))
+            raise
+        finally:
+            self.acknowledge()
+        self._mark_live()
+
+    def _hand_over(self, change: Change, *, snapshot: bool) -> None:
+        own = next((b for b in change.bundles if self._is_own(b)), None)
+        if own is not None:
+            self._trust.update(own)
+        if snapshot:
+            self._feed.on_snapshot(Snapshot(token=change.token, entries=change.entries, bundles=change.bundles))
+        else:
+            self._feed.on_change(change)
+
+    def _is_own(self, bundle: TrustBundle) -> bool:
+        return bundle.trust_domain == self._trust.trust_domain
+
+    async def _settle(self) -> None:
+        """An unchanged world has nothing to push: the standing stream itself tells that we are in step."""
+        while not self.live:
+            await self._clock.sleep(SETTLED_SECONDS)
+            if self._link.relay.address is not None:
+                self._mark_live()
+
+    def _mark_live(self) -> None:
+        self.live = True
+        self._synced()
+
+    async def _acknowledge(self, call: Call) -> None:
+        """Sends what is new since the last time, for each kind; several changes in a row make one message."""
+        while True:
+            await self._ack_due.wait()
+            self._ack_due.clear()
+            revision = self._feed.token.revision
+            for kind in KINDS:
+                now = (revision, self._feed.consumers(kind))
+                error = self._errors.pop(kind, "")
+                if error or self._sent.get(kind) != now:
+                    await call.write(node_pb2.SyncRequest(ack=_ack(kind, now, error)))
+                    self._sent[kind] = now
+
+
+def _ack(kind: str, state: tuple[int, Consumers], error: str) -> node_pb2.Ack:
+    revision, consumers = state
+    return node_pb2.Ack(
+        kind=kind, revision=revision, error=error, consumers=consumers.total, consumers_acked=consumers.acked
+    )

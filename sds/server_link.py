@@ -1,0 +1,80 @@
+"""A gRPC channel to the server through its own relay, with the agent's SVID or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from ca.errors import BurgeeError, Code
+from ca.identity.bundle_pem import certificate_pem
+from ca.ports import Clock
+from ca.runtime.rpc import error_of
+from ca.runtime.tls import TlsMaterial
+from sds.config import AgentConfig
+from sds.first_trust import ServerTrust
+from sds.state import AgentSvid
+from sds.tls_relay import TlsRelay
+
+MAX_RECEIVE_BYTES = 64 << 20
+"""A snapshot for a large node is one message."""
+
+_OPTIONS = [
+    # Channels to one address share a connection unless told not to; each of ours has its own identity.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3000),
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+]
+
+
+class ServerLink:
+    """Channel and relay live and end together."""
+
+    def __init__(self, relay: TlsRelay, channel: grpc.aio.Channel, trust: ServerTrust) -> None:
+        self.relay = relay
+        self.channel = channel
+        self._trust = trust
+
+    @classmethod
+    async def open(cls, *, config: AgentConfig, trust: ServerTrust, clock: Clock, svid: AgentSvid | None) -> ServerLink:
+        """Returns at once: a server is dialled when the first call is made."""
+        relay = TlsRelay(
+            servers=config.servers,
+            verify=trust.verify_server,
+            material=None if svid is None else _material(svid),
+            directory=relay_directory(config),
+            clock=clock,
+        )
+        await relay.start()
+        trust.on_change(relay.recheck)
+        return cls(relay, grpc.aio.insecure_channel(f"unix:{relay.path}", options=_OPTIONS), trust)
+
+    async def explain(self, error: grpc.aio.AioRpcError) -> BurgeeError:
+        """What the server answered; where none did, why the relay let none through, and what helps.
+
+        A stale bundle is healed here, if the configuration allows it: the next try then succeeds.
+        """
+        found = error_of(error)
+        refusal = self.relay.refusal
+        if refusal is None or found.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            return found
+        await self._trust.heal(refusal.error, refusal.chain)
+        return self._trust.explain(refusal.error)
+
+    async def close(self, *, grace_seconds: float | None = None) -> None:
+        """Calls in flight get `grace_seconds` to end."""
+        self._trust.off_change(self.relay.recheck)
+        await self.channel.close(grace_seconds)
+        await self.relay.close()
+
+
+def relay_directory(config: AgentConfig) -> Path:
+    return config.data_dir / "relay"
+
+
+def _material(svid: AgentSvid) -> TlsMaterial:
+    key = svid.private_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return TlsMaterial(chain_pem="".join(certificate_pem(der) for der in svid.chain).encode(), key_pem=key)
