@@ -1,1 +1,1 @@
-"""One command from nothing to working mTLS: supervises server, agent and the demo."""
+"""`burgee up`: server, agent and a two-service demo in one process tree, for a first look and for tests."""
