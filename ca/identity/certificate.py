@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.utils import CryptographyDeprecationWarning
 
 from ca.errors import InvalidArgument
 
@@ -28,9 +29,13 @@ def load_certificate(der: bytes) -> x509.Certificate:
             f"certificate is longer than {MAX_CERTIFICATE_BYTES} bytes", reason="CERTIFICATE_MALFORMED"
         )
     try:
-        return x509.load_der_x509_certificate(der)
-    except (ValueError, TypeError, x509.InvalidVersion) as error:
+        certificate = x509.load_der_x509_certificate(der)
+        serial = certificate.serial_number
+    except (ValueError, TypeError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
         raise InvalidArgument("malformed certificate", reason="CERTIFICATE_MALFORMED") from error
+    if serial <= 0:  # RFC 5280 §4.1.2.2; the library only warns of it
+        raise InvalidArgument("serial number of the certificate is not positive", reason="CERTIFICATE_MALFORMED")
+    return certificate
 
 
 @lru_cache(maxsize=1024)

@@ -55,7 +55,8 @@ def verify_jwt_svid(
     """Validates a JWT-SVID (JWT-SVID §4) that was meant for `audience`.
 
     Only the bundle of the subject's own trust domain is asked. `now` is aware; the leeway goes to exp, nbf and iat
-    alike. A tainted authority still vouches, an expired one does not. Raises InvalidArgument with a JWT_* reason.
+    alike. A tainted authority still vouches, an expired one does not.
+    Raises InvalidArgument: AUDIENCE_MISSING, a JWT_* reason, or PUBLIC_KEY_MALFORMED for a broken key in the bundle.
     """
     if not audience:
         raise InvalidArgument("audience must be specified", reason="AUDIENCE_MISSING")
