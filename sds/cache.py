@@ -214,7 +214,9 @@ class Cache:
 
     def drop_svids(self, entry_ids: Iterable[str]) -> None:
         """Forget SVIDs, e.g. those that nobody uses."""
-        dropped = {entry_id: [] for entry_id in entry_ids if self._svids.pop(entry_id, None) is not None}
+        dropped: dict[str, list[RegistrationEntry]] = {
+            entry_id: [] for entry_id in entry_ids if self._svids.pop(entry_id, None) is not None
+        }
         if dropped:
             self._after(dropped)
 

@@ -15,9 +15,8 @@ from ca.runtime.log import get
 from sds.cache import Cache, Subscription
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_stream import ResourceState, SdsStream
-from sds.refusals import Context, refusals
 from sds.secrets import Form, SecretNames
-from sds.workloads import Caller, Workloads
+from sds.workloads import Caller, Context, Workloads
 
 log = get("sds.envoy")
 
@@ -61,19 +60,18 @@ class EnvoySds:
 
     async def _stream_secrets(self, requests: AsyncIterator[bytes], context: Context) -> None:
         caller = self._peer_of(context)
-        async with refusals("StreamSecrets", context, caller):
-            # A starting agent has Envoy wait rather than come back with its own, growing, pauses.
-            await self._cache.wait_ready()
-            async with self._workloads.session(caller, needs_svid=True) as subscription:
-                stream = SdsStream(names=self._names, validator=self._validator)
-                client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
-                inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
-                reader = asyncio.create_task(_read(requests, inbox, subscription))
-                try:
-                    await self._serve(context, subscription, client, inbox)
-                finally:
-                    reader.cancel()
-                    self._clients.remove(client)
+        # A starting agent has Envoy wait rather than come back after its own, growing, pauses.
+        await self._cache.wait_ready()
+        async with self._workloads.session(caller, needs_svid=True) as subscription:
+            stream = SdsStream(names=self._names, validator=self._validator)
+            client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
+            inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
+            reader = asyncio.create_task(_read(requests, inbox, subscription))
+            try:
+                await self._serve(context, subscription, client, inbox)
+            finally:
+                reader.cancel()
+                self._clients.remove(client)
 
     async def _serve(
         self, context: Context, subscription: Subscription, client: SdsClient, inbox: asyncio.Queue[bytes | None]
@@ -116,11 +114,9 @@ class EnvoySds:
 
     async def _fetch_secrets(self, raw: bytes, context: Context) -> bytes:
         caller = self._peer_of(context)
-        async with refusals("FetchSecrets", context, caller):
-            await self._cache.wait_ready()
-            async with self._workloads.session(caller, needs_svid=True) as subscription:
-                return await self._fetch(_parse(raw), subscription)
-        raise AssertionError("refusals abort the call")
+        await self._cache.wait_ready()
+        async with self._workloads.session(caller, needs_svid=True) as subscription:
+            return await self._fetch(_parse(raw), subscription)
 
     async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
         """One answer without version and nonce; for names that mean nothing there is no later, so it says so."""
@@ -154,8 +150,7 @@ async def _read(requests: AsyncIterator[bytes], inbox: asyncio.Queue[bytes | Non
 
 
 async def _delta_secrets(requests: AsyncIterator[bytes], context: Context) -> None:
-    async with refusals("DeltaSecrets", context):
-        raise Unimplemented("delta secrets are not implemented", reason="SDS_DELTA_UNIMPLEMENTED")
+    raise Unimplemented("delta secrets are not implemented", reason="SDS_DELTA_UNIMPLEMENTED")
 
 
 def _parse(raw: bytes) -> discovery_pb2.DiscoveryRequest:

@@ -104,19 +104,21 @@ class SdsStream:
             )
         body = self.body(content, found, version=content.version)
         # Fields of a message may be concatenated: the shared body once, then this stream's own nonce.
-        return body + discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
+        own: bytes = discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
+        return body + own
 
     def body(self, content: Content, found: dict[str, Found], *, version: str) -> bytes:
         """A response without its nonce, made once for all streams that ask for the same names in the same form."""
 
         def make() -> bytes:
-            return discovery_pb2.DiscoveryResponse(
-                version_info=version,
-                type_url=self.type_url,
-                resources=[any_pb2.Any.FromString(hit.resource) for hit in found.values()],
-            ).SerializeToString()
+            resources = [any_pb2.Any.FromString(hit.resource) for hit in found.values()]
+            response = discovery_pb2.DiscoveryResponse(
+                version_info=version, type_url=self.type_url, resources=resources
+            )
+            serialized: bytes = response.SerializeToString()
+            return serialized
 
-        return content.secret(("response", tuple(found), self.form, self.type_url, version), make)
+        return content.once(("response", tuple(found), self.form, self.type_url, version), make)
 
     def resolve_now(self, content: Content, *, settled: bool, now: datetime) -> dict[str, Found]:
         """What the subscribed names stand for now, in the order in which it is sent."""

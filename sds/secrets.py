@@ -123,7 +123,7 @@ def _spiffe_id(name: str) -> SpiffeId | None:
 
 def _svid(name: str, position: int, content: Content) -> Found:
     svid = content.svids[position][1]
-    return Found(content.secret(("svid", name), lambda: _any(_tls_certificate(name, svid))), 1_000_000 + position)
+    return Found(content.once(("svid", name), lambda: _any(_tls_certificate(name, svid))), 1_000_000 + position)
 
 
 def _bundles(name: str, bundles: tuple[BundleForms, ...], content: Content, form: Form) -> Found | Missing:
@@ -131,7 +131,7 @@ def _bundles(name: str, bundles: tuple[BundleForms, ...], content: Content, form
         # In one list of plain certificates every root would vouch for every trust domain.
         return Missing(f"{quote(name)} holds several trust domains: only Envoy's SPIFFE validator keeps them apart")
     rank = content.bundles.index(bundles[0])
-    return Found(content.secret(("bundle", name, form), lambda: _any(_validation(name, bundles, form))), rank)
+    return Found(content.once(("bundle", name, form), lambda: _any(_validation(name, bundles, form))), rank)
 
 
 def _tls_certificate(name: str, svid: WorkloadSvid) -> secret_pb2.Secret:

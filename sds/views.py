@@ -80,7 +80,7 @@ class Content:
         self.svids = svids
         self.bundles = bundles
         self.hints = unique_hints(entries)
-        self._secrets: dict[object, bytes] = {}
+        self._made: dict[object, bytes] = {}
         expiries = [entry.expires_at for entry in entries if entry.expires_at is not None]
         self.valid_until = min([svid.not_after for _, svid in svids] + expiries, default=FAR)
 
@@ -139,11 +139,11 @@ class Content:
             digest.update(len(part).to_bytes(8, "big") + part)
         return digest.hexdigest()[:16]
 
-    def secret(self, key: object, make: Callable[[], bytes]) -> bytes:
-        """The serialized secret filed under `key`, made once."""
-        found = self._secrets.get(key)
+    def once(self, key: object, make: Callable[[], bytes]) -> bytes:
+        """What `make` gives, made once for each `key`: serialized secrets, responses, explanations."""
+        found = self._made.get(key)
         if found is None:
-            found = self._secrets[key] = make()
+            found = self._made[key] = make()
         return found
 
 

@@ -15,17 +15,20 @@ from google.protobuf import struct_pb2
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
 
-from ca.errors import BurgeeError, InvalidArgument, Unavailable, Unimplemented
+from ca.errors import BurgeeError, Denied, InvalidArgument, Unavailable, Unimplemented
 from ca.identity.jwt_svid import JwtSvid, verify_jwt_svid
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
 from ca.proto.burgee import workload_pb2 as wl
+from ca.runtime.log import get
 from ca.runtime.metrics import gauge
 from sds.cache import Cache, Subscription
+from sds.explain import explain_no_identity, no_identity
 from sds.jwt_cache import JwtCache
-from sds.refusals import Context, no_identity, refusals
 from sds.views import Content
-from sds.workloads import Caller, Workloads
+from sds.workloads import Caller, Context, Workloads
+
+log = get("sds.workload_api")
 
 SERVICE = "SpiffeWorkloadAPI"
 HEADER = "workload.spiffe.io"
@@ -64,10 +67,10 @@ class WorkloadApi:
                 "FetchX509SVID": self._stream("FetchX509SVID", _x509_svids, needs_svid=True),
                 "FetchX509Bundles": self._stream("FetchX509Bundles", _x509_bundles, needs_svid=False),
                 "FetchJWTBundles": self._stream("FetchJWTBundles", _jwt_bundles, needs_svid=False),
-                "FetchJWTSVID": self._unary("FetchJWTSVID", self._fetch_jwt_svid),
-                "ValidateJWTSVID": self._unary("ValidateJWTSVID", self._validate_jwt_svid),
-                "FetchWITSVID": self._unimplemented("FetchWITSVID", "fetching WIT-SVIDs is not implemented"),
-                "FetchWITBundles": self._unimplemented("FetchWITBundles", "fetching WIT bundles is not implemented"),
+                "FetchJWTSVID": self._unary(self._fetch_jwt_svid),
+                "ValidateJWTSVID": self._unary(self._validate_jwt_svid),
+                "FetchWITSVID": _unimplemented("fetching WIT-SVIDs is not implemented"),
+                "FetchWITBundles": _unimplemented("fetching WIT bundles is not implemented"),
             },
         )
 
@@ -77,15 +80,10 @@ class WorkloadApi:
         open_streams = STREAMS.labels(rpc)
 
         async def serve(request: bytes, context: Context) -> None:
-            async with refusals(rpc, context):
-                check_header(context)
-            caller = self._peer_of(context)
-            open_streams.inc()
-            try:
-                async with refusals(rpc, context, caller), self._workloads.session(caller, needs_svid=needs_svid) as s:
-                    await self._push(context, s, pick)
-            finally:
-                open_streams.dec()
+            check_header(context)
+            async with self._workloads.session(self._peer_of(context), needs_svid=needs_svid) as subscription:
+                with open_streams.track_inprogress():
+                    await self._push(context, subscription, pick)
 
         return grpc.unary_stream_rpc_method_handler(serve)
 
@@ -94,7 +92,10 @@ class WorkloadApi:
         last: bytes | None = None
         while True:
             # The content is asked for by the time of each send: what has expired meanwhile is not in it.
-            message = pick(subscription, self._cache.content(subscription.view))
+            content = self._cache.content(subscription.view)
+            if not content.entries:
+                raise self._no_identity(content, subscription)  # ends an open stream too (F21, F22, F25, F36)
+            message = pick(subscription, content)
             if message is not None and message != last:
                 await context.write(message)
                 last = message
@@ -102,24 +103,12 @@ class WorkloadApi:
 
     # --- calls --------------------------------------------------------------------------------------------------
 
-    def _unary(self, rpc: str, call: Callable[[bytes, Caller], Awaitable[Message]]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _unary(self, call: Callable[[bytes, Caller], Awaitable[Message]]) -> grpc.RpcMethodHandler[Any, Any]:
         async def serve(request: bytes, context: Context) -> bytes:
-            async with refusals(rpc, context):
-                check_header(context)
-            caller = self._peer_of(context)
-            async with refusals(rpc, context, caller):
-                return (await call(request, caller)).SerializeToString()
-            raise AssertionError("refusals abort the call")
+            check_header(context)
+            return (await call(request, self._peer_of(context))).SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(serve)
-
-    def _unimplemented(self, rpc: str, detail: str) -> grpc.RpcMethodHandler[Any, Any]:
-        async def serve(request: bytes, context: Context) -> None:
-            async with refusals(rpc, context):
-                check_header(context)
-                raise Unimplemented(detail, reason="WIT_UNIMPLEMENTED")
-
-        return grpc.unary_stream_rpc_method_handler(serve)
 
     async def _fetch_jwt_svid(self, raw: bytes, caller: Caller) -> Message:
         request = _parse(wl.JWTSVIDRequest, raw)
@@ -129,7 +118,7 @@ class WorkloadApi:
             content = self._cache.content(subscription.view)
             entries = [entry for entry in content.entries if wanted is None or entry.spiffe_id == wanted]
             if not entries:
-                raise no_identity()
+                raise self._no_identity(content, subscription) if not content.entries else no_identity()
             tokens = await asyncio.gather(*(self._jwts.get(entry, audience) for entry in entries))
             subscription.check()
         # Workload API §6.2.1 (F28, F29): one for each identity, in the order of FetchX509SVID.
@@ -154,6 +143,26 @@ class WorkloadApi:
         bundles = {forms.trust_domain: forms.bundle for forms in content.bundles}
         svid = verify_jwt_svid(request.svid, audience=request.audience, bundles=bundles, now=self._clock.now())
         return wl.ValidateJWTSVIDResponse(spiffe_id=str(svid.id), claims=shown_claims(svid, self._cache.trust_domain))
+
+    def _no_identity(self, content: Content, subscription: Subscription) -> Denied:
+        """Says once for each content, in the log, what came nearest."""
+
+        def explain() -> bytes:
+            selectors = subscription.view.selectors
+            why = explain_no_identity(self._cache.entries(), selectors)
+            log.info("no identity for a caller", reason="NO_IDENTITY", why=why)
+            return why.encode()
+
+        content.once("no identity", explain)
+        return no_identity()
+
+
+def _unimplemented(detail: str) -> grpc.RpcMethodHandler[Any, Any]:
+    async def serve(request: bytes, context: Context) -> None:
+        check_header(context)
+        raise Unimplemented(detail, reason="WIT_UNIMPLEMENTED")
+
+    return grpc.unary_stream_rpc_method_handler(serve)
 
 
 def check_header(context: Context) -> None:
@@ -197,7 +206,6 @@ def shown_claims(svid: JwtSvid, own: TrustDomain) -> struct_pb2.Struct:
 
 
 def _x509_svids(subscription: Subscription, content: Content) -> bytes | None:
-    _ensure_identity(content)
     if not subscription.view.settled:
         return None
     if not content.svids:
@@ -207,19 +215,11 @@ def _x509_svids(subscription: Subscription, content: Content) -> bytes | None:
 
 
 def _x509_bundles(subscription: Subscription, content: Content) -> bytes | None:
-    _ensure_identity(content)
     return content.x509_bundles
 
 
 def _jwt_bundles(subscription: Subscription, content: Content) -> bytes | None:
-    _ensure_identity(content)
     return content.jwt_bundles
-
-
-def _ensure_identity(content: Content) -> None:
-    """Also ends an open stream when its last entry goes (F21, F25, F36)."""
-    if not content.entries:
-        raise no_identity()
 
 
 def _requested_id(text: str) -> SpiffeId | None:

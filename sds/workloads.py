@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
+
+import grpc
 
 from ca.errors import BurgeeError, Unauthenticated, Unavailable
 from ca.identity.selector import Selector
@@ -26,6 +28,9 @@ FRESH_SECONDS = 1.0
 
 Attest = Callable[[Process], Awaitable[frozenset[Selector]]]
 """Every configured workload attestor's selectors together. Raises Unavailable when none could tell."""
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Caller(Protocol):

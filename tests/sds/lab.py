@@ -79,9 +79,7 @@ class Authority:
             trust_domain=self.trust_domain,
             x509_authorities=tuple(X509Authority(certificate=a.der, tainted=a in tainted) for a in every),
             jwt_authorities=tuple(
-                JwtAuthority(
-                    key_id=a.kid, public_key=a.key.public_key().public_bytes(serialization.Encoding.DER, spki)
-                )
+                JwtAuthority(key_id=a.kid, public_key=a.key.public_key().public_bytes(serialization.Encoding.DER, spki))
                 for a in every
             ),
         )

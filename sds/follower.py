@@ -1,0 +1,165 @@
+"""Takes the server's push into the cache, and keeps what must outlive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from ca.errors import BurgeeError
+from ca.identity.bundle import TrustBundle
+from ca.identity.spiffe_id import SpiffeId
+from ca.identity.svid import parse_x509_svid
+from ca.ports import Clock
+from ca.runtime.log import get
+from sds.cache import Cache
+from sds.envoy_status import SdsClients
+from sds.feed import Change, Consumers, ResumeToken, Snapshot
+from sds.jwt_cache import JwtCache
+from sds.rotation import Rotator, rotate_at
+from sds.state import AgentStore, StoredSvid
+from sds.views import WorkloadSvid, asked_for
+
+log = get("sds.follower")
+
+SAVE_AFTER_SECONDS = 0.5
+"""Changes within this time are saved together."""
+
+
+class Follower:
+    """Implements sds.feed.Feed: applies pushes in order, then has the rotator and the keeper look."""
+
+    def __init__(self, *, cache: Cache, rotator: Rotator, jwts: JwtCache, clients: SdsClients, clock: Clock) -> None:
+        self._cache = cache
+        self._rotator = rotator
+        self._jwts = jwts
+        self._clients = clients
+        self._clock = clock
+        self._token = ResumeToken()
+        self.last_sync_at: datetime | None = None
+        self.on_own_bundle: list[Callable[[TrustBundle], None]] = []
+
+    @property
+    def token(self) -> ResumeToken:
+        return self._token
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Begin with what was saved by an earlier run; the server is then asked only for what came after."""
+        self._cache.apply(snapshot)
+        self._token = snapshot.token
+
+    def on_snapshot(self, snapshot: Snapshot) -> None:
+        """Everything anew."""
+        self._apply(snapshot)
+        self._jwts.forget()
+
+    def on_change(self, change: Change) -> None:
+        """What came and went."""
+        self._apply(change)
+        self._jwts.forget(frozenset(change.removed_entries))
+
+    def consumers(self, kind: str) -> Consumers:
+        """Envoys that were sent this kind of resource, and those that accepted it."""
+        return self._clients.consumers(kind)
+
+    def _apply(self, update: Snapshot | Change) -> None:
+        self._cache.apply(update)
+        self._token = update.token
+        self.last_sync_at = self._clock.now()
+        for bundle in update.bundles:
+            if bundle.trust_domain == self._cache.trust_domain:
+                for callback in self.on_own_bundle:
+                    callback(bundle)
+        self._rotator.forget(entry.id for entry in update.entries)
+        if update.bundles:
+            self._rotator.retry_untrusted()
+
+
+class Keeper:
+    """Saves entries, bundles and workload SVIDs soon after they change; loads them at the start."""
+
+    def __init__(self, *, store: AgentStore, cache: Cache, follower: Follower, clock: Clock) -> None:
+        self._store = store
+        self._cache = cache
+        self._follower = follower
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._agent: SpiffeId | None = None
+        cache.on_change.append(self._changed.set)
+
+    def load(self, agent: SpiffeId) -> bool:
+        """Serve what an earlier run of this agent saved and what is still valid; False when there was nothing."""
+        self._agent = agent
+        snapshot = self._store.load_feed(agent)
+        if snapshot is None:
+            return False
+        self._follower.restore(snapshot)
+        now = self._clock.now()
+        self._cache.put_svids(self._revived(self._store.load_svids(agent), now))
+        return True
+
+    def belongs_to(self, agent: SpiffeId) -> None:
+        """From now on save for this agent."""
+        self._agent = agent
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Save what changed, for ever."""
+        while True:
+            await self._changed.wait()
+            await self._clock.sleep(SAVE_AFTER_SECONDS)
+            await self.save()
+
+    async def save(self) -> None:
+        """Save now. The files are written in a thread; a failure to do so is logged by the store."""
+        self._changed.clear()
+        agent = self._agent
+        if agent is None or not self._cache.ready:
+            return
+        feed = Snapshot(
+            token=self._follower.token, entries=tuple(self._cache.entries()), bundles=tuple(self._cache.bundles())
+        )
+        svids = tuple(self._stored(svid) for svid in self._cache.svids())
+        # The SVIDs first: a resume token must never be newer than what it resumes from.
+        await asyncio.to_thread(self._store.save_svids, agent, svids)
+        await asyncio.to_thread(self._store.save_feed, agent, feed)
+
+    def _stored(self, svid: WorkloadSvid) -> StoredSvid:
+        entry = self._cache.entry(svid.entry_id)
+        current = entry is not None and svid.asked == asked_for(entry)
+        return StoredSvid(
+            entry_id=svid.entry_id,
+            entry_revision=entry.revision_number if entry is not None and current else -1,
+            chain=svid.chain,
+            key_der=svid.key,
+            issued_at=svid.issued_at,
+            not_after=svid.not_after,
+        )
+
+    def _revived(self, stored: Iterable[StoredSvid], now: datetime) -> list[WorkloadSvid]:
+        """Those that are still valid and whose entry is still here, ready to be served and to be rotated in time."""
+        revived = []
+        for item in stored:
+            entry = self._cache.entry(item.entry_id)
+            if entry is None or item.not_after <= now:
+                continue
+            try:
+                svid = parse_x509_svid(item.chain)
+            except BurgeeError as error:
+                log.warning("a saved SVID is ignored", reason=error.reason, entry_id=item.entry_id)
+                continue
+            current = item.entry_revision == entry.revision_number
+            revived.append(
+                WorkloadSvid(
+                    entry_id=item.entry_id,
+                    spiffe_id=svid.id,
+                    chain=item.chain,
+                    key=item.key_der,
+                    issued_at=item.issued_at,
+                    not_after=item.not_after,
+                    rotate_at=rotate_at(item.issued_at, item.not_after, 0.0),
+                    authority_key_id=svid.authority_key_id,
+                    asked=asked_for(entry) if current else (),
+                )
+            )
+        return revived
