@@ -33,6 +33,10 @@ def load_certificate(der: bytes) -> x509.Certificate:
         serial = certificate.serial_number
     except (ValueError, TypeError, x509.InvalidVersion, CryptographyDeprecationWarning) as error:
         raise InvalidArgument("malformed certificate", reason="CERTIFICATE_MALFORMED") from error
+    # The signature is whole octets: "unused bits" there would be a second spelling of one certificate, for the library
+    # does not look at their number (RFC 5280 §4.1.1.3).
+    if not der.endswith(b"\x00" + certificate.signature):
+        raise InvalidArgument("malformed certificate signature", reason="CERTIFICATE_MALFORMED")
     if serial <= 0:  # RFC 5280 §4.1.2.2; the library only warns of it
         raise InvalidArgument("serial number of the certificate is not positive", reason="CERTIFICATE_MALFORMED")
     return certificate

@@ -1,7 +1,6 @@
 """SPIFFE IDs and trust domains, parsed strictly (SPIFFE-ID).
 
-Both types check themselves on construction, so that an invalid one cannot exist. Nothing here knows DNS or IP
-addresses: a trust domain is a string of allowed characters (A11).
+Both types check themselves on construction, so that an invalid one cannot exist.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ SERVER_PATH = "/spire/server"
 
 # A class of its own for each part, always with fullmatch: `$` would let a trailing line feed through.
 # Neither class holds `%`, so percent-encoding is refused with everything else (SPIFFE-ID §2.1 A10, §2.2 A12).
+# Nothing knows of DNS or IP addresses: a trust domain is a string of allowed characters, SPIFFE-ID §2.1 (A11).
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+")  # SPIFFE-ID §2.1 (A9)
 _SEGMENT = re.compile(r"[a-zA-Z0-9._-]+")  # SPIFFE-ID §2.2 (A16)
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[a-zA-Z0-9._-]+)+")
