@@ -1,16 +1,38 @@
-"""The gate: owns the public listeners, authenticates each connection, relays it to grpcio or to an HTTP/1.1 protocol."""
+"""The gate: owns the public listeners, authenticates each connection, relays it to grpcio or to HTTP/1.1.
+
+grpcio can neither ask for an optional client certificate nor tell who is on a Unix socket. So nobody but the gate
+reaches the private grpcio server: each relayed connection comes from a socket bound to a random abstract name, which
+grpcio reports as the peer, and which `peer_of` maps back to the verified caller.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
+from ca.errors import BurgeeError, Unimplemented
 from ca.ports import Clock
-from ca.runtime.peers import Peer, PeerCred, current_peer
+from ca.runtime import gate_unix, log
+from ca.runtime.clock import SystemClock
+from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
+from ca.runtime.gate_leg import CHUNK_BYTES
+from ca.runtime.gate_listener import Listener
+from ca.runtime.gate_tls import server_context
+from ca.runtime.peers import Peer, PeerCred, PeerTable, ReadCred, current_peer, read_peer_cred
+from ca.runtime.rpc_errors import abort_with
+from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, UnknownMethod, Yielding
 from ca.runtime.tls import TlsMaterial
 
 if TYPE_CHECKING:
@@ -18,32 +40,69 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate", "GateLimits", "Peer", "PeerCred", "TlsMaterial", "current_peer"]
 
-HttpProtocolFactory = Callable[[Peer], asyncio.Protocol]
+HttpProtocolFactory = Callable[[Peer], asyncio.BaseProtocol]
+"""Makes the protocol that serves one HTTP/1.1 connection of this peer; it is given an ordinary socket transport."""
+
+SWEEP_SECONDS = 1.0
+_log = log.get("gate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """What one gate bears before it refuses."""
+    """What one gate bears before it refuses; a connection costs up to four file descriptors."""
 
     max_connections: int = 10_000
     max_connections_per_address: int = 2_000
     max_connections_per_uid: int = 4_000
     handshake_timeout_seconds: float = 10.0
     first_bytes_timeout_seconds: float = 10.0
+    stall_timeout_seconds: float = 60.0
+    """A connection whose client takes no byte of what waits for it for so long is ended."""
+
     expiry_grace_seconds: float = 30.0
+    """From a client certificate's notAfter to GOAWAY."""
+
+
+@dataclass(slots=True)
+class _TlsListener:
+    """A TCP listener's own part."""
+
+    material: Callable[[], TlsMaterial]
+    verify: Callable[[Sequence[bytes]], X509Svid]
+    context: ssl.SSLContext
 
 
 class Gate:
-    """SIGNATURES ONLY YET: the body follows within the hour."""
+    """Make it inside of the running loop, give `interceptor()` to the private grpcio server, then listen.
+
+    `grpc_socket` is that server's Unix socket, in a directory that is ours alone (0700). Without
+    `http_protocol_factory` HTTP/1.1 is refused. All methods belong to the loop's thread.
+    """
 
     def __init__(
         self,
         *,
-        grpc_socket: str,
+        grpc_socket: str | os.PathLike[str],
         http_protocol_factory: HttpProtocolFactory | None = None,
         limits: GateLimits | None = None,
         clock: Clock | None = None,
-    ) -> None: ...
+        read_cred: ReadCred = read_peer_cred,
+    ) -> None:
+        self.limits = limits or GateLimits()
+        self._clock = clock or SystemClock()
+        self._read_cred = read_cred
+        self._table = PeerTable()
+        self._host = _Host(self, os.fspath(grpc_socket), http_protocol_factory, self._table)
+        self._listeners: list[Listener] = []
+        self._tls: dict[str, _TlsListener] = {}
+        self._admit: dict[str, Callable[[PeerCred], bool]] = {}
+        self._connections: dict[int, Connection] = {}
+        self._by_origin: Counter[object] = Counter()
+        self._numbers = itertools.count(1)
+        self._expiries: list[tuple[datetime, int]] = []
+        self._sweeper = self._host.loop.create_task(self._sweep(), name="gate-sweep")
+
+    # ---- listeners
 
     async def listen_tcp(
         self,
@@ -53,27 +112,250 @@ class Gate:
         *,
         tls: Callable[[], TlsMaterial],
         verify_client: Callable[[Sequence[bytes]], X509Svid],
-    ) -> tuple[str, int]: ...
+    ) -> tuple[str, int]:
+        """Listen with TLS; returns the address and port that were bound (port 0 takes a free one).
+
+        `tls` is asked now and at each `reload_tls`. `verify_client` gets a client's chain (DER, leaf first, as sent)
+        and returns its SVID, verified against the bundle of its own trust domain, or raises; a client without a
+        certificate is let in with `svid=None`. Raises ssl.SSLError, FailedPrecondition.
+        """
+        context = server_context(tls())
+        sock = gate_unix.listen_tcp(host, port)
+        self._tls[name] = _TlsListener(tls, verify_client, context)
+        self._listeners.append(Listener(self._host.loop, name, sock, self._accept_tcp))
+        bound = sock.getsockname()
+        return bound[0], bound[1]
 
     async def listen_unix(
         self,
         name: str,
-        path: str,
+        path: str | os.PathLike[str],
         *,
         mode: int = 0o600,
         dir_mode: int = 0o700,
         gid: int | None = None,
         admit: Callable[[PeerCred], bool] = lambda cred: True,
-    ) -> None: ...
+    ) -> None:
+        """Listen on a Unix socket with exactly `mode`, in a directory of `dir_mode`, both of group `gid` if given.
 
-    def interceptor(self) -> grpc.aio.ServerInterceptor[Any, Any]: ...
+        `admit` sees the kernel's word on each caller before a byte is read. A caller with pid 0 is refused.
+        Raises ConfigError, FailedPrecondition.
+        """
+        sock = gate_unix.listen_unix(path, mode=mode, dir_mode=dir_mode, gid=gid)
+        self._admit[name] = admit
+        self._listeners.append(Listener(self._host.loop, name, sock, self._accept_unix))
 
-    def peer_of(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer: ...
+    def reload_tls(self) -> None:
+        """Ask every TCP listener's material anew; open connections go on. Raises ssl.SSLError: all keep the old one."""
+        fresh = {name: server_context(listener.material()) for name, listener in self._tls.items()}
+        for name, context in fresh.items():
+            self._tls[name].context = context
 
-    def connections(self) -> tuple[Peer, ...]: ...
+    # ---- callers
 
-    def close_peers(self, predicate: Callable[[Peer], bool], reason: str) -> int: ...
+    def interceptor(self) -> grpc.aio.ServerInterceptor:
+        """Refuses an unregistered peer for every service and unknown method; sets `current_peer` for the call."""
+        layer = _OnlyThroughGate(self._table)
+        return LayerInterceptor(layer, unknown=UnknownMethod(layer.unknown))
 
-    def reload_tls(self) -> None: ...
+    def peer_of(self, context: Context) -> Peer:
+        """The verified caller of an RPC. Raises Unauthenticated (PEER_UNKNOWN), also once its connection has ended."""
+        return self._table.find(context.peer())
 
-    async def close(self) -> None: ...
+    def connections(self) -> tuple[Peer, ...]:
+        """The callers that are authenticated and connected."""
+        return tuple(c.peer for c in self._connections.values() if c.peer is not None and not c.closed())
+
+    def close_peers(self, predicate: Callable[[Peer], bool], reason: str) -> int:
+        """End every connection whose peer the predicate picks, now; returns how many. `reason` is UPPER_SNAKE."""
+        chosen = [peer for peer in self.connections() if predicate(peer)]
+        for peer in chosen:
+            peer.close(reason)
+        return len(chosen)
+
+    # ---- endings
+
+    def stop_listening(self) -> None:
+        """Accept nobody any more; what is open goes on."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    async def close(self) -> None:
+        """Stop listening and end every connection. Stop the grpcio server first if its calls shall end well."""
+        self.stop_listening()
+        for connection in list(self._connections.values()):
+            connection.close("GATE_CLOSED")
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._host.close()
+
+    # ---- accepting
+
+    def _accept_unix(self, listener: Listener, sock: socket.socket, _: object) -> None:
+        try:
+            cred = self._read_cred(sock)
+        except (BurgeeError, OSError) as error:
+            self._turn_away(listener, sock, getattr(error, "reason", "PEER_UNKNOWN"), "")
+            return
+        if not self._admit[listener.name](cred):
+            reason = "UID_NOT_ADMITTED"
+        else:
+            reason = self._over_limit(("uid", cred.uid), self.limits.max_connections_per_uid)
+        if reason:
+            if cred.pidfd is not None:
+                os.close(cred.pidfd)
+            self._turn_away(listener, sock, reason, f"pid:{cred.pid}", uid=cred.uid)
+            return
+        self._connection(listener, sock, f"pid:{cred.pid}", ("uid", cred.uid)).start_unix(cred)
+
+    def _accept_tcp(self, listener: Listener, sock: socket.socket, address: Any) -> None:
+        host, port = address[0], address[1]
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        reason = self._over_limit(("address", host), self.limits.max_connections_per_address)
+        if reason:
+            self._turn_away(listener, sock, reason, shown)
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        tls = self._tls[listener.name]
+        self._connection(listener, sock, shown, ("address", host)).start_tls(tls.context, tls.verify)
+
+    def _over_limit(self, origin: object, allowed: int) -> str:
+        if len(self._connections) >= self.limits.max_connections:
+            return "CONNECTION_LIMIT"
+        return "CONNECTION_LIMIT_OF_CALLER" if self._by_origin[origin] >= allowed else ""
+
+    def _turn_away(self, listener: Listener, sock: socket.socket, reason: str, remote: str, **more: object) -> None:
+        sock.close()
+        REFUSED.labels(listener.name, reason).inc()
+        _log.info("connection refused", listener=listener.name, reason=reason, remote=remote, **more)
+
+    def _connection(self, listener: Listener, sock: socket.socket, address: str, origin: object) -> Connection:
+        connection = Connection(
+            self._host, sock, number=next(self._numbers), listener=listener.name, address=address, limit_key=origin
+        )
+        self._connections[connection.number] = connection
+        self._by_origin[origin] += 1
+        CONNECTIONS.labels(listener.name).inc()
+        ACCEPTED.labels(listener.name).inc()
+        return connection
+
+    def authenticated(self, connection: Connection) -> None:
+        """A connection has a peer; note when its certificate ends."""
+        if connection.peer is not None and connection.peer.svid is not None:
+            heapq.heappush(self._expiries, (connection.peer.svid.not_after, connection.number))
+            if len(self._expiries) > 1000 + 2 * len(self._connections):
+                self._expiries = [item for item in self._expiries if item[1] in self._connections]
+                heapq.heapify(self._expiries)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is over."""
+        del self._connections[connection.number]
+        CONNECTIONS.labels(connection.listener).dec()
+        self._by_origin[connection.limit_key] -= 1
+        if not self._by_origin[connection.limit_key]:
+            del self._by_origin[connection.limit_key]
+
+    # ---- time
+
+    async def _sweep(self) -> None:
+        """End what has expired or stalled."""
+        while True:
+            await self._clock.sleep(SWEEP_SECONDS)
+            self._end_expired()
+            now = self._host.loop.time()
+            for connection in list(self._connections.values()):
+                if connection.stalled_for(now) > self.limits.stall_timeout_seconds:
+                    connection.close("CLIENT_STALLED")
+
+    def _end_expired(self) -> None:
+        now = self._clock.now()
+        while self._expiries:
+            not_after, number = self._expiries[0]
+            if (now - not_after).total_seconds() < self.limits.expiry_grace_seconds:
+                return
+            heapq.heappop(self._expiries)
+            connection = self._connections.get(number)
+            if connection is not None:
+                connection.go_away("SVID_EXPIRED")
+
+
+class _Host:
+    """Implements gate_connection.Host: backs, names and shared buffers for the connections of one gate."""
+
+    def __init__(self, gate: Gate, grpc_socket: str, http: HttpProtocolFactory | None, table: PeerTable) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.view = memoryview(bytearray(CHUNK_BYTES))
+        self.handshake_timeout_seconds = gate.limits.handshake_timeout_seconds
+        self.first_bytes_timeout_seconds = gate.limits.first_bytes_timeout_seconds
+        self.has_http = http is not None
+        self.admitted = gate.authenticated
+        self.ended = gate.forget
+        self.release_name = table.unregister
+        self._grpc_socket = grpc_socket
+        self._http = http
+        self._table = table
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def open_grpc(self, peer: Peer) -> tuple[str, socket.socket]:
+        """A socket to grpcio under a registered name; raises OSError and then nothing is left registered."""
+        name = self._table.register(peer)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(b"\0" + name.encode())
+            sock.connect(self._grpc_socket)
+        except OSError:
+            self._table.unregister(name)
+            sock.close()
+            raise
+        return name, sock
+
+    def open_http(self, peer: Peer) -> socket.socket:
+        """One end of a socket pair whose other end the HTTP protocol serves, in this process."""
+        factory = self._http
+        if factory is None:
+            raise RuntimeError("no HTTP/1.1 here")
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        task = self.loop.create_task(self.loop.connect_accepted_socket(lambda: factory(peer), theirs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return ours
+
+    async def close(self) -> None:
+        """Wait for the HTTP ends that are just being set up."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class _OnlyThroughGate:
+    """Implements rpc_handlers.Layer."""
+
+    def __init__(self, table: PeerTable) -> None:
+        self._find = table.find
+
+    def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer:
+        async def admitted(request: Any, context: Context) -> Any:
+            current_peer.set(self._find(context.peer()))
+            return await inner(request, context)
+
+        return admitted
+
+    def yielding(self, method: str, inner: Yielding) -> Yielding:
+        async def admitted(request: Any, context: Context) -> AsyncIterator[Any]:
+            current_peer.set(self._find(context.peer()))
+            responses: Any = inner(request, context)
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
+
+        return admitted
+
+    async def unknown(self, request: Any, context: Context) -> NoReturn:
+        """A method nobody serves: strangers are not even told that."""
+        try:
+            self._find(context.peer())
+        except BurgeeError as error:
+            await abort_with(context, error)
+        await abort_with(context, Unimplemented("unknown service or method", reason="UNKNOWN_METHOD"))

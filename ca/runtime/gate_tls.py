@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ssl
 import ssl
 from typing import Any
 
@@ -38,9 +39,11 @@ def unverified_chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:
 
     The one place that needs more of `ssl` than Python 3.11 and 3.12 publish.
     """
-    raw: Any = connection if hasattr(connection, "get_unverified_chain") else connection._sslobj  # type: ignore[attr-defined]
-    chain: list[Any] = raw.get_unverified_chain() or []
-    return tuple(item if isinstance(item, bytes) else ssl.PEM_cert_to_DER_cert(item.public_bytes()) for item in chain)
+    if hasattr(connection, "get_unverified_chain"):
+        published: list[bytes] = connection.get_unverified_chain()
+        return tuple(published)
+    private: Any = getattr(connection, "_sslobj")  # noqa: B009 (private: mypy need not know it)
+    return tuple(item.public_bytes(_ssl.ENCODING_DER) for item in private.get_unverified_chain() or ())
 
 
 class TlsEngine:

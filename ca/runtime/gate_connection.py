@@ -1,0 +1,421 @@
+"""One accepted connection: authenticated, then relayed, then ended; each ending has a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from ca.errors import BurgeeError
+from ca.runtime import log, metrics
+from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
+from ca.runtime.gate_leg import Leg
+from ca.runtime.gate_tls import ALPN_H2, ALPN_HTTP1, TlsEngine
+from ca.runtime.peers import Peer, PeerCred
+
+if TYPE_CHECKING:
+    from ca.identity.svid import X509Svid
+
+MAX_HANDSHAKE_BYTES = 256 << 10
+LINGER_SECONDS = 2.0
+"""How long an ended connection waits for the client to read the last bytes."""
+
+GOAWAY_DRAIN_SECONDS = 5.0
+"""From GOAWAY to the end of the connection."""
+
+CONNECTIONS = metrics.gauge("gate_connections", "Connections that are open, by listener.", ["listener"])
+ACCEPTED = metrics.counter("gate_accepted", "Connections that were accepted, by listener.", ["listener"])
+REFUSED = metrics.counter(
+    "gate_refused", "Connections the gate refused or ended, by listener and reason.", ["listener", "reason"]
+)
+_QUIET = frozenset({"", "CLIENT_CLOSED", "BACKEND_CLOSED", "GATE_CLOSED"})
+"""Endings that are nobody's fault."""
+
+_log = log.get("gate")
+
+VerifyClient = Callable[[tuple[bytes, ...]], "X509Svid"]
+
+
+class Host(Protocol):
+    """What a connection needs from its gate."""
+
+    loop: asyncio.AbstractEventLoop
+    view: memoryview
+    handshake_timeout_seconds: float
+    first_bytes_timeout_seconds: float
+    has_http: bool
+
+    def open_grpc(self, peer: Peer) -> tuple[str, socket.socket]: ...
+
+    def open_http(self, peer: Peer) -> socket.socket: ...
+
+    def release_name(self, name: str) -> None: ...
+
+    def admitted(self, connection: Connection) -> None: ...
+
+    def ended(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """Implements peers.Link. Stages: handshake (TLS only), first bytes, relay, linger.
+
+    Bytes flow front (client) ⇄ back (grpcio or HTTP); the plain ones are seen by the back only.
+    """
+
+    def __init__(
+        self, host: Host, sock: socket.socket, *, number: int, listener: str, address: str, limit_key: object
+    ) -> None:
+        self.host = host
+        self.number = number
+        self.listener = listener
+        self.address = address
+        self.limit_key = limit_key
+        self.peer: Peer | None = None
+        self.cred: PeerCred | None = None
+        self.front = Leg(
+            host.loop, sock, host.view, on_chunk=self._first, on_end=self._front_ended, on_drained=self._front_drained
+        )
+        self.back: Leg | None = None
+        self._name = ""
+        self._tls: TlsEngine | None = None
+        self._verify: VerifyClient | None = None
+        self._tracker: FrameTracker | None = None
+        self._goaway_due = False
+        self._head = bytearray()
+        self._handshake_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+        self._lingering = False
+        self._waiting = False
+
+    # ---- stage 1: who is there
+
+    def start_unix(self, cred: PeerCred) -> None:
+        """Begin with a caller the kernel has named; its pidfd is ours from now on."""
+        self.cred = cred
+        self.peer = Peer(
+            transport="unix",
+            listener=self.listener,
+            connection=self.number,
+            remote_address=self.address,
+            pid=cred.pid,
+            uid=cred.uid,
+            gid=cred.gid,
+            link=self,
+        )
+        self._await_first_bytes()
+
+    def start_tls(self, context: ssl.SSLContext, verify: VerifyClient) -> None:
+        """Begin with a TLS handshake."""
+        self._tls = TlsEngine(context)
+        self._verify = verify
+        self.front.on_chunk = self._handshake
+        self._arm(self.host.handshake_timeout_seconds, "HANDSHAKE_TIMEOUT")
+        self.front.resume()
+
+    def _handshake(self, chunk: memoryview) -> None:
+        tls = self._engine()
+        self._handshake_bytes += len(chunk)
+        if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
+            self.close("HANDSHAKE_TOO_LARGE")
+            return
+        tls.feed(chunk)
+        try:
+            complete = tls.handshake()
+        except ssl.SSLError as error:
+            self.front.write(tls.outgoing())  # the alert
+            self._refuse("HANDSHAKE_FAILED", _words(error))
+            return
+        self.front.write(tls.outgoing())
+        if complete and not self._over and self._authenticate(tls):
+            self._await_first_bytes()
+            self._receive(memoryview(b""))
+
+    def _authenticate(self, tls: TlsEngine) -> bool:
+        """Decide on ALPN and certificate; False when the connection was refused."""
+        if tls.alpn != ALPN_H2 and not (tls.alpn == ALPN_HTTP1 and self.host.has_http):
+            # stdlib ssl goes on silently when the client offers none that we know.
+            self._refuse("ALPN_MISSING", f"application protocol {tls.alpn or 'not agreed on'}")
+            return False
+        chain = tls.chain()
+        if chain and tls.resumed:
+            # TLS 1.2 can resume by session id even without tickets; the old verification must not count.
+            self._refuse("SESSION_RESUMED", "a resumed session cannot carry a client certificate")
+            return False
+        svid = None
+        if chain:
+            try:
+                svid = self._verifier()(chain)
+            except BurgeeError as error:
+                self._refuse(error.reason, error.detail)
+                return False
+            except Exception as error:
+                _log.error("client verification failed", listener=self.listener, exc_info=error)
+                self._refuse("CLIENT_VERIFICATION_FAILED", "internal error")
+                return False
+        self.peer = Peer(
+            transport="tls",
+            listener=self.listener,
+            connection=self.number,
+            remote_address=self.address,
+            svid=svid,
+            link=self,
+        )
+        return True
+
+    # ---- stage 2: what it speaks
+
+    def _await_first_bytes(self) -> None:
+        self._arm(self.host.first_bytes_timeout_seconds, "FIRST_BYTES_TIMEOUT")
+        self.host.admitted(self)
+        if self._tls is not None:
+            self.front.on_chunk = self._receive
+            return
+        self.front.resume()
+        self.front.read_once()  # mostly the client has already spoken
+
+    def _first(self, plain: memoryview | bytes) -> None:
+        """Plain bytes before the back is open: wait until they tell HTTP/2 from HTTP/1.1."""
+        self._head += plain
+        if self._tls is not None:
+            self._open(h2=self._tls.alpn == ALPN_H2)
+        elif not PREFACE.startswith(self._head[: len(PREFACE)]):
+            self._open(h2=False)
+        elif len(self._head) >= len(PREFACE):
+            self._open(h2=True)
+
+    def _open(self, *, h2: bool) -> None:
+        peer = self._known_peer()
+        if not h2 and not self.host.has_http:
+            self._refuse("PROTOCOL_UNKNOWN", "neither HTTP/2 nor anything else that is served here")
+            return
+        try:
+            self._name, sock = self.host.open_grpc(peer) if h2 else ("", self.host.open_http(peer))
+        except BlockingIOError:
+            # grpcio's backlog is full: keep the first bytes and try again, for as long as a handshake may take.
+            self.front.pause()
+            if not self._waiting:
+                self._waiting = True
+                self._arm(self.host.first_bytes_timeout_seconds, "BACKEND_UNAVAILABLE")
+            self.host.loop.call_later(0.005, self._retry_open, h2)
+            return
+        except OSError as error:
+            self._refuse("BACKEND_UNAVAILABLE", error.strerror or str(error))
+            return
+        self._disarm()
+        if h2 and peer.svid is not None:
+            self._tracker = FrameTracker()
+        self.back = Leg(
+            self.host.loop,
+            sock,
+            self.host.view,
+            on_chunk=self._send if self._tls is not None or self._tracker is not None else self._send_plain,
+            on_end=self._back_ended,
+            on_drained=self.front.resume,
+        )
+        if self._tls is None:
+            self.front.on_chunk = self._receive_plain
+        self.front.resume()
+        self.back.resume()
+        head, self._head = bytes(self._head), bytearray()
+        self._receive_plain(head)
+
+    def _retry_open(self, h2: bool) -> None:
+        if not self._over:
+            self._open(h2=h2)
+
+    # ---- stage 3: relay
+
+    def _receive_plain(self, plain: memoryview | bytes) -> None:
+        """Client → back."""
+        back = self.back
+        if back is not None:
+            back.write(plain)
+            if back.pending:
+                self.front.pause()
+
+    def _receive(self, chunk: memoryview) -> None:
+        """Client → back, through TLS."""
+        tls = self._engine()
+        tls.feed(chunk)
+        try:
+            plain = tls.read()
+            answer = tls.outgoing()
+        except ssl.SSLError as error:
+            self._refuse("TLS_FAILED", _words(error))
+            return
+        if answer:
+            self.front.write(answer)
+            if self.front.pending:
+                self._pause_back()  # answers to key updates count as output: whoever does not read gets no more
+                self.front.pause()
+        if plain and not self._over:
+            if self.back is None:
+                self._first(plain)
+            else:
+                self._receive_plain(plain)
+        if tls.ended and not self._over:
+            self._front_ended()
+
+    def _send_plain(self, chunk: memoryview | bytes) -> None:
+        """Back → client."""
+        self.front.write(chunk)
+        if self.front.pending:
+            self._pause_back()
+
+    def _send(self, chunk: memoryview) -> None:
+        """Back → client through TLS, with a GOAWAY between two frames once that is due."""
+        tracker = self._tracker
+        if tracker is not None:
+            tracker.feed(chunk)
+        self._send_plain(self._encrypt(chunk))
+        if self._goaway_due and not self._over:
+            self._put_goaway()
+
+    def _encrypt(self, plain: memoryview | bytes) -> memoryview | bytes:
+        return plain if self._tls is None else self._tls.write(plain)
+
+    def _pause_back(self) -> None:
+        if self.back is not None:
+            self.back.pause()
+
+    def _front_drained(self) -> None:
+        if self._lingering:
+            self._half_close()
+            return
+        if self.back is not None:
+            self.back.resume()
+            if not self.back.pending:
+                self.front.resume()
+
+    # ---- stage 4: endings
+
+    def go_away(self, reason: str) -> None:
+        """Ask the client to leave (GOAWAY where the protocol has it), and end the connection a little later."""
+        if self._over or self._goaway_due:
+            return
+        if self._tracker is None:
+            self.close(reason)
+            return
+        self._goaway_due = True
+        self._arm(GOAWAY_DRAIN_SECONDS, reason)
+        self._put_goaway()
+
+    def _put_goaway(self) -> None:
+        if self._tracker is not None and self._tracker.between_frames:
+            self._goaway_due = False
+            self._tracker = None
+            self._send_plain(self._encrypt(GOAWAY_NO_ERROR))
+
+    def _front_ended(self) -> None:
+        self._finish("CLIENT_CLOSED" if self.back is not None or self._lingering else "CLIENT_LEFT_EARLY")
+
+    def _back_ended(self) -> None:
+        """The back has said its last: deliver it, then close."""
+        self._release_back()
+        self._lingering = True
+        self._arm(LINGER_SECONDS, "BACKEND_CLOSED")
+        self.front.on_chunk = lambda chunk: None
+        if not self.front.pending:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        if self._tls is not None:
+            tail, self._tls = self._tls.close_notify(), None
+            self.front.write(tail)
+            if self.front.pending:
+                return  # comes back here when it is drained
+        try:
+            self.front.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._finish("BACKEND_CLOSED")
+            return
+        self.front.resume()
+
+    def close(self, reason: str) -> None:
+        """End the connection now. Implements Link."""
+        self._refuse(reason, "")
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        if self._over:
+            return
+        peer = self.peer
+        if reason not in _QUIET:
+            REFUSED.labels(self.listener, reason).inc()
+            _log.info(
+                "connection ended",
+                listener=self.listener,
+                reason=reason,
+                remote=self.address,
+                **({"detail": detail} if detail else {}),
+                **({"spiffe_id": str(peer.svid.id)} if peer is not None and peer.svid is not None else {}),
+            )
+        self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._disarm()
+        self._release_back()
+        self.front.close()
+        if self.cred is not None and self.cred.pidfd is not None:
+            os.close(self.cred.pidfd)
+        self.host.ended(self)
+
+    def _release_back(self) -> None:
+        """Unregister first: once the socket is closed, anybody may bind its name."""
+        if self._name:
+            self.host.release_name(self._name)
+            self._name = ""
+        if self.back is not None:
+            self.back.close()
+            self.back = None
+
+    # ---- small things
+
+    def stalled_for(self, now: float) -> float:
+        """Seconds for which bytes have been waiting for one side without any progress; 0 when none wait."""
+        legs = (self.front, self.back) if self.back is not None else (self.front,)
+        return max(now - leg.since if leg is not None and leg.pending else 0.0 for leg in legs)
+
+    def pidfd(self) -> int | None:
+        """Implements Link."""
+        return self.cred.pidfd if self.cred is not None and not self._over else None
+
+    def closed(self) -> bool:
+        """Implements Link."""
+        return self._over or self._lingering
+
+    def _arm(self, seconds: float, reason: str) -> None:
+        self._disarm()
+        self._timer = self.host.loop.call_later(seconds, self.close, reason)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _engine(self) -> TlsEngine:
+        if self._tls is None:
+            raise RuntimeError("not a TLS connection")
+        return self._tls
+
+    def _verifier(self) -> VerifyClient:
+        if self._verify is None:
+            raise RuntimeError("not a TLS connection")
+        return self._verify
+
+    def _known_peer(self) -> Peer:
+        if self.peer is None:
+            raise RuntimeError("not authenticated")
+        return self.peer
+
+
+def _words(error: ssl.SSLError) -> str:
+    """OpenSSL's reason in lower case words."""
+    verify = getattr(error, "verify_message", "")
+    return verify or (error.reason or "tls error").lower().replace("_", " ")
