@@ -8,10 +8,11 @@ from typing import Any
 
 from ca.errors import InvalidArgument
 from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
-from ca.identity.bundle_json import JWT_SVID_USE, X509_SVID_USE
 from ca.identity.certificate import load_authority
 from ca.identity.jwk import key_parameters, load_public_key
 
+X509_SVID_USE = "x509-svid"
+JWT_SVID_USE = "jwt-svid"
 OIDC_USE = "sig"
 
 

@@ -1,4 +1,4 @@
-"""Reading trust bundles as JSON: the SPIFFE bundle format and the Workload API's JWKS.
+"""Trust bundles as JSON; this file reads them, `bundle_format` writes them: the SPIFFE bundle format and the Workload API's JWKS.
 
 Where the standard is tolerant this is: an element of `keys` that cannot be used is passed over and the rest is loaded
 (RFC 7517 §5 says the same of malformed ones), for a key that is ignored trusts nobody. The document as a whole is
@@ -15,12 +15,28 @@ from typing import Any
 from ca.errors import InvalidArgument
 from ca.identity import strict_json
 from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
+from ca.identity.bundle_format import (
+    JWT_SVID_USE,
+    X509_SVID_USE,
+    format_jwks,
+    format_oidc_jwks,
+    format_plain_jwks,
+    format_spiffe_bundle,
+)
 from ca.identity.certificate import load_authority
 from ca.identity.jwk import KNOWN_KEY_TYPES, parse_signing_key
 from ca.identity.spiffe_id import TrustDomain
 
-X509_SVID_USE = "x509-svid"
-JWT_SVID_USE = "jwt-svid"
+__all__ = [
+    "MAX_BUNDLE_BYTES",
+    "format_jwks",
+    "format_oidc_jwks",
+    "format_plain_jwks",
+    "format_spiffe_bundle",
+    "parse_spiffe_bundle",
+    "parse_workload_jwks",
+]
+
 MAX_BUNDLE_BYTES = 4 * 1024 * 1024
 MAX_NUMBER = 2**64 - 1
 

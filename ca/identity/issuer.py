@@ -14,7 +14,9 @@ from cryptography.x509.oid import ExtensionOID
 from ca.errors import InvalidArgument
 from ca.identity.certificate import load_certificate
 
-MIN_RSA_BITS = 2048
+RSA_BITS = range(2048, 16384 + 1)
+"""Weaker ones break, stronger ones are there to keep the verifier busy."""
+
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 UNDERSTOOD = frozenset(
@@ -113,7 +115,7 @@ def _flaw(
 def _key_is_strong(certificate: x509.Certificate) -> bool:
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
-        return key.key_size >= MIN_RSA_BITS
+        return key.key_size in RSA_BITS
     if isinstance(key, ec.EllipticCurvePublicKey):
         return key.curve.name in _CURVES
     return isinstance(key, ed25519.Ed25519PublicKey)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from base64 import b64encode
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 
 from ca.errors import Unauthenticated
 from ca.identity.bundle import TrustBundle, X509Authority, authority_id
+from ca.identity.bundle_json import parse_spiffe_bundle
 from ca.identity.path import MAX_PATH_CERTIFICATES
-from ca.identity.spiffe_id import SpiffeId
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid, parse_x509_svid, verify_x509_svid
 from tests.ca.identity.forge import (
     HOUR,
@@ -84,6 +87,7 @@ GOOD_LEAVES: dict[str, Cert] = {
     ),
     "unknown extension, not critical": Cert(extra=[(UNKNOWN, False)]),
     "no key identifiers": Cert(key_identifiers=False),
+    "SPIRE's key usages": Cert(key_usage=usage("digital_signature", "key_encipherment", "key_agreement")),
     "RSA key": Cert(key=key("RSA-2048", "leaf"), key_usage=usage("digital_signature", "key_encipherment")),
     "Ed25519 key": Cert(key=key("Ed25519", "leaf")),
 }
@@ -135,6 +139,23 @@ BAD_LEAVES: dict[str, tuple[Cert, str]] = {
 def test_bad_leaves(order: Cert, reason: str) -> None:
     order = dataclasses.replace(order, digest=order.digest() if isinstance(order.digest, type) else order.digest)
     assert refusal([ROOT.sign(order)]).reason == reason
+
+
+def test_the_standards_example_of_a_root_rotation() -> None:
+    """SPIFFE Trust Domain and Bundle, appendix A: RSA roots that are SVIDs themselves, the second one added later."""
+    order = {"san": [uri("spiffe://example.com/")], "key_usage": usage("key_cert_sign"), "key_identifiers": False}
+    roots = [root("example.com", key=key("RSA-2048", f"#{n}"), **order) for n in (1, 2)]
+    keys = [{"kty": "RSA", "use": "x509-svid", "x5c": [b64encode(r.der).decode()], "e": "AQAB"} for r in roots]
+    leaves = [r.sign(Cert(san=[uri("spiffe://example.com/payments/mysql")])) for r in roots]
+    domain = TrustDomain("example.com")
+    for count in (1, 2):
+        document = {"spiffe_sequence": count, "spiffe_refresh_hint": 2419200, "keys": keys[:count]}
+        bundle = parse_spiffe_bundle(json.dumps(document), domain)
+        assert (bundle.sequence_number, bundle.refresh_hint_seconds) == (count, 2419200)
+        for leaf in leaves[:count]:
+            assert verify([leaf], bundle).id.path == "/payments/mysql"
+        for leaf in leaves[count:]:
+            assert refusal([leaf], bundle).reason == "SVID_UNTRUSTED"
 
 
 NOT_CERTIFICATES = {"nothing": b"", "text": b"spiffe://example.org/a", "cut": GOOD[:-1], "tail": GOOD + b"\x00"}
