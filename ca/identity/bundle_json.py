@@ -1,4 +1,4 @@
-"""Trust bundles as JSON; this file reads them, `bundle_format` writes them: the SPIFFE bundle format and the Workload API's JWKS.
+"""Trust bundles as JSON: the SPIFFE bundle format and the Workload API's JWKS; read here, written by bundle_format.
 
 Where the standard is tolerant this is: an element of `keys` that cannot be used is passed over and the rest is loaded
 (RFC 7517 §5 says the same of malformed ones), for a key that is ignored trusts nobody. The document as a whole is
