@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from ca.errors import BurgeeError
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import KeyType
 from ca.runtime.config import StrictModel
+from ca.runtime.config_reference import print_reference
+from ca.runtime.server_config import HostPort
 
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -132,7 +135,7 @@ class AgentConfig(StrictModel):
     key_type: KeyType = Field(
         default=KeyType.EC_P256, description="Type of the keys of this agent and of its workloads."
     )
-    metrics_address: str | None = Field(
+    metrics_address: HostPort | None = Field(
         default="127.0.0.1:9989", description="Where /metrics, /live and /ready are served; null for nowhere."
     )
     log: LogConfig = Field(default=LogConfig(), description="Logging.")
@@ -190,3 +193,7 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or ":" in host or "/" in host:
         raise ValueError(f"`{address}` is not `host:port` (an IPv6 address stands in brackets)")
     return host, int(port)
+
+
+if __name__ == "__main__":
+    sys.exit(print_reference(AgentConfig, "Agent configuration", sys.argv[1:]))

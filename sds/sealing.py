@@ -56,11 +56,14 @@ class SealedStore:
         self.directory = directory
         self.key = key
         self._trust_domain = trust_domain
+        self._erased = False
         self._machine = (machine_id or read_machine_id()).encode()
         self._aead = AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=b"burgee sealing 1").derive(key.secret))
 
     def save(self, name: str, data: bytes, *, agent: SpiffeId | None = None) -> None:
         """Replaces the blob atomically. Raises FailedPrecondition when the directory cannot be written."""
+        if self._erased:
+            return  # a ban is final: what is still under way must not be written after it
         header = json.dumps({"trust_domain": self._trust_domain.name, "agent": str(agent or ""), "name": name}).encode()
         head = MAGIC + struct.pack(">H", len(header)) + header
         nonce = os.urandom(NONCE_BYTES)
@@ -93,6 +96,7 @@ class SealedStore:
 
     def erase(self) -> None:
         """Removes every blob and destroys the key: what was copied while sealed stays sealed."""
+        self._erased = True
         self.key.destroy()
         if self.directory.is_dir():
             for path in self.directory.glob("*.sealed"):

@@ -1,0 +1,217 @@
+"""Following the push, and the calls that an agent makes, against a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ca.errors import BurgeeError, Code, Denied
+from ca.identity.spiffe_id import SpiffeId
+from ca.ports import KeyType
+from ca.proto.burgee import node_pb2
+from sds.condition import State
+from sds.feed import Consumers, ResumeToken
+from sds.keys import certificate_request, generate
+from tests.ca.identity.forge import TD
+from tests.sds.fake_server import FakeServer, entry, fresh_root
+from tests.sds.node_lab import Node, Proof, config_for, running, serving, until
+
+
+@pytest.fixture
+async def server() -> FakeServer:
+    async with serving(FakeServer()) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def node(tmp_path: Path, server: FakeServer) -> Node:
+    server.entries["e1"] = entry("e1")
+    async with running(Node(config_for(tmp_path, server), Proof(b"t1"))) as started:
+        yield started
+
+
+def request() -> bytes:
+    return certificate_request(generate(KeyType.EC_P256), SpiffeId(TD, "/web"))
+
+
+async def test_a_new_agent_gets_a_snapshot_and_then_each_change(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    assert node.feed.entries == {"e1": server.entries["e1"]}
+    assert node.feed.bundles == {TD: server.trust_bundle}
+    assert node.feed.token == ResumeToken("epoch-1", 1)
+    assert server.subscriptions[0].agent_version == "1.2.3"
+    await server.push(upsert=(entry("e2", "/api", dns_names=("api",), hint="h", revision_number=7),))
+    await until(lambda: "e2" in node.feed.entries)
+    assert node.feed.entries["e2"] == server.entries["e2"]
+    await server.push(removed=("e1",))
+    await until(lambda: "e1" not in node.feed.entries)
+    assert node.feed.token == ResumeToken("epoch-1", 3)
+    assert node.feed.snapshots == 1
+    assert node.condition.state is State.OK
+    assert node.client.connected
+    assert node.client.server_address == server.address
+    assert node.client.last_sync_at is not None
+
+
+async def test_after_an_outage_the_agent_resumes_where_it_was(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    await server.stop()
+    await until(lambda: node.reason == "SERVER_UNREACHABLE")
+    assert node.condition.state is State.DEGRADED
+    assert not node.client.connected
+    await server.push(upsert=(entry("e2"),))
+    await server.start()
+    await until(lambda: "e2" in node.feed.entries, seconds=20)
+    assert node.condition.state is State.OK
+    assert node.feed.snapshots == 1
+    assert server.subscriptions[-1].store_epoch == "epoch-1"
+    assert server.subscriptions[-1].revision == 1
+
+
+async def test_recovery_is_quick_after_a_long_outage(node: Node, server: FakeServer) -> None:
+    """However long it lasted, the pauses between tries stay below the cap."""
+    pauses = [node.client._backoff.next(5.0) for _ in range(200)]
+    assert max(pauses) <= 6.0
+    await until(lambda: node.feed.snapshots == 1)
+
+
+async def test_another_epoch_means_a_snapshot(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    await server.stop()
+    server.epoch, server.entries = "epoch-2", {"e9": entry("e9")}
+    await server.start()
+    await until(lambda: node.feed.snapshots == 2, seconds=20)
+    assert set(node.feed.entries) == {"e9"}
+    assert node.feed.token.epoch == "epoch-2"
+
+
+async def test_the_next_server_of_the_list_is_used(tmp_path: Path, server: FakeServer) -> None:
+    config = config_for(tmp_path, server, servers=["127.0.0.1:1", server.address])
+    async with running(Node(config, Proof(b"t1"))) as node:
+        await until(lambda: node.feed.snapshots == 1)
+        assert node.client.server_address == server.address
+
+
+async def test_acknowledgements_carry_the_consumers(node: Node, server: FakeServer) -> None:
+    await until(lambda: any(a.kind == "entry" for a in server.acks))
+    first = next(a for a in server.acks if a.kind == "entry")
+    assert (first.revision, first.error, first.consumers, first.consumers_acked) == (1, "", 0, 0)
+    node.feed.numbers = Consumers(total=3, acked=2)
+    node.client.acknowledge()
+    await until(lambda: server.acks[-1].consumers == 3)
+    assert server.acks[-1].consumers_acked == 2
+    count = len(server.acks)
+    node.client.acknowledge()
+    await server.push(upsert=(entry("e2"),))
+    await until(lambda: server.acks[-1].revision == 2)
+    assert {a.kind for a in server.acks[count:]} == {"entry", "bundle"}, "an unchanged state is not sent again"
+    assert len(server.acks) == count + 2
+
+
+async def test_one_malformed_entry_does_not_keep_the_others_out(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    bad = node_pb2.Resource(kind="entry", name="e1", payload=b"\xff\xff")
+    await server.push(upsert=(entry("e2"),), raw=[bad])
+    await until(lambda: "e2" in node.feed.entries)
+    assert "e1" not in node.feed.entries, "its old version is no longer what the server means"
+    await until(lambda: any("e1" in a.error for a in server.acks))
+
+
+async def test_what_the_feed_cannot_apply_is_told_and_tried_again(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    node.feed.fail = True
+    await server.push(upsert=(entry("e2"),))
+    await until(lambda: "e2" in node.feed.entries)
+    assert len(server.subscriptions) == 2
+    assert server.subscriptions[1].revision == 1
+
+
+async def test_the_bundle_of_the_push_is_the_one_trusted(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    server.bundle = server.trust_bundle
+    second = fresh_root("second")
+    server.bundle = type(server.bundle)(
+        trust_domain=TD,
+        x509_authorities=(*server.bundle.x509_authorities, *second.bundle().x509_authorities),
+        sequence_number=2,
+    )
+    await server.push_bundle()
+    await until(lambda: node.trust.bundle == server.bundle)
+    assert node.store.load_bundle() == server.bundle
+
+
+async def test_svids_come_in_the_order_of_the_requests(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    issued = await node.client.new_x509_svids([("e1", request()), ("nope", request()), ("e1", request())])
+    assert [bool(i.chain) for i in issued] == [True, False, True]
+    error = issued[1].error
+    assert error is not None
+    assert (error.code, error.detail) == (Code.NOT_FOUND, "entry not found or not authorized")
+
+
+async def test_batches_hold_at_most_five_hundred(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    csr = request()
+    issued = await node.client.new_x509_svids([("nope", csr)] * 501)
+    assert len(issued) == 501
+    assert server.calls.count("BatchNewX509SVID") == 2
+
+
+async def test_jwt_and_bundle(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    issued = await node.client.new_jwt_svid("e1", ["a", "b"])
+    assert issued.token == "a.b.a,b"
+    assert issued.expires_at.timestamp() == 1300
+    assert await node.client.get_bundle() == server.trust_bundle
+    with pytest.raises(BurgeeError) as caught:
+        await node.client.new_jwt_svid("nope", ["a"])
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_calls_without_a_server_fail_at_once_and_say_why(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    await server.stop()
+    await until(lambda: node.reason == "SERVER_UNREACHABLE")
+    async with asyncio.timeout(5):
+        with pytest.raises(BurgeeError) as caught:
+            await node.client.new_jwt_svid("e1", ["a"])
+    assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SERVER_UNREACHABLE")
+    assert server.address in caught.value.detail
+
+
+async def test_calls_before_attestation_are_unavailable(tmp_path: Path, server: FakeServer) -> None:
+    node = Node(config_for(tmp_path, server), Proof(b"t1"))
+    with pytest.raises(BurgeeError) as caught:
+        await node.client.get_bundle()
+    assert caught.value.reason == "AGENT_NOT_READY"
+
+
+async def test_a_ban_on_the_stream_reaches_the_identity(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    server.denials["Sync"] = Denied("authorization denied", reason="AGENT_BANNED")
+    await server.stop()
+    await server.start()
+    await until(lambda: node.condition.state is State.BANNED, seconds=20)
+    assert node.identity.svid is None
+    assert node.store.load_agent() is None
+    with pytest.raises(BurgeeError):
+        await node.identity.wait_svid()
+
+
+async def test_a_renewed_svid_gets_a_link_of_its_own(node: Node, server: FakeServer) -> None:
+    await until(lambda: node.feed.snapshots == 1)
+    before = node.identity.svid
+    assert before is not None
+    node.identity._due = node.clock.now()
+    node.identity._poked.set()
+    await until(lambda: node.identity.svid != before)
+    await until(lambda: len(server.subscriptions) == 2)
+    after = node.identity.svid
+    assert after is not None
+    assert after.id == before.id
+    await until(lambda: server.client_chains[-1] == after.chain[0])
+    await until(lambda: node.client.connected)
+    assert node.feed.snapshots == 1
+    assert (await node.client.new_jwt_svid("e1", ["a"])).token
