@@ -12,7 +12,7 @@ from ca.issuing.rules import RULES, Expected, Rule
 from ca.issuing.template import Template
 
 # Of what is expected, kind and issuer are a template's own and the rest is the certificate's.
-_VARYING_EXPECTED = frozenset({"spiffe_id", "dns_names", "lifetime", "key_der", "key_identifier"})
+_VARYING_EXPECTED = frozenset({"serial", "subject", "spiffe_id", "dns_names", "lifetime", "key_der", "key_identifier"})
 
 VARYING_RULES = tuple(rule for rule in RULES if rule.reads & VARYING or rule.expects & _VARYING_EXPECTED)
 CONSTANT_RULES = tuple(rule for rule in RULES if rule not in VARYING_RULES)

@@ -27,6 +27,8 @@ class Expected(NamedTuple):
 
     kind: Literal["leaf", "authority"]
     issuer: IssuerTemplate
+    serial: int
+    subject: bytes
     spiffe_id: SpiffeId
     dns_names: tuple[str, ...]
     lifetime: Lifetime
@@ -54,7 +56,10 @@ def _version(parts: Parts, want: Expected) -> str:
 def _serial(parts: Parts, want: Expected) -> str:
     if len(parts.serial) > 20:
         return "serial number has more than 20 octets"
-    return "" if der.unsigned(parts.serial) > 0 else "serial number is not positive"
+    serial = der.unsigned(parts.serial)
+    if serial <= 0:
+        return "serial number is not positive"
+    return "" if serial == want.serial else "serial number is not the one that is recorded"
 
 
 def _algorithm(parts: Parts, want: Expected) -> str:
@@ -78,6 +83,8 @@ def _validity(parts: Parts, want: Expected) -> str:
 
 
 def _subject(parts: Parts, want: Expected) -> str:
+    if parts.subject != want.subject:
+        return "subject is not the profile's"
     if len(parts.subject) <= 2:
         return "subject of an authority is empty" if want.kind == "authority" else ""
     if parts.subject in _KNOWN_SUBJECTS:
@@ -216,11 +223,11 @@ def _rule(name: str, citation: str, check: Check, reads: str, expects: str = "")
 
 RULES: tuple[Rule, ...] = (
     _rule("version", "RFC 5280 §4.1.2.1", _version, "version"),
-    _rule("serial number", "RFC 5280 §4.1.2.2", _serial, "serial"),
+    _rule("serial number", "RFC 5280 §4.1.2.2", _serial, "serial", "serial"),
     _rule("signature algorithm", "RFC 5280 §4.1.2.3, RFC 5758 §3.2, RFC 4055 §5", _algorithm, "algorithm", "issuer"),
     _rule("issuer", "RFC 5280 §4.1.2.4", _issuer, "issuer", "issuer"),
     _rule("validity", "RFC 5280 §4.1.2.5", _validity, "validity", "lifetime issuer"),
-    _rule("subject", "RFC 5280 §4.1.2.6, appendix A.1", _subject, "subject", "kind"),
+    _rule("subject", "RFC 5280 §4.1.2.6, appendix A.1", _subject, "subject", "kind subject"),
     _rule("public key", "RFC 5280 §4.1.2.7, SPIFFE-ID §3.2 (A23)", _key, "key", "key_der"),
     _rule("unique identifiers", "RFC 5280 §4.1.2.8", _no_unique_ids, "unique_ids"),
     _rule("extensions", "RFC 5280 §4.2", _extensions, "oids", "kind"),

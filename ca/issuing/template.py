@@ -17,7 +17,7 @@ class Template:
     Two threads may set it at once; each sets what passed.
     """
 
-    __slots__ = ("algorithm_and_issuer", "authority_key", "before_key", "linted", "subject", "subject_rdns")
+    __slots__ = ("_subject_rdns", "algorithm_and_issuer", "authority_key", "before_key", "linted", "subject")
 
     def __init__(
         self,
@@ -31,10 +31,15 @@ class Template:
         """All in DER: AlgorithmIdentifier, Names, and Extensions (`authority_key` is empty on a root)."""
         self.algorithm_and_issuer = algorithm + issuer_name
         self.subject = subject
-        self.subject_rdns = der.Reader(subject).take(der.SEQUENCE)
+        self._subject_rdns = der.Reader(subject).take(der.SEQUENCE)
         self.before_key = leading_extensions + SUBJECT_KEY_HEAD
         self.authority_key = authority_key
         self.linted: Parts | None = None
+
+    def subject_with(self, common_name: str) -> bytes:
+        """The template's subject with a common name behind it. Raises InvalidArgument (reason SUBJECT)."""
+        attribute = encode_attribute(Attribute(COMMON_NAME, common_name))
+        return der.tlv(der.SEQUENCE, self._subject_rdns + attribute)
 
     def fill(
         self,
@@ -44,18 +49,16 @@ class Template:
         key_der: bytes,
         key_identifier: bytes,
         names: bytes,
-        common_name: str = "",
+        subject: bytes,
     ) -> bytes:
         """The TBSCertificate (RFC 5280 §4.1.2), DER.
 
-        `key_der` is the SubjectPublicKeyInfo; `names` are GeneralNames (`extensions.alternative_names`).
+        `key_der` is the SubjectPublicKeyInfo; `names` are GeneralNames (`extensions.alternative_names`); `subject` is
+        a Name, mostly the template's own.
 
         Everything that the certificate claims stands in here, and so under the signature: SPIFFE-ID §3.2 (A23).
         """
         tlv = der.tlv
-        subject = self.subject
-        if common_name:
-            subject = tlv(der.SEQUENCE, self.subject_rdns + encode_attribute(Attribute(COMMON_NAME, common_name)))
         extensions = (
             self.before_key
             + key_identifier

@@ -27,7 +27,6 @@ class IssuanceToken:
     """
 
     tbs: bytes
-    serial: int
     key: PublicKeyInfo
     want: Expected
     template: Template
@@ -48,6 +47,10 @@ class IssuanceToken:
         """Whether this one's signature is to be verified although the key is local: decided by `tbs_sha256`, which
         hangs on the random serial number."""
         return self.tbs_sha256[0] < SAMPLED_OF_256
+
+    @property
+    def serial(self) -> int:
+        return self.want.serial
 
     @property
     def spiffe_id(self) -> SpiffeId:

@@ -56,6 +56,9 @@ def prepare_leaf(
         check_dns_name(name)
     template = leaf_template(profile, issuer, public_key.kind)
     names = tuple(dns_names)
+    subject = template.subject
+    if names and len(names[0]) <= UPPER_BOUNDS[COMMON_NAME]:
+        subject = template.subject_with(names[0])
     identifier = public_key.identifier
     tbs = template.fill(
         serial=serial,
@@ -63,10 +66,10 @@ def prepare_leaf(
         key_der=public_key.der,
         key_identifier=identifier,
         names=ext.alternative_names(str(spiffe_id), names),
-        common_name=names[0] if names and len(names[0]) <= UPPER_BOUNDS[COMMON_NAME] else "",
+        subject=subject,
     )
-    want = Expected("leaf", issuer, spiffe_id, names, lifetime, public_key.der, identifier)
-    return IssuanceToken(tbs=tbs, serial=serial, key=public_key, want=want, template=template)
+    want = Expected("leaf", issuer, serial, subject, spiffe_id, names, lifetime, public_key.der, identifier)
+    return IssuanceToken(tbs=tbs, key=public_key, want=want, template=template)
 
 
 @lru_cache(maxsize=128)
@@ -142,9 +145,10 @@ def _prepare_authority(
         key_der=key.der,
         key_identifier=identifier,
         names=ext.alternative_names(str(spiffe_id), ()),
+        subject=name,
     )
-    want = Expected("authority", issuer, spiffe_id, (), lifetime, key.der, identifier)
-    return IssuanceToken(tbs=tbs, serial=serial, key=key, want=want, template=template)
+    want = Expected("authority", issuer, serial, name, spiffe_id, (), lifetime, key.der, identifier)
+    return IssuanceToken(tbs=tbs, key=key, want=want, template=template)
 
 
 def sign(token: IssuanceToken, signer: Signer, *, remote: bool) -> bytes:

@@ -28,8 +28,12 @@ ISSUER_TYPES = (KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048)
 PRINTABLE = _ASN1Type.PrintableString
 
 
-@cache
 def signer(key_type: KeyType = KeyType.EC_P256, name: str = "root") -> LocalSigner:
+    return _signer(key_type, name)
+
+
+@cache
+def _signer(key_type: KeyType, name: str) -> LocalSigner:
     return LocalSigner(name, generate_private_key(key_type))
 
 
@@ -37,9 +41,13 @@ def private_key(made: LocalSigner) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivat
     return made._key
 
 
-@cache
 def root(key_type: KeyType = KeyType.EC_P256, not_after: datetime = datetime(9999, 12, 31, tzinfo=UTC)) -> bytes:
     """A self-signed root that ends at `not_after`."""
+    return _root(key_type, not_after)
+
+
+@cache
+def _root(key_type: KeyType, not_after: datetime) -> bytes:
     seconds = int((not_after - NOW).total_seconds())
     token = prepare_root(
         trust_domain=TD,
@@ -55,8 +63,12 @@ def issuer(key_type: KeyType = KeyType.EC_P256) -> IssuerTemplate:
     return IssuerTemplate.from_certificate(root(key_type))
 
 
-@cache
 def subject_key(kind: str = "ec-p256", number: int = 0) -> PublicKeyInfo:
+    return _subject_key(kind, number)
+
+
+@cache
+def _subject_key(kind: str, number: int) -> PublicKeyInfo:
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
     if kind == "ec-p256":
         key = ec.generate_private_key(ec.SECP256R1())
@@ -95,12 +107,21 @@ def authority_name(serial: int) -> x509.Name:
     )
 
 
+KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
 def key_usage(*names: str) -> x509.KeyUsage:
-    every = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign "
-        "crl_sign encipher_only decipher_only"
-    ).split()
-    return x509.KeyUsage(**{name: name in names for name in every})
+    return x509.KeyUsage(**{name: name in names for name in KEY_USAGES})
 
 
 def builder_leaf(
