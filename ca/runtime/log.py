@@ -30,8 +30,8 @@ def new_request_id() -> str:
 
 
 def get(name: str) -> FilteringBoundLogger:
-    """A logger; `name` is shown as `logger`. Log a denial with `reason=` and a failure with `error=`."""
-    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+    """A logger; `name` is shown as `component`. Log a denial with `reason=` and a failure with `error=`."""
+    return cast(FilteringBoundLogger, structlog.get_logger(component=name))
 
 
 def configure(format: Format = "console", level: Level = "info", stream: TextIO | None = None) -> None:

@@ -54,7 +54,11 @@ _FAMILY: dict[int, type[BurgeeError]] = {
         Internal,
     )
 }
-_NEAREST = {STATUS[Code.DEADLINE_EXCEEDED][0]: Unavailable, STATUS[Code.ABORTED][0]: Unavailable, 1: Unavailable}
+_NEAREST: dict[int, type[BurgeeError]] = {
+    STATUS[Code.DEADLINE_EXCEEDED][0]: Unavailable,
+    STATUS[Code.ABORTED][0]: Unavailable,
+    1: Unavailable,
+}
 _AGENT_REASONS = types_pb2.PermissionDeniedDetails.Reason
 _AGENT_NAMES = frozenset(_AGENT_REASONS.keys())
 
