@@ -42,12 +42,15 @@ class IssuanceLog:
         self._connection: Connection | None = None
         self._waiting: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def append(self, records: Sequence[IssuanceRecord]) -> None:
         """Returns when the records are durable: only then may they be signed. Raises Unavailable when they are not.
 
         Records that were handed in stay handed in, though the caller be cancelled.
         """
+        if self._closed:
+            raise Unavailable("the store is closed", reason="STORE_UNAVAILABLE")
         if not records:
             return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -104,7 +107,10 @@ class IssuanceLog:
         return await self._database.write(work)
 
     async def close(self) -> None:
-        """Waits for what was handed in."""
+        """Waits for what was handed in. Idempotent; an append after it fails."""
+        if self._closed:
+            return
+        self._closed = True
         if self._writing is not None:
             await self._writing
         await asyncio.get_running_loop().run_in_executor(self._thread, self._hang_up)
@@ -136,10 +142,20 @@ class IssuanceLog:
     def _commit(self, records: Sequence[IssuanceRecord]) -> None:
         """One statement, one transaction; on the writer's thread."""
         row = {"recorded_at": to_micros(self._clock.now()), **_summary(records), "body": encode(records)}
-        if self._connection is None:
-            connection = self._engine.connect()
-            self._connection = connection.execution_options(isolation_level="AUTOCOMMIT", burgee_begin="")
         try:
+            self._insert(row)
+        except OperationalError as error:
+            if not error.connection_invalidated:
+                raise
+            # The server closed an idle connection. Were the row in the table after all, it would be there twice,
+            # which misleads nobody.
+            self._insert(row)
+
+    def _insert(self, row: dict[str, Any]) -> None:
+        try:
+            if self._connection is None:
+                connection = self._engine.connect()
+                self._connection = connection.execution_options(isolation_level="AUTOCOMMIT", burgee_begin="")
             self._connection.execute(_INSERT, row)
             self._connection.commit()
         except BaseException:

@@ -32,13 +32,14 @@ def parse_page_token(token: str) -> int:
     except (binascii.Error, ValueError):
         raw = b""
     number = raw.removeprefix(_PREFIX)
-    if not raw.startswith(_PREFIX) or not number.isdigit() or len(number) > 18:
+    position = int(number) if number.isdigit() and len(number) <= 18 else 0
+    if page_token(position) != token:
         raise InvalidArgument(
             f"could not parse page token `{token[:64]}`",
             reason="PAGE_TOKEN",
             hint="pass on next_page_token exactly as it was returned",
         )
-    return int(number)
+    return position
 
 
 def limit(query: Select[Any], position: Column[int], page_size: int, token: str) -> Select[Any]:

@@ -35,7 +35,7 @@ entries = Table(
     "entries",
     metadata,
     Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("id", String(255), nullable=False, unique=True),
+    Column("id", Text, nullable=False, unique=True),
     Column("spiffe_id", Text, nullable=False, index=True),
     Column("parent_id", Text, nullable=False, index=True),
     Column("similarity", LargeBinary(32), nullable=False, index=True),  # of spiffe_id, parent_id and selectors
@@ -78,7 +78,7 @@ agents = Table(
     metadata,
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("id", Text, nullable=False, unique=True),
-    Column("attestation_type", String(255), nullable=False),
+    Column("attestation_type", Text, nullable=False),
     Column("serial", String(64), nullable=False),
     Column("not_after", BigInteger, nullable=False),
     Column("pending_serial", String(64), nullable=False),
@@ -87,7 +87,7 @@ agents = Table(
     Column("selector_count", Integer, nullable=False),
     Column("reattestable", Boolean, nullable=False),
     Column("banned", Boolean, nullable=False),
-    Column("agent_version", String(255), nullable=False),
+    Column("agent_version", Text, nullable=False),
 )
 
 agent_selectors = Table(

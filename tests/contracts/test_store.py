@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import string
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -71,6 +73,17 @@ class TestEntries:
         assert await store.entries.get("my-own-id.1_x") == created
         assert await store.entries.get("nope") is None
         assert (await store.snapshot()).entries == (created,)
+
+    async def test_the_longest_ids_can_be_indexed(self, store: Store) -> None:
+        def longest(start: str) -> SpiffeId:
+            letters = random.Random(start).choices(string.ascii_letters, k=2048)  # no database compresses them
+            return SpiffeId(TD, f"{start}{''.join(letters)}"[: 2048 - len(str(TD.id))])
+
+        named = entry("/x", id="i" * 255, spiffe_id=longest("/w/"), parent_id=longest("/spire/agent/a/"))
+        await create(store, named)
+        assert await store.entries.count(EntryFilter(by_spiffe_id=named.spiffe_id, by_parent_id=named.parent_id)) == 1
+        await store.agents.upsert(agent(id=named.parent_id))
+        assert await store.agents.get(named.parent_id) is not None
 
     async def test_a_similar_entry_is_returned_instead(self, store: Store) -> None:
         (first,) = await create(store, entry("/e/1", "t:v", "t:w"))

@@ -27,7 +27,7 @@ def upgrade() -> None:
         "agents",
         sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("attestation_type", sa.String(length=255), nullable=False),
+        sa.Column("attestation_type", sa.Text(), nullable=False),
         sa.Column("serial", sa.String(length=64), nullable=False),
         sa.Column("not_after", sa.BigInteger(), nullable=False),
         sa.Column("pending_serial", sa.String(length=64), nullable=False),
@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("selector_count", sa.Integer(), nullable=False),
         sa.Column("reattestable", sa.Boolean(), nullable=False),
         sa.Column("banned", sa.Boolean(), nullable=False),
-        sa.Column("agent_version", sa.String(length=255), nullable=False),
+        sa.Column("agent_version", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("position"),
         sa.UniqueConstraint("id", name=op.f("uq_agents_id")),
     )
@@ -74,7 +74,7 @@ def upgrade() -> None:
     op.create_table(
         "entries",
         sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("id", sa.String(length=255), nullable=False),
+        sa.Column("id", sa.Text(), nullable=False),
         sa.Column("spiffe_id", sa.Text(), nullable=False),
         sa.Column("parent_id", sa.Text(), nullable=False),
         sa.Column("similarity", sa.LargeBinary(length=32), nullable=False),
