@@ -20,6 +20,7 @@ from ca.ports import Clock
 from sds.entries import EntryIndex
 from sds.feed import Change, Snapshot
 from sds.views import BundleForms, Content, WorkloadSvid, build
+from sds.waiting import sleep_or
 
 MANY_CHANGES = 64
 """From this many changed entries on, every live view is looked at anew instead of asking which are affected."""
@@ -81,6 +82,7 @@ class Cache:
     ) -> None:
         self.trust_domain = trust_domain
         self.synced = False
+        self.not_ready: Callable[[], BurgeeError] = starting
         self.on_change: list[Callable[[], None]] = []
         self.on_demand: list[Callable[[], None]] = []
         self._clock = clock
@@ -90,6 +92,7 @@ class Cache:
         self._bundles: dict[str, BundleForms] = {}
         self._svids: dict[str, WorkloadSvid] = {}
         self._became_ready = asyncio.Event()
+        self._sooner = asyncio.Event()
         self._live: dict[frozenset[Selector], View] = {}
         self._idle: OrderedDict[frozenset[Selector], View] = OrderedDict()
 
@@ -106,7 +109,7 @@ class Cache:
             async with asyncio.timeout(timeout_seconds):
                 await self._became_ready.wait()
         except TimeoutError:
-            raise _starting() from None
+            raise self.not_ready() from None
 
     def entries(self) -> list[RegistrationEntry]:
         return list(self._index.all())
@@ -144,7 +147,7 @@ class Cache:
     def subscribe(self, selectors: frozenset[Selector], *, needs_svid: bool) -> Subscription:
         """Join the view of these selectors. Raises Unavailable while the agent initialises (Endpoint App. A, E26)."""
         if not self.ready:
-            raise _starting()
+            raise self.not_ready()
         subscription = Subscription(self._enter(selectors), needs_svid=needs_svid)
         self._join(subscription)
         return subscription
@@ -171,7 +174,7 @@ class Cache:
             self._refresh(view)
             content = view.content
         if content is None:
-            raise _starting()
+            raise self.not_ready()
         return content
 
     def _enter(self, selectors: frozenset[Selector]) -> View:
@@ -198,6 +201,7 @@ class Cache:
         self.synced = True
         if self.ready:
             self._became_ready.set()
+            self.not_ready = starting
         if changed or bundles_changed or first:
             self._after(changed, everything=bundles_changed or first)
 
@@ -221,7 +225,8 @@ class Cache:
             self._after(dropped)
 
     def clear(self, error: Callable[[], BurgeeError]) -> None:
-        """Forget everything and end every stream with `error`."""
+        """Forget everything; `error` ends every stream and answers every call until the next snapshot."""
+        self.not_ready = error
         subscriptions = [subscription for view in self._live.values() for subscription in view.subscribers]
         self._index, self._bundles, self._svids = EntryIndex(), {}, {}
         self.synced = False
@@ -232,6 +237,12 @@ class Cache:
         for subscription in subscriptions:
             subscription.end(error)
         self._after({})
+
+    async def run(self) -> None:
+        """Do what time alone causes, when it is time, for ever."""
+        while True:
+            self._sooner.clear()
+            await sleep_or(self._clock, self.tick(), self._sooner)
 
     def tick(self) -> float:
         """Do what time alone causes; returns in how many seconds (at most 5) it wants to be called again."""
@@ -323,10 +334,11 @@ class Cache:
         elif view.deadline is not None and view.deadline <= mono:
             view.deadline = None
         view.waited_for = missing
+        self._sooner.set()
         view.settled = view.deadline is None
 
 
-def _starting() -> Unavailable:
+def starting() -> Unavailable:
     """Endpoint App. A (E26): the agent initialises; the caller may come again."""
     return Unavailable("the agent is starting", reason="AGENT_STARTING", hint="try again in a moment")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from ca.errors import BurgeeError
-from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import parse_x509_svid
 from ca.ports import Clock
@@ -27,17 +26,15 @@ SAVE_AFTER_SECONDS = 0.5
 
 
 class Follower:
-    """Implements sds.feed.Feed: applies pushes in order, then has the rotator and the keeper look."""
+    """Implements sds.feed.Feed: applies pushes in order, then calls who `follows`, e.g. to ask for SVIDs."""
 
-    def __init__(self, *, cache: Cache, rotator: Rotator, jwts: JwtCache, clients: SdsClients, clock: Clock) -> None:
+    def __init__(self, *, cache: Cache, clients: SdsClients, clock: Clock) -> None:
         self._cache = cache
-        self._rotator = rotator
-        self._jwts = jwts
         self._clients = clients
         self._clock = clock
         self._token = ResumeToken()
         self.last_sync_at: datetime | None = None
-        self.on_own_bundle: list[Callable[[TrustBundle], None]] = []
+        self.follows: list[Callable[[Snapshot | Change], None]] = []
 
     @property
     def token(self) -> ResumeToken:
@@ -51,12 +48,10 @@ class Follower:
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Everything anew."""
         self._apply(snapshot)
-        self._jwts.forget()
 
     def on_change(self, change: Change) -> None:
         """What came and went."""
         self._apply(change)
-        self._jwts.forget(frozenset(change.removed_entries))
 
     def consumers(self, kind: str) -> Consumers:
         """Envoys that were sent this kind of resource, and those that accepted it."""
@@ -66,13 +61,23 @@ class Follower:
         self._cache.apply(update)
         self._token = update.token
         self.last_sync_at = self._clock.now()
-        for bundle in update.bundles:
-            if bundle.trust_domain == self._cache.trust_domain:
-                for callback in self.on_own_bundle:
-                    callback(bundle)
-        self._rotator.forget(entry.id for entry in update.entries)
+        for follow in self.follows:
+            follow(update)
+
+
+def follow_with(rotator: Rotator, jwts: JwtCache) -> Callable[[Snapshot | Change], None]:
+    """What the rotator and the cache of JWT-SVIDs do about an update."""
+
+    def follow(update: Snapshot | Change) -> None:
+        if isinstance(update, Change):
+            jwts.forget(frozenset(update.removed_entries))
+        else:
+            jwts.forget()
+        rotator.forget(entry.id for entry in update.entries)
         if update.bundles:
-            self._rotator.retry_untrusted()
+            rotator.retry_untrusted()
+
+    return follow
 
 
 class Keeper:
@@ -98,8 +103,8 @@ class Keeper:
         self._cache.put_svids(self._revived(self._store.load_svids(agent), now))
         return True
 
-    def belongs_to(self, agent: SpiffeId) -> None:
-        """From now on save for this agent."""
+    def belongs_to(self, agent: SpiffeId | None) -> None:
+        """From now on save for this agent; None: save nothing more."""
         self._agent = agent
         self._changed.set()
 

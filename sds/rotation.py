@@ -23,6 +23,7 @@ from ca.runtime.log import get
 from sds.cache import Cache
 from sds.keys import KeyPool, WorkloadKey, certificate_request
 from sds.views import WorkloadSvid, asked_for
+from sds.waiting import sleep_or
 
 log = get("sds.rotation")
 
@@ -138,14 +139,7 @@ class Rotator:
         """Ask for what is due, whenever it is."""
         while True:
             wait = await self.round()
-            sleeper = asyncio.ensure_future(self._clock.sleep(wait))
-            poked = asyncio.ensure_future(self._poked.wait())
-            try:
-                await asyncio.wait({sleeper, poked}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sleeper.cancel()
-                poked.cancel()
-            self._poked.clear()
+            await sleep_or(self._clock, wait, self._poked)
 
     async def round(self) -> float:
         """Ask for everything that is due now, the SVIDs somebody waits for first; seconds until the next is due."""

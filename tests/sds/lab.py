@@ -229,7 +229,7 @@ class Lab:
         )
         self._grpc.add_generic_rpc_handlers((api.handler(), sds.handler()))
         await self._grpc.start()
-        loops = (self.rotator.run, self._tick, self.workloads.run)
+        loops = (self.rotator.run, self.cache.run, self.workloads.run)
         self._tasks = [asyncio.create_task(loop()) for loop in loops]
         return self
 
@@ -244,10 +244,6 @@ class Lab:
         await self.keys.close()
         await self._grpc.stop(None)
         shutil.rmtree(self.directory, ignore_errors=True)
-
-    async def _tick(self) -> None:
-        while True:
-            await self.clock.sleep(min(self.cache.tick(), 0.05))
 
     def _token(self) -> ResumeToken:
         self._revision += 1

@@ -1,0 +1,290 @@
+"""The agent: `python -m sds.agent --config FILE [--check]`. Composition root; everything is put together here."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from attestor.workload.run import attest_all
+from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition
+from ca.identity.selector import Selector
+from ca.ports import Clock, Process
+from ca.proto.burgee import agent_pb2_grpc
+from ca.runtime.clock import SystemClock
+from ca.runtime.config import load_yaml
+from ca.runtime.files import make_private_dir
+from ca.runtime.health import Health
+from ca.runtime.log import configure, get
+from ca.runtime.status_server import StatusServer, serve_metrics_and_health
+from ca.runtime.tasks import Tasks
+from sds.admin_api import AgentApi, agent_version
+from sds.agent_metrics import expose
+from sds.cache import Cache
+from sds.condition import Condition
+from sds.config import AgentConfig
+from sds.envoy import EnvoySds
+from sds.envoy_status import SdsClients
+from sds.first_trust import ServerTrust
+from sds.follower import Follower, Keeper, follow_with
+from sds.health import delivery_problem, health_handler, serving
+from sds.jwt_cache import JwtCache
+from sds.keys import KeyPool
+from sds.node_client import NodeClient
+from sds.node_identity import NodeIdentity
+from sds.plugins import node_attestor, workload_attestors
+from sds.rotation import Rotator
+from sds.secrets import Form, SecretNames
+from sds.sockets import Endpoint, admin_access
+from sds.state import open_store
+from sds.workload_api import WorkloadApi
+from sds.workloads import Workloads
+
+KEYS_AHEAD = 32
+log = get("sds.agent")
+
+
+class Agent:
+    """All parts of one agent. `start`, then it serves until `close`. Raises ConfigError, FailedPrecondition."""
+
+    def __init__(self, config: AgentConfig, *, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.health = Health()
+        self.condition = Condition(self.clock)
+        self._lock = _lock(config.data_dir)
+        self._make_delivery()
+        self._make_server_side()
+        self._make_rotation()
+        self._status: StatusServer | None = None
+
+    # --- putting together ---------------------------------------------------------------------------------------
+
+    def _make_delivery(self) -> None:
+        """What workloads meet: attestation, cache, sockets."""
+        attestors = workload_attestors(self.config)
+
+        async def attest(process: Process) -> frozenset[Selector]:
+            return (await attest_all(attestors, process)).selectors
+
+        self.cache = Cache(self.config.domain, clock=self.clock)
+        self.workloads = Workloads(
+            attest=attest, cache=self.cache, clock=self.clock, interval_seconds=self.config.attest_interval_seconds
+        )
+        self.clients = SdsClients()
+        private = self.config.data_dir / "private"
+        shutil.rmtree(private, ignore_errors=True)  # what a killed agent left; the lock says that none runs
+        self.workload_endpoint = Endpoint("workload", private_directory=private, clock=self.clock)
+        self.admin_endpoint = Endpoint("admin", private_directory=private, clock=self.clock)
+
+    def _make_server_side(self) -> None:
+        """What meets the server: first trust, the agent's identity, the feed."""
+        attestor, prover = node_attestor(self.config)
+        self.store = open_store(self.config)
+        self.trust = ServerTrust(config=self.config, clock=self.clock, store=self.store)
+        self.identity = NodeIdentity(
+            config=self.config,
+            clock=self.clock,
+            store=self.store,
+            trust=self.trust,
+            attestor=attestor,
+            prover=prover,
+            condition=self.condition,
+        )
+        self.follower = Follower(cache=self.cache, clients=self.clients, clock=self.clock)
+        self.client = NodeClient(
+            config=self.config,
+            clock=self.clock,
+            identity=self.identity,
+            trust=self.trust,
+            feed=self.follower,
+            condition=self.condition,
+            version=agent_version(),
+        )
+        self.keeper = Keeper(store=self.store, cache=self.cache, follower=self.follower, clock=self.clock)
+        self.clients.on_answer.append(self.client.acknowledge)
+        self.identity.on_rotated(self._identity_changed)
+        self.identity.on_banned(self._banned)
+
+    def _make_rotation(self) -> None:
+        """What keeps SVIDs fresh."""
+        self.jwts = JwtCache(issuer=self.client, clock=self.clock)
+        self.keys = KeyPool(self.config.key_type, size=KEYS_AHEAD)
+        self.rotator = Rotator(cache=self.cache, issuer=self.client, keys=self.keys, clock=self.clock)
+        self.cache.on_demand.append(self.rotator.poke)
+        self.follower.follows.append(follow_with(self.rotator, self.jwts))
+        self.tasks = Tasks(clock=self.clock, health=self.health)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Serve what an earlier run saved, open the sockets, and begin to follow the server."""
+        self.keys.start()
+        held = await asyncio.to_thread(self.store.load_agent)
+        if held is not None and self.keeper.load(held.id):
+            log.info("serving what was sealed", entries=len(self.cache.entries()), svids=len(self.cache.svids()))
+        self._report()
+        await self._open_sockets()
+        if self.config.metrics_address is not None:
+            self._status = await serve_metrics_and_health(self.config.metrics_address, self.health)
+        loops: dict[str, Callable[[], Awaitable[object]]] = {
+            "identity": self.identity.run,
+            "sync": self.client.run,
+            "rotation": self.rotator.run,
+            "attestation": self.workloads.run,
+            "expiry": self.cache.run,
+            "keeper": self.keeper.run,
+        }
+        for name, run in loops.items():
+            self.tasks.spawn(name, run)
+        log.info("agent started", workload_socket=str(self.config.workload_socket), version=agent_version())
+
+    async def close(self) -> None:
+        """End streams, save what there is, let go of everything."""
+        self.workloads.close()
+        await self.workload_endpoint.close()
+        await self.admin_endpoint.close()
+        await self.tasks.close()
+        await self.keeper.save()
+        self.jwts.close()
+        await self.keys.close()
+        await self.client.close()
+        if self._status is not None:
+            await self._status.close()
+        os.close(self._lock)
+
+    async def _open_sockets(self) -> None:
+        workload = self.workload_endpoint
+        peer_of = workload.gate.peer_of
+        api = WorkloadApi(peer_of=peer_of, workloads=self.workloads, cache=self.cache, jwts=self.jwts, clock=self.clock)
+        sds = EnvoySds(
+            peer_of=peer_of,
+            workloads=self.workloads,
+            cache=self.cache,
+            clients=self.clients,
+            clock=self.clock,
+            names=SecretNames(
+                svid=self.config.sds.default_svid_name,
+                bundle=self.config.sds.default_bundle_name,
+                all_bundles=self.config.sds.default_all_bundles_name,
+            ),
+            validator=Form(self.config.sds.validator),
+        )
+        health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
+        workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health))
+        agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), self.admin_endpoint.server)
+        await self.admin_endpoint.listen(self.config.admin_socket_path, **admin_access(self.config.admin_socket))
+        # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
+        # who it is decides what is given (§5, E17).
+        await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755)
+
+    def _admin_api(self) -> AgentApi:
+        def identity() -> tuple[str, datetime | None, bool]:
+            svid = self.identity.svid
+            return (str(svid.id) if svid else "", svid.not_after if svid else None, self.identity.reattestable)
+
+        return AgentApi(
+            cache=self.cache,
+            jwts=self.jwts,
+            clients=self.clients,
+            follower=self.follower,
+            condition=self.condition,
+            clock=self.clock,
+            identity=identity,
+            server=lambda: self.client.server_address,
+        )
+
+    def _report(self) -> None:
+        self.health.add("delivery", lambda: delivery_problem(self.cache, self.rotator, self.condition, self.clock))
+        expose(
+            cache=self.cache,
+            jwts=self.jwts,
+            follower=self.follower,
+            condition=self.condition,
+            clock=self.clock,
+            svid_not_after=lambda: self.identity.svid.not_after if self.identity.svid else None,
+            connected=lambda: self.client.connected,
+        )
+
+    def _identity_changed(self) -> None:
+        svid = self.identity.svid
+        if svid is not None:
+            self.keeper.belongs_to(svid.id)
+
+    async def _banned(self) -> None:
+        self.keeper.belongs_to(None)
+        self.jwts.forget()
+        self.cache.clear(lambda: Denied("the server banned this agent", reason="AGENT_BANNED"))
+
+
+def _lock(data_dir: Path) -> int:
+    """The data directory is ours alone while this descriptor is open. Raises FailedPrecondition (AGENT_RUNNING)."""
+    try:
+        make_private_dir(data_dir)
+        fd = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot use `{data_dir}`: {error.strerror}",
+            reason="STATE_NOT_WRITABLE",
+            hint="`data_dir` must belong to the agent's user",
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise FailedPrecondition(
+            f"another agent uses `{data_dir}`",
+            reason="AGENT_RUNNING",
+            hint="stop it first, or give each agent its own `data_dir`",
+        ) from None
+    return fd
+
+
+async def serve(config: AgentConfig) -> None:
+    """Run an agent until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    agent = Agent(config)
+    try:
+        await agent.start()
+        # What start-up made lives as long as the process: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        log.info("agent stopping")
+    finally:
+        await agent.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 after a stop by signal, 1 when it cannot run here, 2 for a wrong configuration or command line."""
+    parser = argparse.ArgumentParser(prog="python -m sds.agent", description="The Burgee agent of this node.")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the configuration, YAML")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_yaml(options.config, AgentConfig)
+        configure(config.log.format, config.log.level)
+        if options.check:
+            node_attestor(config)
+            workload_attestors(config)
+            print(f"{options.config} is fine")
+            return 0
+        asyncio.run(serve(config))
+    except BurgeeError as error:
+        print(f"agent: {error.detail}" + (f"\n  hint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The agent's two sockets, each a gate before a private gRPC server: workloads here, administrators there."""
+
+from __future__ import annotations
+
+import grp
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ca.errors import ConfigError
+from ca.ports import Clock
+from ca.runtime.files import make_private_dir
+from ca.runtime.gate import Gate, PeerCred
+from ca.runtime.rpc import grpc_server
+from sds.config import MAX_SOCKET_PATH_BYTES, AdminSocketConfig
+
+MAX_REQUEST_BYTES = 256 * 1024
+"""Requests on the agent's sockets are small; a larger one is refused unread."""
+
+STOP_SECONDS = 1.0
+
+
+class Endpoint:
+    """A gate and its private server. Make it inside of the running loop, register services, then `listen`."""
+
+    def __init__(self, name: str, *, private_directory: Path, clock: Clock) -> None:
+        self._name = name
+        self._directory = _private(private_directory, name)
+        socket = self._directory / f"{name}.sock"
+        self.gate = Gate(grpc_socket=socket, clock=clock)
+        self.server = grpc_server(socket, [self.gate.interceptor()], max_receive_bytes=MAX_REQUEST_BYTES)
+
+    async def listen(
+        self,
+        path: Path,
+        *,
+        mode: int,
+        dir_mode: int,
+        gid: int | None = None,
+        admit: Callable[[PeerCred], bool] = lambda cred: True,
+    ) -> None:
+        """Serve. Raises ConfigError, FailedPrecondition (ADDRESS_IN_USE, NOT_PRIVATE)."""
+        await self.server.start()
+        await self.gate.listen_unix(self._name, path, mode=mode, dir_mode=dir_mode, gid=gid, admit=admit)
+
+    async def close(self) -> None:
+        """Streams end first, so that clients see an end and no broken connection."""
+        self.gate.stop_listening()
+        await self.server.stop(STOP_SECONDS)
+        await self.gate.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def admin_access(config: AdminSocketConfig) -> dict[str, Any]:
+    """The admin socket's permissions as keyword arguments of `listen`: 0600 in 0700, or 0660 in 0750 for a group.
+
+    The file's mode says who can connect; whoever connects must also be root, our own user, or one of `admin_uids`.
+    Raises ConfigError for a group that does not exist.
+    """
+    uids = {0, os.geteuid(), *config.admin_uids}
+    access: dict[str, Any] = {"mode": 0o600, "dir_mode": 0o700, "admit": lambda cred: cred.uid in uids}
+    if config.admin_group is not None:
+        try:
+            access |= {"mode": 0o660, "dir_mode": 0o750, "gid": grp.getgrnam(config.admin_group).gr_gid}
+        except KeyError:
+            raise ConfigError(f"`admin_socket.admin_group`: there is no group `{config.admin_group}`") from None
+    return access
+
+
+def _private(directory: Path, name: str) -> Path:
+    """A fresh 0700 directory for one private socket, with a path that a socket's name has room for."""
+    if len(os.fsencode(directory / "abcdefgh" / f"{name}.sock")) < MAX_SOCKET_PATH_BYTES:
+        make_private_dir(directory)
+        return Path(tempfile.mkdtemp(dir=directory))
+    return Path(tempfile.mkdtemp(prefix="burgee-"))
