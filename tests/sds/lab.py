@@ -30,7 +30,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock, KeyType, Process
 from ca.runtime.clock import SystemClock
 from ca.runtime.rpc import grpc_server
-from sds.cache import Cache
+from sds.cache import Cache, Subscription
 from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
 from sds.feed import Change, ResumeToken, Snapshot
@@ -273,6 +273,16 @@ async def eventually(condition: Wait, *, seconds: float = 5.0) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "it did not happen"
         await asyncio.sleep(0.005)
+
+
+async def ended(subscription: Subscription) -> BurgeeError:
+    """The error with which a subscription ends within two seconds."""
+    try:
+        async with asyncio.timeout(2):
+            while True:
+                await subscription.changed()
+    except BurgeeError as error:
+        return error
 
 
 async def refused(awaitable: Any) -> tuple[str, str]:

@@ -15,7 +15,9 @@ selectors = st.frozensets(st.sampled_from([Selector("unix", f"uid:{n}") for n in
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), selectors, st.booleans()), max_size=30), selectors)
-def test_a_lookup_equals_the_definition(steps: list[tuple[str, frozenset[Selector], bool]], caller: frozenset[Selector]):
+def test_a_lookup_equals_the_definition(
+    steps: list[tuple[str, frozenset[Selector], bool]], caller: frozenset[Selector]
+):
     index, plain = EntryIndex(), {}
     for entry_id, wanted, add in steps:
         if add:

@@ -26,7 +26,9 @@ def test_start_time_survives_a_hostile_command_name():
 
 
 @pytest.mark.parametrize("kernel", ["pidfd", "start time"])
-def test_a_process_is_pinned_until_it_ends(child: subprocess.Popen[bytes], kernel: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_process_is_pinned_until_it_ends(
+    child: subprocess.Popen[bytes], kernel: str, monkeypatch: pytest.MonkeyPatch
+):
     if kernel == "start time":
         monkeypatch.setattr(os, "pidfd_open", _no_pidfds)
     pinned = PinnedProcess.pin(pid=child.pid, uid=0, gid=0)

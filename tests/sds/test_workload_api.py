@@ -250,9 +250,7 @@ async def test_jwt_svids(lab: Lab, client: WorkloadClient):  # F27, F28, F29
         ("spiffe://example.org/b", ""),
     ]
     for svid in response.svids:
-        token = verify_jwt_svid(
-            svid.svid, audience="y", bundles={TD: lab.authority.bundle()}, now=lab.clock.now()
-        )
+        token = verify_jwt_svid(svid.svid, audience="y", bundles={TD: lab.authority.bundle()}, now=lab.clock.now())
         assert set(token.audience) == {"x", "y"}
     assert await client.jwt_svids("y", "x") == response  # cached by audience set
     (one,) = (await client.jwt_svids("x", spiffe_id="spiffe://example.org/b")).svids
