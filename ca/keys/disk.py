@@ -26,7 +26,7 @@ from ca.keys.key_id import check_key_id, in_use
 from ca.keys.signer import LocalSigner, PrivateKey, generate_private_key
 from ca.ports import KeyManagerPlugin, KeyType, Signer
 from ca.runtime.config import StrictModel
-from ca.runtime.files import make_private_dir, read_private, sync_directory
+from ca.runtime.files import make_private_dir, read_private, require_private, sync_directory
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -51,10 +51,11 @@ class DiskKeyManager:
     remote = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Makes the directory, or checks and tightens the one that is there. Raises FailedPrecondition."""
+        """Makes the directory, or checks the one that is there. Raises FailedPrecondition."""
         self._directory = Path(directory)
         try:
             make_private_dir(self._directory)
+            require_private(self._directory)  # and no symbolic link to one
         except OSError as error:
             raise FailedPrecondition(
                 f"`{self._directory}` cannot be the directory of keys: {error.strerror}", reason="KEY_DIRECTORY"
@@ -81,6 +82,7 @@ class DiskKeyManager:
         return self._directory / (key_id + _SUFFIX)
 
     def _generate(self, key_id: str, key_type: KeyType) -> Signer:
+        require_private(self._directory)
         if os.path.lexists(self._path(key_id)):
             raise in_use(key_id)
         key = generate_private_key(key_type)
@@ -97,6 +99,7 @@ class DiskKeyManager:
 
     def _read(self, key_id: str) -> Signer | None:
         path = self._path(key_id)
+        require_private(self._directory)
         try:
             pem = read_private(path, MAX_KEY_FILE_BYTES)
         except FileNotFoundError:

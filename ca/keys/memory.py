@@ -34,12 +34,14 @@ class MemoryKeyManager:
         return signer
 
     async def get(self, key_id: str) -> Signer | None:
+        check_key_id(key_id)
         return self._signers.get(key_id)
 
     async def list(self) -> Sequence[str]:
         return sorted(self._signers)
 
     async def delete(self, key_id: str) -> None:
+        check_key_id(key_id)
         self._signers.pop(key_id, None)
 
 
