@@ -15,7 +15,7 @@ from ca.service.peers import AgentAuthorizer
 from ca.store.authorized import AuthorizedIndex
 from ca.store.values import AttestedAgent
 
-logger = log.get(__name__)
+logger = log.get("access")
 
 _caller: ContextVar[Caller] = ContextVar("burgee_caller")
 

@@ -16,7 +16,7 @@ from ca.service.peers import AgentTable
 from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
-logger = log.get(__name__)
+logger = log.get("attestation")
 
 MAX_VERSION_CHARACTERS = 255
 

@@ -15,7 +15,7 @@ from ca.store.authorized import AuthorizedIndex, Effect
 from ca.store.store import Store
 from ca.store.values import Change, Compacted
 
-logger = log.get(__name__)
+logger = log.get("follower")
 
 PAGE = 1000
 """Changes read at once."""

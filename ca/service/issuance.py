@@ -29,7 +29,7 @@ from ca.store.values import IssuanceRecord
 T = TypeVar("T")
 R = TypeVar("R")
 
-logger = log.get(__name__)
+logger = log.get("issuance")
 
 _issued = metrics.counter("issued", "SVIDs issued, by kind.", ["kind"])
 _failed = metrics.counter("issue_failed", "SVIDs refused, by reason code.", ["kind", "reason"])

@@ -19,7 +19,7 @@ from ca.service.issuance import Issuer, count_issued, report_caps
 from ca.service.signing import JwtSigning
 from ca.store.values import IssuanceRecord
 
-logger = log.get(__name__)
+logger = log.get("issuance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from ca.ports import Clock
 from ca.runtime import log
 from ca.store.store import Store
 
-logger = log.get(__name__)
+logger = log.get("maintenance")
 
 FIRST_SECONDS = 60.0
 EVERY_SECONDS = 600.0

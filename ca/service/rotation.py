@@ -29,7 +29,7 @@ from ca.service.signing import JwtSigning, X509Signing
 from ca.store.store import Store
 from ca.store.values import IssuanceRecord
 
-logger = log.get(__name__)
+logger = log.get("authority")
 
 LONGEST_SLEEP_SECONDS = 10.0
 SHORTEST_SLEEP_SECONDS = 0.2

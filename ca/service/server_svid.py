@@ -18,7 +18,7 @@ from ca.runtime.tls import TlsMaterial
 from ca.service.issuance import IssuedX509, Issuer
 from ca.service.trust import Trust
 
-logger = log.get(__name__)
+logger = log.get("server-svid")
 
 TICK_SECONDS = 1.0
 

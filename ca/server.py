@@ -1,0 +1,375 @@
+"""The server's composition root: `python -m ca.server --config FILE [--check]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import grp
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+from ca.api.access import Access
+from ca.api.admin import AdminService
+from ca.api.agent import AgentService
+from ca.api.bundle import BundleService
+from ca.api.entry import EntryService
+from ca.api.health import HealthService
+from ca.api.http import HttpSide
+from ca.api.interceptor import AccessInterceptor
+from ca.api.node import NodeService
+from ca.api.services import Service, register
+from ca.api.svid import SvidService
+from ca.authority.ttls import check_ttls
+from ca.errors import BurgeeError, ConfigError
+from ca.identity.spiffe_id import TrustDomain
+from ca.identity.svid import X509Svid, verify_x509_svid
+from ca.ports import Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
+from ca.runtime import log, metrics, plugins
+from ca.runtime.clock import SystemClock
+from ca.runtime.config import from_values, load_yaml
+from ca.runtime.files import atomic_write, make_private_dir
+from ca.runtime.gate import Gate, GateLimits, PeerCred
+from ca.runtime.health import Health
+from ca.runtime.rpc import grpc_server
+from ca.runtime.server_config import ServerConfig
+from ca.runtime.status_server import serve_metrics_and_health
+from ca.runtime.tasks import Tasks
+from ca.service.attestation import Host, NodeAttestation, load_verifiers
+from ca.service.bundle_file import BundleFile
+from ca.service.feed import Feed
+from ca.service.follower import Follower
+from ca.service.issuance import Issuer, IssueSettings
+from ca.service.issuance_jwt import JwtIssuer
+from ca.service.maintenance import Maintenance
+from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.revocation import Revocation
+from ca.service.rotation import AuthorityManager, RotationSettings
+from ca.service.server_svid import ServerSvid
+from ca.service.store_watch import StoreWatch
+from ca.service.trust import Trust
+from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
+
+logger = log.get("server")
+
+WORKERS = 2
+STOP_SECONDS = 2.0
+"""What calls under way get when the server stops."""
+SOCKET_PATH_BYTES = 100
+
+_connected = metrics.gauge("connected_agents", "Agents with an open push stream.")
+_lag = metrics.gauge("sync_lag_seconds", "Since the server's memory last agreed with the store.")
+
+
+def check(config: ServerConfig) -> None:
+    """What can be known to be wrong without touching anything. Raises ConfigError."""
+    check_ttls(
+        ca_ttl_seconds=config.ca_ttl_seconds,
+        x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
+        jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
+        agent_ttl_seconds=config.agent_ttl_seconds,
+    )
+    keys = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
+    from_values(config.keys.config, keys.config, name="keys.config")
+    for name, settings in config.node_attestors.items():
+        attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
+        from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
+    _admin_gid(config)
+
+
+class Server:
+    """One server in this process. `start`, then `stop`; `address` is where agents connect."""
+
+    def __init__(self, config: ServerConfig, *, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.trust_domain = TrustDomain(config.trust_domain)
+        self.health = Health()
+        self.address = ("", 0)
+        self.metrics_address = ""
+        self._stack = AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        """Returns when a workload could get an SVID. Raises a BurgeeError, and then nothing is left running."""
+        check(self.config)
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Calls under way end, streams are told, then everything is closed in the reverse order of its start."""
+        self.feed.drain()
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        make_private_dir(self.config.data_dir)
+        await self._open_store()
+        await self._make_authority()
+        self._make_services()
+        await self._listen()
+        await self._watch()
+
+    async def _open_store(self) -> None:
+        """The store and what of it is kept in memory."""
+        self.store = await Store.open(self.config.store_url, clock=self.clock)
+        self._stack.push_async_callback(self.store.close)
+        self.trust = Trust(self.trust_domain)
+        self.index = AuthorizedIndex(self.trust_domain)
+        self.agents = AgentTable(self.store.agents)
+        self.follower = Follower(
+            store=self.store, index=self.index, agents=self.agents, trust=self.trust, clock=self.clock
+        )
+        await self.follower.load()
+
+    async def _make_authority(self) -> None:
+        """Keys, authorities, issuers, and the server's own SVID."""
+        config = self.config
+        pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="crypto")
+        self._stack.callback(pool.shutdown)
+        server = _server_name(config.data_dir)
+        self.authority = AuthorityManager(
+            settings=RotationSettings(
+                trust_domain=self.trust_domain,
+                server=server,
+                ca_ttl_seconds=config.ca_ttl_seconds,
+                backdate_seconds=config.backdate_seconds,
+                x509_key_type=config.ca_key_type,
+                jwt_key_type=config.jwt_key_type,
+            ),
+            store=self.store,
+            keys=_key_manager(config),
+            follower=self.follower,
+            clock=self.clock,
+            pool=pool,
+        )
+        await self.authority.start()
+        settings = IssueSettings(
+            trust_domain=self.trust_domain,
+            server=server,
+            x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
+            jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
+            agent_ttl_seconds=config.agent_ttl_seconds,
+            backdate_seconds=config.backdate_seconds,
+            jwt_issuer=config.jwt_issuer,
+        )
+        self.issuer = Issuer(
+            settings=settings,
+            authority=self.authority,
+            records=self.store.issuance,
+            clock=self.clock,
+            pool=pool,
+            workers=WORKERS,
+        )
+        self.server_svid = ServerSvid(issuer=self.issuer, trust=self.trust, clock=self.clock)
+        await self.server_svid.renew()
+
+    def _make_services(self) -> None:
+        """What answers calls."""
+        self.feed = Feed(store=self.store, index=self.index, trust=self.trust, follower=self.follower, clock=self.clock)
+        self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.clock)
+        host = Host(self.trust_domain, self.store, self.clock)
+        attestation = NodeAttestation(
+            trust_domain=self.trust_domain,
+            verifiers=load_verifiers(self.config.node_attestors, host),
+            store=self.store,
+            issuer=self.issuer,
+            agents=self.agents,
+        )
+        tokens = JwtIssuer(self.issuer)
+        own = self.trust_domain
+        self._services: list[Service] = [
+            AgentService(
+                trust_domain=own, store=self.store, attestation=attestation, follower=self.follower, clock=self.clock
+            ),
+            EntryService(trust_domain=own, store=self.store, index=self.index, follower=self.follower),
+            SvidService(trust_domain=own, issuer=self.issuer, tokens=tokens, index=self.index),
+            BundleService(self.trust),
+            NodeService(feed=self.feed, authorizer=self.authorizer, attestation=attestation, clock=self.clock),
+            AdminService(
+                trust_domain=own,
+                issuer=self.issuer,
+                tokens=tokens,
+                feed=self.feed,
+                health=self.health,
+                version=package_version("burgee"),
+                started_at=self.clock.now(),
+            ),
+            HealthService(self.health),
+        ]
+
+    async def _listen(self) -> None:
+        """The private grpcio server, and the gate before it."""
+        config, limits = self.config, self.config.limits
+        private = self._private_socket()
+        self.http = HttpSide(package_version("burgee"))
+        self.gate = Gate(
+            grpc_socket=str(private),
+            http_protocol_factory=self.http,
+            limits=GateLimits(
+                max_connections=limits.max_connections,
+                max_connections_per_address=limits.max_connections_per_address,
+                max_connections_per_uid=limits.max_connections_per_uid,
+                handshake_timeout_seconds=limits.handshake_timeout_seconds,
+                first_bytes_timeout_seconds=limits.handshake_timeout_seconds,
+            ),
+            clock=self.clock,
+        )
+        self._stack.push_async_callback(self.gate.close)
+        access = Access(agents=self.authorizer, index=self.index, clock=self.clock)
+        rpc = grpc_server(
+            str(private),
+            [self.gate.interceptor(), AccessInterceptor(access)],
+            max_receive_bytes=limits.max_message_bytes,
+            max_connection_age_seconds=limits.max_connection_age_seconds,
+        )
+        register(rpc, self._services)
+        await rpc.start()
+        self._stack.push_async_callback(rpc.stop, STOP_SECONDS)
+        self.address = await self.gate.listen_tcp(
+            "tcp", config.bind_address, config.bind_port, tls=self.server_svid.material, verify_client=self._verify
+        )
+        gid = _admin_gid(config)
+        await self.gate.listen_unix(
+            "admin",
+            config.admin_socket_path,
+            mode=0o600 if gid is None else 0o660,
+            dir_mode=0o700 if gid is None else 0o750,
+            gid=gid,
+            admit=self._admits(),
+        )
+        self._stack.callback(self.gate.stop_listening)
+
+    async def _watch(self) -> None:
+        """What goes on in the background, and what follows from changes."""
+        self.server_svid.on_renewed = self.gate.reload_tls
+        revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
+        self.trust.on_change(revocation.on_bundle)
+        self.agents.on_change(revocation.on_agent)
+        store_watch = StoreWatch(store=self.store, clock=self.clock)
+        self.health.add("authority", self.authority.check)
+        self.health.add("server_svid", self.server_svid.check)
+        self.health.add("store", store_watch.check)
+        tasks = Tasks(clock=self.clock, health=self.health)
+        self._stack.push_async_callback(tasks.close)
+        if self.config.bundle_file is not None:
+            file = BundleFile(self.config.bundle_file, self.trust)
+            await file.write()
+            tasks.spawn("bundle-file", file.run)
+        tasks.spawn("follower", self.follower.run)
+        tasks.spawn("authority", self.authority.run)
+        tasks.spawn("server-svid", self.server_svid.run)
+        tasks.spawn("store-watch", store_watch.run)
+        tasks.spawn("maintenance", Maintenance(store=self.store, clock=self.clock).run)
+        tasks.spawn("http", partial(asyncio.to_thread, self.http.warm), restart=False)
+        _connected.set_function(lambda: self.feed.connected)
+        _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
+        if self.config.metrics_address is not None:
+            status = await serve_metrics_and_health(self.config.metrics_address, self.health)
+            self._stack.push_async_callback(status.close)
+            self.metrics_address = f"{status.host}:{status.port}"
+
+    def _verify(self, chain: Sequence[bytes]) -> X509Svid:
+        """Against the bundle of the leaf's own trust domain."""
+        return verify_x509_svid(chain, self.trust.bundles, now=self.clock.now())
+
+    def _private_socket(self) -> Path:
+        """Between the gate and grpcio, in a directory of ours alone; elsewhere if the data directory's name is long."""
+        directory = self.config.data_dir / "private"
+        if len(os.fsencode(directory / "grpc.sock")) > SOCKET_PATH_BYTES:
+            directory = Path(tempfile.mkdtemp(prefix="burgee-"))
+            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        make_private_dir(directory)
+        socket = directory / "grpc.sock"
+        socket.unlink(missing_ok=True)  # of a server that was killed; the store's lock says that none is running
+        return socket
+
+    def _admits(self) -> Callable[[PeerCred], bool]:
+        uids = frozenset({0, os.geteuid(), *self.config.admin_socket.admin_uids})
+        return lambda cred: cred.uid in uids
+
+
+def _key_manager(config: ServerConfig) -> KeyManager:
+    plugin = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
+    settings = from_values(config.keys.config, plugin.config, name="keys.config")
+    return plugin.manager(settings, str(config.data_dir))
+
+
+def _admin_gid(config: ServerConfig) -> int | None:
+    group = config.admin_socket.admin_group
+    if group is None:
+        return None
+    if config.admin_socket.path is None:
+        raise ConfigError(
+            "admin_socket.admin_group needs admin_socket.path: the group cannot reach into the data directory",
+            hint="set admin_socket.path to a directory of its own, such as /run/burgee/admin.sock",
+        )
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group `{group}` for admin_socket.admin_group") from None
+
+
+def _server_name(data_dir: Path) -> str:
+    """This server's name in records and authorities, made once."""
+    path = data_dir / "server-id"
+    if not path.exists():
+        atomic_write(path, f"{secrets.token_hex(8)}\n".encode())
+    return path.read_text(encoding="ascii").strip()
+
+
+async def run(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(config)
+    await server.start()
+    logger.info(
+        "ready",
+        trust_domain=config.trust_domain,
+        address=f"{server.address[0]}:{server.address[1]}",
+        admin_socket=str(config.admin_socket_path),
+        metrics_address=server.metrics_address,
+    )
+    await stop.wait()
+    logger.info("stopping")
+    await server.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 stopped, 1 failed, 2 the configuration is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m ca.server", description="The Burgee server.")
+    parser.add_argument("--config", type=Path, required=True, help="configuration file (YAML)")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_yaml(options.config, ServerConfig)
+        log.configure(config.log.format, config.log.level)
+        if options.check:
+            check(config)
+            print(f"{options.config}: the configuration is valid")
+            return 0
+        asyncio.run(run(config))
+    except BurgeeError as error:
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        print(f"error: {error.detail}{hint}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

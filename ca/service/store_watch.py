@@ -1,0 +1,52 @@
+"""Whether the store can be reached: asked every few seconds, since readiness must not wait for a call to fail."""
+
+from __future__ import annotations
+
+from ca.errors import BurgeeError
+from ca.ports import Clock
+from ca.runtime import log
+from ca.runtime.health import Problem
+from ca.store.store import Store
+
+logger = log.get("store-watch")
+
+EVERY_SECONDS = 5.0
+LATE_SECONDS = 30.0
+"""Without an answer for so long the store counts as lost although nobody said so."""
+
+
+class StoreWatch:
+    """`agreed_at` is when the store last answered (monotonic seconds)."""
+
+    def __init__(self, *, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._failure = ""
+        self.agreed_at = clock.monotonic()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._clock.sleep(EVERY_SECONDS)
+            await self.ask()
+
+    async def ask(self) -> None:
+        """Asks once and remembers the outcome."""
+        try:
+            await self._store.changes.revision()
+        except BurgeeError as error:
+            if not self._failure:
+                logger.warning("store cannot be reached", reason=error.reason, detail=error.detail)
+            self._failure = error.detail
+        else:
+            self._failure = ""
+            self.agreed_at = self._clock.monotonic()
+
+    def check(self) -> Problem | None:
+        """For ca.runtime.health."""
+        if self._failure:
+            return Problem(reason="STORE_UNAVAILABLE", detail=self._failure, hint="no SVID is issued without a record")
+        silent = self._clock.monotonic() - self.agreed_at
+        if silent > LATE_SECONDS:
+            return Problem(reason="STORE_UNAVAILABLE", detail=f"the store has not answered for {silent:.0f} seconds")
+        return None
