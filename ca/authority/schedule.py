@@ -30,8 +30,8 @@ def activate_at(authority: Authority) -> datetime:
 def activation(active: Authority, prepared: Authority) -> datetime:
     """When `prepared` takes over from `active`.
 
-    Normally at `activate_at(active)`, by which time it was public for a third of that life: more than five refresh
-    hints, SPIFFE Federation §4.1 (H1). A successor that was published late (the server was down) is held back until
+    Normally at `activate_at(active)`, by which time it was public for a third of that life, which is many refresh
+    hints: SPIFFE Federation §4.1 (H1). A successor that was published late (the server was down) is held back until
     it was public for a twenty-fourth of that life, but never into the last twenty-fourth.
     """
     notice = min(_life(active) / 24, ACTIVATE_LIMIT / 4)
