@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from ca.errors import ConfigError, Internal, Unavailable
 from ca.store import tables
+from ca.store.sqlite_driver import connect
 from ca.store.values import Change, ChangeKind
 
 T = TypeVar("T")
@@ -147,7 +149,7 @@ def _async_engine(url: URL) -> AsyncEngine:
         path = Path(url.database or "")
         # The write-ahead log and its index take over this mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        engine = create_async_engine(url, pool_size=4, max_overflow=4)
+        engine = create_async_engine(url, pool_size=4, max_overflow=4, async_creator=partial(connect, str(path)))
         _tune_sqlite(engine.sync_engine)
         return engine
     except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, insert, select
+from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ca.errors import AlreadyExists, BurgeeError, FailedPrecondition
@@ -69,15 +69,18 @@ class _Batch:
 
     @classmethod
     async def load(cls, transaction: WriteTransaction, prepared: Sequence[Prepared]) -> _Batch:
-        connection = transaction.connection
-        same_id = await _rows_where(connection, entries.c.id, [row["id"] for _, row in prepared])
-        same_key = await _rows_where(connection, entries.c.similarity, [row["similarity"] for _, row in prepared])
+        in_the_way: list[Row[Any]] = []
+        for some in chunks([row for _, row in prepared]):
+            same_id = entries.c.id.in_([row["id"] for row in some])
+            similar = entries.c.similarity.in_([row["similarity"] for row in some])
+            query = select(entries).where(same_id | similar)
+            in_the_way.extend((await transaction.connection.execute(query)).all())
         return cls(
             transaction,
-            {row.id for row in same_id},
+            {row.id for row in in_the_way},
             # The oldest wins: an update may have made two entries similar.
-            {row.similarity: entry_of(row) for row in sorted(same_key, key=lambda row: -row.position)},
-            await _known_bundles(connection, [entry for entry, _ in prepared]),
+            {row.similarity: entry_of(row) for row in sorted(in_the_way, key=_newest_first)},
+            await _known_bundles(transaction.connection, [entry for entry, _ in prepared]),
         )
 
     def add(self, entry: RegistrationEntry, row: dict[str, Any]) -> EntryResult:
@@ -110,11 +113,8 @@ class _Batch:
                 await connection.execute(insert(table), rows)
 
 
-async def _rows_where(connection: AsyncConnection, column: Column[Any], values: Sequence[Any]) -> list[Any]:
-    found: list[Any] = []
-    for some in chunks(values):
-        found.extend((await connection.execute(select(entries).where(column.in_(some)))).all())
-    return found
+def _newest_first(row: Row[Any]) -> int:
+    return -int(row.position)
 
 
 async def _known_bundles(connection: AsyncConnection, new: Iterable[RegistrationEntry]) -> set[str]:
