@@ -254,6 +254,11 @@ class Lab:
         self.cache.apply(Snapshot(token=self._token(), entries=entries, bundles=bundles))
         self.rotator.poke()
 
+    async def issued(self, *entries: RegistrationEntry) -> None:
+        """A snapshot of these entries, and their SVIDs are here."""
+        self.snapshot(*entries)
+        await eventually(lambda: all(self.cache.svid(e.id) for e in entries))
+
     def put(self, *entries: RegistrationEntry, bundles: tuple[TrustBundle, ...] = ()) -> None:
         self.cache.apply(Change(token=self._token(), entries=entries, bundles=bundles))
         self.rotator.retry_untrusted()
