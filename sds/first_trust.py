@@ -41,6 +41,7 @@ class ServerTrust:
         self._clock = clock
         self._store = store
         self._bundle: TrustBundle | None = None
+        self._loaded = False
         self._listeners: list[Callable[[], None]] = []
         self._next_heal = float("-inf")
 
@@ -64,8 +65,9 @@ class ServerTrust:
 
     async def start(self) -> None:
         """The bundle that was held before, else the first-trust source. Raises what the source cannot give."""
-        if self._bundle is None:
+        if not self._loaded:
             self._bundle = await asyncio.to_thread(self._store.load_bundle)
+            self._loaded = True  # what was dropped on purpose must not come back from the disk
         if self._bundle is None and not self._config.trust.insecure_bootstrap:
             self._adopt(await read_source(self._config.trust, self._config.domain), "first trust")
 
@@ -146,6 +148,7 @@ class ServerTrust:
             return False
         log.warning("trust dropped: the next server that answers is believed", reason="INSECURE_BOOTSTRAP")
         self._bundle = None
+        self._tell()
         return True
 
     def _adopt(self, bundle: TrustBundle, source: str) -> None:
@@ -155,6 +158,9 @@ class ServerTrust:
             self._store.save_bundle(bundle)
         except BurgeeError as error:
             log.warning("trust bundle not saved", reason=error.reason, detail=error.detail)
+        self._tell()
+
+    def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
 

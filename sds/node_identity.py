@@ -122,14 +122,14 @@ class NodeIdentity:
     async def _step(self) -> float:
         """One decision, carried out; the seconds until the next. Raises what went wrong."""
         await self._trust.start()
+        if self._trust.bundle is None:
+            log.warning("believing the first server that answers", reason="INSECURE_BOOTSTRAP")
+            await self._calls.fetch_first_bundle()
         bundle, now = self._trust.bundle, self._clock.now()
         step = plan(svid=self._svid, bundle=bundle, verdict=self._verdict, due=self._due, now=now)
         if isinstance(step, Wait):
             self._healthy()
             return min(step.seconds, MAX_WAIT_SECONDS)
-        if bundle is None:
-            log.warning("believing the first server that answers", reason="INSECURE_BOOTSTRAP")
-            await self._calls.fetch_first_bundle()
         if isinstance(step, Renew):
             assert self._svid is not None
             await self._take(await self._calls.renew(self._svid))

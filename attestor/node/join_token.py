@@ -54,9 +54,8 @@ class JoinTokenVerifier:
 
     async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode:
         token = _token_from(payload)
-        path = PATH_PREFIX + token
-        # The token becomes a path segment: refuse what cannot be one before it is used up, not after.
-        SpiffeId.of(self._host.trust_domain, path)
+        # The token becomes one path segment: refuse what cannot be one before it is used up, not after.
+        SpiffeId.of(self._host.trust_domain, PATH_PREFIX + token)
         used = await self._host.consume_join_token(token)
         return AttestedNode(path=PATH_PREFIX + used.value)
 
@@ -116,9 +115,12 @@ def _token_from(payload: bytes) -> str:
     if len(payload) > MAX_TOKEN_BYTES:
         raise InvalidArgument(f"a join token has at most {MAX_TOKEN_BYTES} bytes", reason="ATTESTATION_PAYLOAD")
     try:
-        return payload.decode("ascii")
+        token = payload.decode("ascii")
     except UnicodeDecodeError as error:
         raise InvalidArgument("a join token is ASCII text", reason="ATTESTATION_PAYLOAD") from error
+    if "/" in token:
+        raise InvalidArgument("a join token has no slash", reason="ATTESTATION_PAYLOAD")
+    return token
 
 
 plugin = NodeAttestorPlugin(

@@ -294,7 +294,8 @@ class _Node(node_pb2_grpc.NodeServicer):
                 position = len(fake._log)
             while True:
                 async with fake._changed:
-                    await fake._changed.wait_for(lambda: len(fake._log) > position)
+                    while len(fake._log) <= position:
+                        await fake._changed.wait()
                 for message in fake._log[position:]:
                     yield message
                 position = len(fake._log)

@@ -77,13 +77,13 @@ class Proof:
 class RecordingFeed:
     """Keeps what came."""
 
-    token: ResumeToken = ResumeToken()
+    token: ResumeToken = field(default_factory=ResumeToken)
     entries: dict[str, RegistrationEntry] = field(default_factory=dict)
     bundles: dict[TrustDomain, TrustBundle] = field(default_factory=dict)
     snapshots: int = 0
     changes: int = 0
     fail: bool = False
-    numbers: Consumers = Consumers()
+    numbers: Consumers = field(default_factory=Consumers)
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         self.snapshots += 1

@@ -1,0 +1,90 @@
+"""Asking all workload attestors: each outcome is kept, and none can take the others' away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from attestor.workload.run import attest_all
+from ca.errors import BurgeeError, Unauthenticated, Unavailable
+from ca.identity.selector import Selector
+from ca.ports import Process
+from tests.attestor.processes import Pinned, pinned
+
+
+class Says:
+    """Answers with these selectors, or raises."""
+
+    def __init__(self, *selectors: str, error: Exception | None = None) -> None:
+        self._selectors = frozenset(Selector.parse(s) for s in selectors)
+        self._error = error
+
+    async def attest(self, process: Process) -> frozenset[Selector]:
+        if self._error:
+            raise self._error
+        return self._selectors
+
+
+class Hangs:
+    async def attest(self, process: Process) -> frozenset[Selector]:
+        await asyncio.Event().wait()
+        return frozenset()
+
+
+@pytest.fixture
+def process() -> Iterator[Pinned]:
+    with pinned(os.getpid()) as pin:
+        yield pin
+
+
+async def test_findings_are_put_together(process: Pinned) -> None:
+    found = await attest_all({"a": Says("a:1", "a:2"), "b": Says("b:1"), "c": Says()}, process)
+    assert {str(s) for s in found.selectors} == {"a:1", "a:2", "b:1"}
+    assert [(o.attestor, len(o.selectors), o.error) for o in found.outcomes] == [
+        ("a", 2, None),
+        ("b", 1, None),
+        ("c", 0, None),
+    ]
+
+
+async def test_some_failing_is_tolerated_and_kept(process: Pinned) -> None:
+    failing = {
+        "down": Says(error=Unavailable("socket is gone", reason="DOWN")),
+        "slow": Hangs(),
+        "broken": Says(error=ZeroDivisionError()),
+        "a": Says("a:1"),
+    }
+    found = await attest_all(failing, process, timeout_seconds=0.05)
+    reasons = {o.attestor: o.error.reason for o in found.outcomes if o.error}
+    assert reasons == {"down": "DOWN", "slow": "ATTESTOR_TIMEOUT", "broken": "ATTESTOR_CRASHED"}
+    assert {str(s) for s in found.selectors} == {"a:1"}
+
+
+async def test_all_failing_is_unavailable(process: Pinned) -> None:
+    with pytest.raises(Unavailable) as caught:
+        await attest_all({"a": Says(error=Unavailable("x")), "b": Says(error=ValueError())}, process)
+    assert caught.value.detail == "workload attestation failed"
+    assert caught.value.reason == "WORKLOAD_ATTESTATION_FAILED"
+
+
+async def test_an_attestor_vouches_for_its_own_type_only(process: Pinned) -> None:
+    found = await attest_all({"a": Says("a:1", "unix:uid:0"), "unix": Says("unix:uid:1")}, process)
+    assert {str(s) for s in found.selectors} == {"unix:uid:1"}
+    (error,) = [o.error for o in found.outcomes if o.error]
+    assert error.reason == "ATTESTOR_FOREIGN_SELECTOR"
+
+
+@pytest.mark.parametrize("check", [1, 2])
+async def test_a_caller_that_has_gone_gets_nothing(process: Pinned, check: int) -> None:
+    process.dies_at_check = check
+    with pytest.raises(Unauthenticated):
+        await attest_all({"a": Says("a:1")}, process)
+
+
+async def test_a_caller_that_goes_while_it_is_looked_at(process: Pinned) -> None:
+    with pytest.raises(BurgeeError) as caught:
+        await attest_all({"a": Says(error=Unauthenticated("gone", reason="CALLER_GONE")), "b": Says("b:1")}, process)
+    assert caught.value.reason == "CALLER_GONE"
