@@ -43,7 +43,9 @@ def unverified_chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:
         published: list[bytes] = connection.get_unverified_chain()
         return tuple(published)
     private: Any = getattr(connection, "_sslobj")  # noqa: B009 (private: mypy need not know it)
-    return tuple(item.public_bytes(_ssl.ENCODING_DER) for item in private.get_unverified_chain() or ())
+    found = private.get_unverified_chain() or ()
+    # A server side without a client certificate reports a chain of one None.
+    return tuple(item.public_bytes(_ssl.ENCODING_DER) for item in found if item is not None)
 
 
 class TlsEngine:

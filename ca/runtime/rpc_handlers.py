@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler  # generic in its stubs only
 Answer = Callable[[Any, Context], Awaitable[Any]]
 """A handler that returns once; streaming ones that call `context.write` are of this shape too."""
 
@@ -25,7 +28,7 @@ class Layer(Protocol):
     def yielding(self, method: str, inner: Yielding) -> Yielding: ...
 
 
-class UnknownMethod(grpc.RpcMethodHandler[Any, Any]):
+class UnknownMethod(Handler):
     """Answers a method that nobody serves, so that a layer can look at the caller first.
 
     It is wrapped by no further layer: its method is the caller's word and must not become a metric's label.
