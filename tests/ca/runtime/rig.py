@@ -20,7 +20,9 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.runtime.gate import Gate, GateLimits, current_peer
-from ca.runtime.rpc import grpc_server
+from ca.runtime.gate_connection import REFUSED
+from ca.runtime.metrics import REGISTRY
+from ca.runtime.rpc import error_of, grpc_server
 from ca.runtime.tls import TlsMaterial
 from tests.ca.identity import forge
 from tests.support.tls_client import TlsClient, key_pem, pem_of
@@ -154,9 +156,12 @@ class Rig:
             yield client
 
     def reasons(self) -> set[str]:
-        from ca.runtime.gate_connection import REFUSED
-
+        """Why the gates of this process have refused or ended somebody so far."""
         return {s.labels["reason"] for m in REFUSED.collect() for s in m.samples if s.name.endswith("_total")}
+
+    def refused(self, reason: str, listener: str = "public") -> float:
+        """How often that was so."""
+        return REGISTRY.get_sample_value("burgee_gate_refused_total", {"listener": listener, "reason": reason}) or 0.0
 
 
 @asynccontextmanager
@@ -197,7 +202,5 @@ async def until(condition: Callable[[], object], *, seconds: float = 5) -> None:
 
 
 def family(error: BaseException) -> BurgeeError:
-    from ca.runtime.rpc import error_of
-
     assert isinstance(error, grpc.aio.AioRpcError)
     return error_of(error)

@@ -31,13 +31,12 @@ GOAWAY_FRAME_TYPE = b"\x07"
 @pytest.mark.parametrize("over_tls", [False, True])
 async def test_large_messages_pass_both_ways_unharmed(over_tls: bool) -> None:
     data = os.urandom(3 << 20)
-    async with rig(tcp=True) as it:
-        async with it.tls_client() as client, it.unix_channel() as unix:
-            channel = client.channel if over_tls else unix
-            echo = channel.stream_stream("/test.Probe/Echo")()
-            await echo.write(data)
-            assert await echo.read() == data
-            echo.cancel()
+    async with rig(tcp=True) as it, it.tls_client() as client, it.unix_channel() as unix:
+        channel = client.channel if over_tls else unix
+        echo = channel.stream_stream("/test.Probe/Echo")()
+        await echo.write(data)
+        assert await echo.read() == data
+        echo.cancel()
 
 
 async def test_a_message_above_the_limit_is_refused_unread() -> None:

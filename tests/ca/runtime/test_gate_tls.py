@@ -85,10 +85,10 @@ async def test_no_domains_authority_vouches_for_an_id_of_another() -> None:
         async with it.tls_client(honest) as client:
             assert json.loads(await call(client.channel, "Who"))["svid"] == "spiffe://other.org/db"
         for crossed in (it.pki.leaf(AGENT, by=forge.OTHER), it.pki.leaf("spiffe://other.org/db", by=forge.TD)):
-            before = it.reasons()
+            before = it.refused("SVID_UNTRUSTED")
             async with raw(it, crossed) as (reader, _):
                 assert await end_of(reader) == b""
-            assert any(reason.startswith("SVID_") for reason in it.reasons() - before | it.reasons())
+            assert it.refused("SVID_UNTRUSTED") == before + 1
             assert not it.gate.connections()
         cross_signed = it.pki.roots[forge.OTHER].sign(
             forge.ca_order("gate root", key=it.pki.roots[forge.TD].key, san=[], **it.pki.times)
@@ -181,7 +181,7 @@ def blocking_session(
 
     with (
         socket.create_connection(address, timeout=5) as sock,
-        context.wrap_socket(sock, server_hostname="", session=session) as tls,
+        context.wrap_socket(sock, session=session) as tls,
     ):
         try:
             tls.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
@@ -299,10 +299,8 @@ async def test_thirty_seconds_after_its_certificate_a_caller_is_told_to_go_and_t
         await stream.write(b"3")
         assert await stream.read() == b"3"
         await until(lambda: before.closed)
-        with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
-            await stream.write(b"4")
-            while True:
-                assert await stream.read() is not grpc.aio.EOF
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream.read()
         assert "SVID_EXPIRED" in it.reasons()
 
 

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ async def through(private: Path, bind: bytes | None, method: str = "/test.Probe/
 
 async def test_a_caller_in_a_pid_namespace_we_cannot_see_is_refused() -> None:
     """The real thing: a gate in a PID namespace of its own, and we outside of it, whose pid it cannot express."""
-    directory = Path(subprocess.check_output(["mktemp", "-d", "-p", "/tmp", "bg-XXXXXX"], text=True).strip())
+    directory = Path(tempfile.mkdtemp(prefix="bg-"))
     script = textwrap.dedent(
         f"""
         import asyncio
