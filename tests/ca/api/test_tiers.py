@@ -1,0 +1,170 @@
+"""Every RPC that the server registers, tried by every kind of caller, against what was recorded of SPIRE."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+
+from ca.api.tiers import TIERS
+from ca.proto.burgee import admin_pb2, node_pb2
+from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_entry_pb2, server_svid_pb2, types_pb2
+from tests.support.server import Caller, RunningServer, entry, running_server
+
+CALLERS = ("local", "admin", "agent", "downstream", "workload", "anonymous")
+
+_MANAGE = "yes yes no no no no"
+_AGENT = "no NA yes NA NA no"
+_DOWNSTREAM = "no no no yes no no"
+_ANYONE = "yes yes yes yes yes yes"
+_LOCAL = "yes absent absent absent absent absent"
+
+# One row per RPC, in the order of CALLERS. `NA` is a denial with the details AGENT_NOT_ATTESTED.
+EXPECTED = {
+    "/spire.api.server.agent.v1.Agent/CountAgents": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/ListAgents": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/GetAgent": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/CreateJoinToken": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/BanAgent": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/DeleteAgent": _MANAGE,
+    "/spire.api.server.agent.v1.Agent/AttestAgent": _ANYONE,
+    "/spire.api.server.agent.v1.Agent/RenewAgent": _AGENT,
+    "/spire.api.server.agent.v1.Agent/PostStatus": _AGENT,
+    "/spire.api.server.entry.v1.Entry/BatchCreateEntry": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/GetEntry": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/CountEntries": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/ListEntries": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/BatchUpdateEntry": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/BatchDeleteEntry": _MANAGE,
+    "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries": _AGENT,
+    "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries": _AGENT,
+    "/spire.api.server.svid.v1.SVID/BatchNewX509SVID": _AGENT,
+    "/spire.api.server.svid.v1.SVID/NewJWTSVID": _AGENT,
+    "/spire.api.server.svid.v1.SVID/BatchNewWITSVID": _AGENT,
+    "/spire.api.server.svid.v1.SVID/MintX509SVID": _MANAGE,
+    "/spire.api.server.svid.v1.SVID/MintJWTSVID": _MANAGE,
+    "/spire.api.server.svid.v1.SVID/MintWITSVID": _MANAGE,
+    "/spire.api.server.svid.v1.SVID/NewDownstreamX509CA": _DOWNSTREAM,
+    "/spire.api.server.bundle.v1.Bundle/GetBundle": _ANYONE,
+    "/spire.api.server.bundle.v1.Bundle/CountBundles": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/AppendBundle": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority": _DOWNSTREAM,
+    "/spire.api.server.bundle.v1.Bundle/PublishWITAuthority": _DOWNSTREAM,
+    "/spire.api.server.bundle.v1.Bundle/ListFederatedBundles": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/GetFederatedBundle": "yes yes yes NA NA no",
+    "/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/BatchUpdateFederatedBundle": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/BatchSetFederatedBundle": _MANAGE,
+    "/spire.api.server.bundle.v1.Bundle/BatchDeleteFederatedBundle": _MANAGE,
+    "/grpc.health.v1.Health/Check": _LOCAL,
+    "/grpc.health.v1.Health/List": _LOCAL,
+    "/grpc.health.v1.Health/Watch": _LOCAL,
+    "/burgee.node.v1.Node/Sync": _AGENT,
+    "/burgee.admin.v1.Admin/GetStatus": _MANAGE,
+    "/burgee.admin.v1.Admin/MintX509SVID": _MANAGE,
+    "/burgee.admin.v1.Admin/MintJWTSVID": _MANAGE,
+}
+
+STREAMS = {"AttestAgent", "SyncAuthorizedEntries", "Sync", "Watch"}
+
+
+def registered() -> set[str]:
+    """From the descriptors, not from the table under test."""
+    from grpc_health.v1 import health_pb2
+
+    files = (
+        server_agent_pb2, server_entry_pb2, server_svid_pb2, server_bundle_pb2, node_pb2, admin_pb2, health_pb2,
+    )  # fmt: skip
+    return {
+        f"/{service.full_name}/{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+
+
+async def judge(caller: Caller, method: str) -> str:
+    name = method.rpartition("/")[2]
+    try:
+        await caller.raw(method, streaming=name in STREAMS)
+    except grpc.aio.AioRpcError as error:
+        return verdict(error, method)
+    return "yes"
+
+
+def verdict(error: grpc.aio.AioRpcError, method: str) -> str:
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in (error.details() or ""):
+        return "absent"
+    if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+        return "yes"
+    assert error.details() == f"authorization denied for method {method}"
+    reason = denied_reason(error)
+    return {None: "no", "AGENT_NOT_ATTESTED": "NA"}.get(reason, f"odd reason {reason}")
+
+
+def denied_reason(error: grpc.aio.AioRpcError) -> str | None:
+    """The name in SPIRE's PermissionDeniedDetails, None where there are none."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                found = types_pb2.PermissionDeniedDetails()
+                if detail.Is(found.DESCRIPTOR) and detail.Unpack(found):
+                    return types_pb2.PermissionDeniedDetails.Reason.Name(found.reason)
+    return None
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RunningServer]:
+    async with running_server() as running:
+        yield running
+
+
+async def caller_named(server: RunningServer, name: str) -> Caller:
+    if name == "local":
+        return server.local
+    if name == "anonymous":
+        return await server.caller()
+    if name == "agent":
+        return (await server.agent())[1]
+    await server.create(entry(f"/{name}", "/spire/agent/join_token/x", admin=name == "admin", downstream=name == "downstream"))
+    return await server.caller(await server.mint(f"/{name}"))
+
+
+def test_every_registered_method_has_a_row_here_and_in_the_table() -> None:
+    assert registered() == set(EXPECTED) == set(TIERS)
+
+
+@pytest.mark.parametrize("name", CALLERS)
+async def test_matrix(server: RunningServer, name: str) -> None:
+    caller = await caller_named(server, name)
+    column = CALLERS.index(name)
+    found = {method: await judge(caller, method) for method in EXPECTED}
+    assert found == {method: row.split()[column] for method, row in EXPECTED.items()}
+
+
+async def test_a_method_without_a_row_is_refused_to_everyone(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "/spire.api.server.bundle.v1.Bundle/GetBundle"
+    monkeypatch.delitem(TIERS, method)
+    for caller in (server.local, await server.caller(), (await server.agent())[1]):
+        assert await judge(caller, method) == "no"
+
+
+@pytest.mark.parametrize("method", ["/spire.api.server.nope.v1.Nope/X", "/spire.api.server.entry.v1.Entry/Nope"])
+async def test_unknown_methods_are_unimplemented_for_everyone(server: RunningServer, method: str) -> None:
+    for caller in (server.local, await server.caller()):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await caller.raw(method)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_rights_follow_the_entry_at_once(server: RunningServer) -> None:
+    (made,) = await server.create(entry("/boss", "/spire/agent/join_token/x", admin=True))
+    caller = await server.caller(await server.mint("/boss"))
+    method = "/spire.api.server.entry.v1.Entry/CountEntries"
+    assert await judge(caller, method) == "yes"
+    await server.local.entries.BatchDeleteEntry(server_entry_pb2.BatchDeleteEntryRequest(ids=[made.id]))
+    assert await judge(caller, method) == "no"
