@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from ca.errors import FailedPrecondition, InvalidArgument
 
@@ -37,16 +37,18 @@ class Lifetime:
     caps: tuple[Cap, ...] = ()
 
 
+@lru_cache(maxsize=256)
 def plan_lifetime(
     now: datetime,
     requested_seconds: int,
     default_seconds: int,
     issuer_not_after: datetime | None,
     backdate_seconds: int = BACKDATE_SECONDS,
-    limits: Sequence[Cap] = (),
+    limits: tuple[Cap, ...] = (),
 ) -> Lifetime:
     """Plans a lifetime of `requested_seconds` (0: `default_seconds`) from `now`, cut to its issuer's and to `limits`.
 
+    Remembered, since a batch shares its times: pass the batch's one `now`.
     `issuer_not_after` is None for a root alone. Raises InvalidArgument (reason TTL_NEGATIVE) for a negative request
     and FailedPrecondition with the cap's reason when nothing would be left, e.g. AUTHORITY_EXPIRES.
     """
@@ -73,7 +75,7 @@ def plan_lifetime(
     )
 
 
-def _binding(wanted_end: datetime, issuer_not_after: datetime | None, limits: Sequence[Cap]) -> tuple[Cap, ...]:
+def _binding(wanted_end: datetime, issuer_not_after: datetime | None, limits: tuple[Cap, ...]) -> tuple[Cap, ...]:
     """The bounds before the end that was asked for, the tightest first."""
     bounds = list(limits)
     if issuer_not_after is not None:

@@ -12,7 +12,7 @@ from ca.issuing.rules import RULES, Expected, Rule
 from ca.issuing.template import Template
 
 # Of what is expected, kind and issuer are a template's own and the rest is the certificate's.
-_VARYING_EXPECTED = frozenset({"serial", "subject", "spiffe_id", "dns_names", "lifetime", "key_der", "key_identifier"})
+_VARYING_EXPECTED = frozenset({"serial", "subject", "spiffe_id", "dns_names", "lifetime", "key", "key_identifier"})
 
 VARYING_RULES = tuple(rule for rule in RULES if rule.reads & VARYING or rule.expects & _VARYING_EXPECTED)
 CONSTANT_RULES = tuple(rule for rule in RULES if rule not in VARYING_RULES)
@@ -27,7 +27,7 @@ def lint(tbs: bytes, want: Expected, template: Template) -> None:
     full, and the template remembers that it passed.
     """
     try:
-        parts = template.cut(tbs)
+        parts = template.cut(tbs, want)
         if parts is None:
             _lint_all(tbs, want, template)
             return

@@ -18,7 +18,7 @@ from ca.issuing.issuer import IssuerTemplate
 from ca.issuing.lifetime import Lifetime
 from ca.issuing.names import UPPER_BOUNDS, decode_name
 from ca.issuing.parts import VERSION_3, Extension, Parts
-from ca.issuing.spki import read_public_key
+from ca.issuing.spki import PublicKeyInfo
 from ca.issuing.times import decode_validity
 
 
@@ -32,7 +32,7 @@ class Expected(NamedTuple):
     spiffe_id: SpiffeId
     dns_names: tuple[str, ...]
     lifetime: Lifetime
-    key_der: bytes
+    key: PublicKeyInfo
     key_identifier: bytes
 
 
@@ -101,7 +101,7 @@ _KNOWN_SUBJECTS = frozenset({bytes.fromhex("301d310b3009060355040613025553310e30
 
 
 def _key(parts: Parts, want: Expected) -> str:
-    return "" if parts.key == want.key_der else "public key is not the one that was proven"
+    return "" if parts.key == want.key.der else "public key is not the one that was proven"
 
 
 def _no_unique_ids(parts: Parts, want: Expected) -> str:
@@ -140,7 +140,7 @@ def _key_usage_bits(parts: Parts, want: Expected) -> str:
     if want.kind == "authority":  # X509-SVID §4.3 (B14)
         fits = usage == Extension(True, ext.KEY_CERT_SIGN_CRL_SIGN)
         return "" if fits else "key usage of an authority is not keyCertSign and cRLSign"
-    kind = read_public_key(parts.key).kind  # X509-SVID §4.3 (B15, B16, B17)
+    kind = want.key.kind  # X509-SVID §4.3 (B15, B16, B17)
     fits = usage is not None and usage.value == ext.leaf_key_usage(kind)
     return "" if fits else f"key usage is not that of a leaf with an {kind.upper()} key"
 
@@ -228,11 +228,11 @@ RULES: tuple[Rule, ...] = (
     _rule("issuer", "RFC 5280 §4.1.2.4", _issuer, "issuer", "issuer"),
     _rule("validity", "RFC 5280 §4.1.2.5", _validity, "validity", "lifetime issuer"),
     _rule("subject", "RFC 5280 §4.1.2.6, appendix A.1", _subject, "subject", "kind subject"),
-    _rule("public key", "RFC 5280 §4.1.2.7, SPIFFE-ID §3.2 (A23)", _key, "key", "key_der"),
+    _rule("public key", "RFC 5280 §4.1.2.7, SPIFFE-ID §3.2 (A23)", _key, "key", "key"),
     _rule("unique identifiers", "RFC 5280 §4.1.2.8", _no_unique_ids, "unique_ids"),
     _rule("extensions", "RFC 5280 §4.2", _extensions, "oids", "kind"),
     _rule("key usage there", "X509-SVID §4.3 (B12, B13)", _key_usage_there, "key_usage"),
-    _rule("key usage bits", "X509-SVID §4.3 (B14-B17), RFC 8813 §3", _key_usage_bits, "key_usage key", "kind"),
+    _rule("key usage bits", "X509-SVID §4.3 (B14-B17), RFC 8813 §3", _key_usage_bits, "key_usage", "key kind"),
     _rule("extended key usage", "X509-SVID §4.4 (B18, B19)", _extended_key_usage, "extended_key_usage", "kind"),
     _rule("basic constraints", "X509-SVID §4.1 (B9, B10)", _basic_constraints, "basic_constraints", "kind"),
     _rule("subject key identifier", "RFC 5280 §4.2.1.2", _subject_key_id, "subject_key_id", "key_identifier"),

@@ -7,6 +7,7 @@ from ca.issuing.extensions import KEY_IDENTIFIER_BYTES, SUBJECT_ALT_NAME, SUBJEC
 from ca.issuing.lifetime import Lifetime
 from ca.issuing.names import COMMON_NAME, Attribute, encode_attribute
 from ca.issuing.parts import EXTENSIONS, VERSION_3, Extension, Parts, read_names
+from ca.issuing.rules import Expected
 from ca.issuing.times import encode_validity
 
 
@@ -80,54 +81,44 @@ class Template:
             ),
         )
 
-    def cut(self, tbs: bytes) -> Parts | None:
-        """The parts of `tbs`, given that it differs from `linted` only in those that vary; None when it does not.
+    def cut(self, tbs: bytes, want: Expected) -> Parts | None:
+        """The parts of `tbs`, given that all but the names are as expected or passed the lint before; else None.
 
-        What does not vary is compared byte by byte with what passed the lint. The result equals `parse_tbs(tbs)`.
-        Raises InvalidArgument (reason DER).
+        Compares bytes instead of reading them: what does not vary with what passed, what varies with `want`. The
+        result equals `parse_tbs(tbs)`. Raises InvalidArgument (reason DER) for names that cannot be read.
         """
         linted = self.linted
         if linted is None:
             return None
-        read, sequence, end = der.read, der.SEQUENCE, len(tbs)
-        at, stop = read(tbs, 0, end, sequence)
-        if stop != end or not tbs.startswith(VERSION_3, at):
+        end = len(tbs)
+        at, stop = der.read(tbs, 0, end, der.SEQUENCE)
+        serial = der.integer(want.serial)
+        validity = encode_validity(want.lifetime.not_before, want.lifetime.not_after)
+        head = b"".join((VERSION_3, serial, self.algorithm_and_issuer, validity, want.subject, want.key.der))
+        if stop != end or not tbs.startswith(head, at):
             return None
-        serial_at, serial_end = read(tbs, at + len(VERSION_3), end, der.INTEGER)
-        if not tbs.startswith(self.algorithm_and_issuer, serial_end):
+        at, stop = der.read(tbs, at + len(head), end, EXTENSIONS)
+        at, extensions_end = der.read(tbs, at, stop, der.SEQUENCE)
+        if stop != end or extensions_end != end:
             return None
-        validity_at = serial_end + len(self.algorithm_and_issuer)
-        _, subject_at = read(tbs, validity_at, end, sequence)
-        _, key_at = read(tbs, subject_at, end, sequence)
-        _, key_end = read(tbs, key_at, end, sequence)
-        at, stop = read(tbs, key_end, end, EXTENSIONS)
-        at, extensions_end = read(tbs, at, stop, sequence)
-        identifier_at = at + len(self.before_key)
-        identifier_end = identifier_at + KEY_IDENTIFIER_BYTES
-        if (
-            stop != end
-            or extensions_end != end
-            or not tbs.startswith(self.before_key, at)
-            or not tbs.startswith(self.authority_key, identifier_end)
-        ):
-            return None
-        names = self._cut_names(tbs, identifier_end + len(self.authority_key))
+        tail = self.before_key + want.key_identifier + self.authority_key
+        names = self._cut_names(tbs, at + len(tail)) if tbs.startswith(tail, at) else None
         if names is None:
             return None
         return Parts(
             linted.version,
-            tbs[serial_at:serial_end],
+            serial[2:],
             linted.algorithm,
             linted.issuer,
-            tbs[validity_at:subject_at],
-            tbs[subject_at:key_at],
-            tbs[key_at:key_end],
+            validity,
+            want.subject,
+            want.key.der,
             linted.unique_ids,
             linted.oids,
             linted.key_usage,
             linted.extended_key_usage,
             linted.basic_constraints,
-            Extension(False, tbs[identifier_at - 2 : identifier_end]),
+            Extension(False, tail[len(self.before_key) - 2 : len(self.before_key) + KEY_IDENTIFIER_BYTES]),
             linted.authority_key_id,
             linted.names_critical,
             read_names(names),

@@ -68,8 +68,8 @@ def prepare_leaf(
         names=ext.alternative_names(str(spiffe_id), names),
         subject=subject,
     )
-    want = Expected("leaf", issuer, serial, subject, spiffe_id, names, lifetime, public_key.der, identifier)
-    return IssuanceToken(tbs=tbs, key=public_key, want=want, template=template)
+    want = Expected("leaf", issuer, serial, subject, spiffe_id, names, lifetime, public_key, identifier)
+    return IssuanceToken(tbs=tbs, want=want, template=template)
 
 
 @lru_cache(maxsize=128)
@@ -147,8 +147,8 @@ def _prepare_authority(
         names=ext.alternative_names(str(spiffe_id), ()),
         subject=name,
     )
-    want = Expected("authority", issuer, serial, name, spiffe_id, (), lifetime, key.der, identifier)
-    return IssuanceToken(tbs=tbs, key=key, want=want, template=template)
+    want = Expected("authority", issuer, serial, name, spiffe_id, (), lifetime, key, identifier)
+    return IssuanceToken(tbs=tbs, want=want, template=template)
 
 
 def sign(token: IssuanceToken, signer: Signer, *, remote: bool) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -43,13 +45,14 @@ def key_type_of(key: object) -> KeyType:
 class LocalSigner:
     """Implements ca.ports.Signer. Safe to use from several threads; cryptography signs without the GIL."""
 
-    __slots__ = ("_key", "_key_id", "_key_type", "_public_key_der")
+    __slots__ = ("_key", "_key_id", "_key_type", "_public_key_der", "_sign")
 
     def __init__(self, key_id: str, key: PrivateKey) -> None:
         """Raises FailedPrecondition (reason KEY_TYPE)."""
         self._key_id = key_id
         self._key = key
         self._key_type = key_type_of(key)
+        self._sign = _signing(key, self._key_type)
         self._public_key_der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
     @property
@@ -65,7 +68,13 @@ class LocalSigner:
         return self._public_key_der
 
     def sign(self, data: bytes) -> bytes:
-        key = self._key
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            return key.sign(data, _ECDSA[self._key_type])
-        return key.sign(data, _PKCS1, _SHA256)
+        return self._sign(data)
+
+
+def _signing(key: PrivateKey, key_type: KeyType) -> Callable[[bytes], bytes]:
+    """The key's own signature with the digest and scheme of its type."""
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        scheme, sign_ecdsa = _ECDSA[key_type], key.sign
+        return lambda data: sign_ecdsa(data, scheme)
+    sign_rsa = key.sign
+    return lambda data: sign_rsa(data, _PKCS1, _SHA256)

@@ -197,6 +197,19 @@ def test_a_timer_on_next_due_misses_nothing() -> None:
     assert server.made == 20 + 1
 
 
+def test_three_years_of_the_defaults() -> None:
+    """Hour by hour: somebody signs, the SVIDs get all of their life, and the bundle stays small."""
+    server, now = Server(life=DAY, svid_ttl=HOUR), START
+    while now < START + 3 * 365 * DAY:
+        server.tick(now)
+        server.issue(now)
+        server.check(now)
+        assert server.svids[-1][1] == now + HOUR
+        assert len(server.bundle) <= 3
+        now += HOUR
+    assert server.made == 2 * 3 * 365
+
+
 LIVES = st.sampled_from([timedelta(seconds=60), timedelta(minutes=10), DAY, 90 * DAY, 3650 * DAY]) | st.timedeltas(
     timedelta(seconds=30), timedelta(days=1000)
 )
