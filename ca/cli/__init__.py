@@ -1,1 +1,1 @@
-"""caadmin and burgee: thin clients of the APIs, one file per noun."""
+"""`caadmin` and `burgee`: thin clients of the APIs for people and scripts."""

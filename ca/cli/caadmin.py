@@ -1,0 +1,39 @@
+"""`caadmin`: administers a Burgee server and agent through their APIs."""
+
+from __future__ import annotations
+
+import typer
+
+from ca.cli import agent, bundle, config, entry, svid, token
+from ca.cli.exits import EXPLAINED, run
+from ca.cli.health import health
+from ca.cli.version import version
+
+app = typer.Typer(
+    name="caadmin",
+    help="Administer a Burgee server and agent through their APIs.",
+    epilog=EXPLAINED,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _noun, _commands in {
+    "entry": entry.app,
+    "agent": agent.app,
+    "token": token.app,
+    "bundle": bundle.app,
+    "svid": svid.app,
+    "config": config.app,
+}.items():
+    app.add_typer(_commands, name=_noun, no_args_is_help=True)
+app.command()(health)
+app.command()(version)
+
+
+def main() -> None:
+    """The console script."""
+    run(app, "caadmin")
+
+
+if __name__ == "__main__":
+    main()

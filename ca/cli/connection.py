@@ -1,0 +1,115 @@
+"""Where the sockets are, and calls on them whose errors are the error family's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.errors import BurgeeError, Unavailable
+
+if TYPE_CHECKING:
+    import grpc
+
+CALL_SECONDS = 30.0
+STATUS_FILE = Path(".burgee/status.json")
+SERVER_SOCKET = Path("/var/lib/burgee/server/run/admin.sock")
+AGENT_SOCKET = Path("/var/lib/burgee/agent/run/admin.sock")
+SERVER_VARIABLE = "BURGEE_ADMIN_SOCKET"
+AGENT_VARIABLE = "BURGEE_AGENT_SOCKET"
+
+SocketOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--socket",
+        envvar=SERVER_VARIABLE,
+        show_default=False,
+        help="The server's admin socket. Default: that of the `burgee up` which runs in this directory, "
+        f"else {SERVER_SOCKET}.",
+    ),
+]
+AgentSocketOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--agent-socket",
+        envvar=AGENT_VARIABLE,
+        show_default=False,
+        help="The agent's admin socket. Default: that of the `burgee up` which runs in this directory, "
+        f"else {AGENT_SOCKET}.",
+    ),
+]
+
+
+def server_socket(given: Path | None) -> Path:
+    """The server's admin socket."""
+    return given or _running("server", "admin_socket") or SERVER_SOCKET
+
+
+def agent_socket(given: Path | None) -> Path:
+    """The agent's admin socket."""
+    return given or _running("agent", "admin_socket") or AGENT_SOCKET
+
+
+def workload_socket() -> Path | None:
+    """The Workload API socket of a `burgee up` in this directory, if one runs."""
+    return _running("agent", "workload_socket")
+
+
+def _running(part: str, key: str) -> Path | None:
+    """From `status.json`. Only a file of our own or root's is believed: it says whom we talk to."""
+    try:
+        if STATUS_FILE.stat().st_uid not in (0, os.geteuid()):
+            return None
+        return Path(json.loads(STATUS_FILE.read_bytes())[part][key])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def channel(socket: Path, *, who: str = "server") -> Iterator[grpc.Channel]:
+    """A channel to a Unix socket, for the length of a `with`. Raises the error that the other side reported."""
+    import grpc
+
+    opened = grpc.insecure_channel(
+        f"unix:{socket.absolute()}",
+        options=[("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)],
+    )
+    with opened, translated(socket, who):
+        yield opened
+
+
+@contextmanager
+def translated(where: Path | str, who: str) -> Iterator[None]:
+    """RPC errors come out as the error family."""
+    import grpc
+
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _error(error, where, who) from error
+
+
+def _error(error: Any, where: Path | str, who: str) -> BurgeeError:
+    import grpc
+
+    from ca.runtime.rpc_errors import error_of
+
+    answered = error_of(error)
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or answered.reason != Unavailable.reason:
+        return answered
+    return Unavailable(f"no {who} answers at `{where}`", reason="UNREACHABLE", hint=_advice(where, who))
+
+
+def _advice(where: Path | str, who: str) -> str:
+    option, variable = {
+        "server": ("--socket", SERVER_VARIABLE),
+        "agent": ("--agent-socket", AGENT_VARIABLE),
+    }.get(who, ("--endpoint", "SPIFFE_ENDPOINT_SOCKET"))
+    if isinstance(where, Path) and where.exists() and not os.access(where, os.W_OK):
+        return "you may not use this socket; become root, or be named in `admin_uids` or `admin_group`"
+    return f"start it, or say where it is with {option} or {variable}"

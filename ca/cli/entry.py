@@ -1,0 +1,312 @@
+"""`caadmin entry`: which selectors under which parent earn which SPIFFE ID."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.cli import entry_options as opt
+from ca.cli.arguments import DURATION_HELP
+from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
+from ca.cli.exits import exit_of_batch, leave
+from ca.cli.output import Output, OutputOption, columns, emit, fields, red, until
+from ca.cli.values import entry_value, status_value
+from ca.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import grpc
+
+    from ca.proto.spire import server_entry_pb2, server_entry_pb2_grpc, types_pb2
+
+app = typer.Typer(help="Registration entries: which selectors under which parent earn which SPIFFE ID.")
+
+PAGE = 500
+BATCH = 500
+"""Entries of one batch call; a longer file is sent in several."""
+
+
+@app.command()
+def create(
+    spiffe_id: opt.SpiffeIdOption = None,
+    parent_id: opt.ParentIdOption = None,
+    node: Annotated[
+        bool, typer.Option("--node", help="An alias for nodes: the parent is the server, the selectors are a node's.")
+    ] = False,
+    selector: opt.SelectorOption = None,
+    x509_svid_ttl: Annotated[str, typer.Option(help=f"Life of X.509-SVIDs. {DURATION_HELP}")] = "0",
+    jwt_svid_ttl: Annotated[str, typer.Option(help=f"Life of JWT-SVIDs. {DURATION_HELP}")] = "0",
+    dns_name: opt.DnsNameOption = None,
+    federates_with: opt.FederatesWithOption = None,
+    hint: Annotated[str, typer.Option(help="A word by which a workload tells its SVIDs apart.")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="Holders may administer the server.")] = False,
+    downstream: Annotated[bool, typer.Option("--downstream", help="Holders may be a downstream authority.")] = False,
+    store_svid: Annotated[bool, typer.Option("--store-svid", help="For SVIDs that are stored elsewhere.")] = False,
+    expires_at: Annotated[str, typer.Option(help="When the entry ends: RFC 3339 or Unix seconds.")] = "0",
+    entry_id: Annotated[str, typer.Option("--id", help="The entry's ID; the server makes one otherwise.")] = "",
+    file: opt.FileOption = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Create an entry, or with --file every entry of a file.
+
+    Example: caadmin entry create --parent-id spiffe://example.org/spire/agent/join_token/T
+    --spiffe-id spiffe://example.org/web --selector unix:uid:1000
+    """
+    if file is not None:
+        entries = opt.from_file(file, spiffe_id, parent_id, selector)
+    else:
+        changes = opt.Changes(
+            spiffe_id=spiffe_id,
+            parent_id=opt.parent(spiffe_id, parent_id, node=node),
+            selectors=selector,
+            x509_svid_ttl=x509_svid_ttl,
+            jwt_svid_ttl=jwt_svid_ttl,
+            dns_names=dns_name,
+            federates_with=federates_with,
+            hint=hint,
+            admin=admin,
+            downstream=downstream,
+            store_svid=store_svid,
+            expires_at=expires_at,
+        )
+        entries = [opt.new_entry(changes, entry_id)]
+    _show_batch(_create(entries, socket), output, "created")
+
+
+@app.command("list")
+def list_(
+    spiffe_id: opt.SpiffeIdOption = None,
+    parent_id: opt.ParentIdOption = None,
+    selector: opt.SelectorOption = None,
+    match_selectors: opt.MatchOption = opt.Match.SUPERSET,
+    federates_with: opt.FederatesWithOption = None,
+    hint: opt.HintFilter = None,
+    downstream: opt.DownstreamFilter = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """List entries, all of them or those that match every given filter."""
+    entry_filter = opt.Filter(spiffe_id, parent_id, selector, match_selectors, federates_with, hint, downstream)
+    with channel(server_socket(socket)) as opened:
+        entries = [entry_value(entry) for entry in _pages(_stub(opened), entry_filter)]
+    emit({"entries": entries}, output, lambda: _table(entries))
+
+
+@app.command()
+def show(
+    entry_id: Annotated[str, typer.Argument(metavar="ID", help="The entry's ID.")],
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show one entry."""
+    from ca.proto.spire import server_entry_pb2
+
+    with channel(server_socket(socket)) as opened:
+        entry = _stub(opened).GetEntry(server_entry_pb2.GetEntryRequest(id=entry_id), timeout=CALL_SECONDS)
+    value = entry_value(entry)
+    emit(value, output, lambda: _details(value))
+
+
+@app.command()
+def update(
+    entry_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The entry's ID.", show_default=False)] = None,
+    spiffe_id: opt.SpiffeIdOption = None,
+    parent_id: opt.ParentIdOption = None,
+    selector: opt.SelectorOption = None,
+    x509_svid_ttl: Annotated[str | None, typer.Option(help=f"Life of X.509-SVIDs. {DURATION_HELP}")] = None,
+    jwt_svid_ttl: Annotated[str | None, typer.Option(help=f"Life of JWT-SVIDs. {DURATION_HELP}")] = None,
+    dns_name: opt.DnsNameOption = None,
+    federates_with: opt.FederatesWithOption = None,
+    hint: Annotated[str | None, typer.Option(help="A word by which a workload tells its SVIDs apart.")] = None,
+    admin: Annotated[bool | None, typer.Option("--admin/--no-admin", help="May holders administer?")] = None,
+    downstream: Annotated[
+        bool | None, typer.Option("--downstream/--no-downstream", help="May holders be an authority?")
+    ] = None,
+    store_svid: Annotated[bool | None, typer.Option("--store-svid/--no-store-svid", help="Stored elsewhere?")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When the entry ends; 0 for never.")] = None,
+    file: opt.FileOption = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Change what is given and leave the rest; with --file replace each entry of a file, which names its ID.
+
+    A list option (--selector, --dns-name, --federates-with) replaces the whole list; "" empties it.
+    """
+    if file is not None:
+        if entry_id is not None:
+            raise InvalidArgument("an ID and --file exclude each other", reason="USAGE")
+        entries = opt.from_file(file, spiffe_id, parent_id, selector)
+        _show_batch(_update(entries, None, socket), output, "updated")
+        return
+    changes = opt.Changes(
+        spiffe_id=spiffe_id,
+        parent_id=parent_id,
+        selectors=selector,
+        x509_svid_ttl=x509_svid_ttl,
+        jwt_svid_ttl=jwt_svid_ttl,
+        dns_names=dns_name,
+        federates_with=federates_with,
+        hint=hint,
+        admin=admin,
+        downstream=downstream,
+        store_svid=store_svid,
+        expires_at=expires_at,
+    )
+    entry, mask = opt.changed_entry(changes, entry_id)
+    _show_batch(_update([entry], mask, socket), output, "updated")
+
+
+@app.command()
+def delete(
+    entry_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The entries' IDs.")],
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Delete entries. Every ID is tried; one that fails makes the exit code non-zero."""
+    from ca.proto.spire import server_entry_pb2
+
+    results: list[Any] = []
+    with channel(server_socket(socket)) as opened:
+        for some in _batches(entry_ids):
+            request = server_entry_pb2.BatchDeleteEntryRequest(ids=some)
+            results += _stub(opened).BatchDeleteEntry(request, timeout=CALL_SECONDS).results
+    shown = [{"id": result.id, "status": status_value(result.status)} for result in results]
+    emit({"results": shown}, output, lambda: "\n".join(_outcome(r["id"], r["status"], "deleted") for r in shown))
+    leave(exit_of_batch(result.status.code for result in results))
+
+
+@app.command()
+def count(
+    spiffe_id: opt.SpiffeIdOption = None,
+    parent_id: opt.ParentIdOption = None,
+    selector: opt.SelectorOption = None,
+    match_selectors: opt.MatchOption = opt.Match.SUPERSET,
+    federates_with: opt.FederatesWithOption = None,
+    hint: opt.HintFilter = None,
+    downstream: opt.DownstreamFilter = None,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Count entries, all of them or those that match every given filter."""
+    from ca.proto.spire import server_entry_pb2
+
+    entry_filter = opt.Filter(spiffe_id, parent_id, selector, match_selectors, federates_with, hint, downstream)
+    request = server_entry_pb2.CountEntriesRequest()
+    entry_filter.fill(request.filter)
+    with channel(server_socket(socket)) as opened:
+        number = _stub(opened).CountEntries(request, timeout=CALL_SECONDS).count
+    emit({"count": number}, output, lambda: str(number))
+
+
+def _stub(opened: grpc.Channel) -> server_entry_pb2_grpc.EntryStub:
+    from ca.proto.spire import server_entry_pb2_grpc
+
+    return server_entry_pb2_grpc.EntryStub(opened)
+
+
+def _pages(stub: server_entry_pb2_grpc.EntryStub, entry_filter: opt.Filter) -> Iterator[types_pb2.Entry]:
+    from ca.proto.spire import server_entry_pb2
+
+    request = server_entry_pb2.ListEntriesRequest(page_size=PAGE)
+    entry_filter.fill(request.filter)
+    while True:
+        page = stub.ListEntries(request, timeout=CALL_SECONDS)
+        yield from page.entries
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+def _create(
+    entries: list[types_pb2.Entry], socket: Path | None
+) -> list[server_entry_pb2.BatchCreateEntryResponse.Result]:
+    from ca.proto.spire import server_entry_pb2
+
+    results: list[server_entry_pb2.BatchCreateEntryResponse.Result] = []
+    with channel(server_socket(socket)) as opened:
+        for some in _batches(entries):
+            request = server_entry_pb2.BatchCreateEntryRequest(entries=some)
+            results += _stub(opened).BatchCreateEntry(request, timeout=CALL_SECONDS).results
+    return results
+
+
+def _update(
+    entries: list[types_pb2.Entry], mask: types_pb2.EntryMask | None, socket: Path | None
+) -> list[server_entry_pb2.BatchUpdateEntryResponse.Result]:
+    from ca.proto.spire import server_entry_pb2
+
+    results: list[server_entry_pb2.BatchUpdateEntryResponse.Result] = []
+    with channel(server_socket(socket)) as opened:
+        for some in _batches(entries):
+            request = server_entry_pb2.BatchUpdateEntryRequest(entries=some, input_mask=mask)
+            results += _stub(opened).BatchUpdateEntry(request, timeout=CALL_SECONDS).results
+    return results
+
+
+def _batches(items: list[Any]) -> Iterator[list[Any]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+def _show_batch(results: Iterable[Any], output: Output, done: str) -> None:
+    """One line per failure and the entry of each success; the exit code tells whether all went well."""
+    results = list(results)
+    shown: list[dict[str, Any]] = [
+        {"status": status_value(result.status), "entry": entry_value(result.entry) if result.entry.id else None}
+        for result in results
+    ]
+
+    def table() -> str:
+        good = [_details(item["entry"]) for item in shown if item["status"]["code"] == "OK" and item["entry"]]
+        bad = [
+            _outcome(f"item {number}", item["status"], done)
+            for number, item in enumerate(shown, start=1)
+            if item["status"]["code"] != "OK"
+        ]
+        return "\n".join(["\n\n".join(good), *bad] if good else bad)
+
+    emit({"results": shown}, output, table)
+    leave(exit_of_batch(result.status.code for result in results))
+
+
+def _outcome(name: str, status: dict[str, Any], done: str) -> str:
+    if status["code"] == "OK":
+        return f"{name} {done}"
+    return red(f"{name} not {done}: {status['message']} ({status['code']})")
+
+
+def _table(entries: list[dict[str, Any]]) -> str:
+    headers = ["ID", "SPIFFE ID", "PARENT ID", "SELECTORS", "X509 TTL", "HINT"]
+    rows = (
+        [
+            *(entry[key] for key in ("id", "spiffe_id", "parent_id")),
+            ",".join(entry["selectors"]),
+            entry["x509_svid_ttl_seconds"] or "default",
+            entry["hint"],
+        ]
+        for entry in entries
+    )
+    return columns(headers, rows, empty="no entries")
+
+
+def _details(entry: dict[str, Any]) -> str:
+    flags = [name for name in ("admin", "downstream", "store_svid") if entry[name]]
+    return fields(
+        [
+            ("Entry ID", entry["id"]),
+            ("SPIFFE ID", entry["spiffe_id"]),
+            ("Parent ID", entry["parent_id"]),
+            ("Selectors", entry["selectors"]),
+            ("X509-SVID TTL", entry["x509_svid_ttl_seconds"] or "default"),
+            ("JWT-SVID TTL", entry["jwt_svid_ttl_seconds"] or "default"),
+            ("Federates with", entry["federates_with"]),
+            ("DNS names", entry["dns_names"]),
+            ("Hint", entry["hint"]),
+            ("Flags", ", ".join(flags)),
+            ("Expires", until(entry["expires_at"]) if entry["expires_at"] else None),
+            ("Revision", entry["revision_number"]),
+            ("Created", entry["created_at"]),
+        ]
+    )

@@ -1,0 +1,183 @@
+"""`caadmin svid`: mint SVIDs as an administrator; fetch, watch and inspect them as a workload."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.cli import mint
+from ca.cli.exits import Exit, leave, show_error
+from ca.cli.files import write_files
+from ca.cli.output import Output, OutputOption, columns, emit, until
+from ca.cli.workload import workload_client
+from ca.errors import BurgeeError, Code, Unavailable
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import workload_pb2
+
+app = typer.Typer(help="SVIDs: mint them as an administrator; fetch, watch and inspect them as a workload.")
+app.add_typer(mint.app, name="mint")
+
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="The Workload API, such as unix:///run/burgee/workload.sock. Default: SPIFFE_ENDPOINT_SOCKET, else that "
+        "of the `burgee up` which runs in this directory.",
+        show_default=False,
+    ),
+]
+TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.1)]
+
+FIRST_BACKOFF_SECONDS = 1.0
+LONGEST_BACKOFF_SECONDS = 30.0
+
+
+@app.command()
+def fetch(
+    audience: Annotated[
+        list[str] | None, typer.Option(help="Fetch JWT-SVIDs for this audience. Repeatable.", show_default=False)
+    ] = None,
+    spiffe_id: Annotated[str, typer.Option(help="With --audience: only of this ID.")] = "",
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write svid.N.pem, svid.N.key, bundle.N.pem and federated bundles (0600) into this directory."
+        ),
+    ] = None,
+    timeout: TimeoutOption = 10.0,
+    endpoint: EndpointOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Fetch what this process may have. Private keys are only ever written to files, with --write."""
+    if audience:
+        _fetch_jwt(audience, spiffe_id, timeout, endpoint, output)
+        return
+    response = _first_x509(endpoint, timeout)
+    data = _x509(response)
+    if write is not None:
+        data["files"] = write_files(write, _files(response))
+    emit(data, output, lambda: "\n".join([_table(data), *(f"wrote {name}" for name in data.get("files", ()))]))
+
+
+@app.command()
+def watch(
+    count: Annotated[int, typer.Option(help="End after so many updates; 0 for never.", min=0)] = 0,
+    endpoint: EndpointOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show X.509-SVIDs and each update of them, reconnecting as a workload would. JSON: one object per line."""
+    seen, backoff = 0, FIRST_BACKOFF_SECONDS
+    while True:
+        try:
+            with workload_client(endpoint) as client:
+                for response in client.fetch_x509():
+                    seen, backoff = seen + 1, FIRST_BACKOFF_SECONDS
+                    _show_update(seen, response, output)
+                    if seen == count:
+                        return
+            error: BurgeeError = Unavailable("the stream ended", reason="STREAM_ENDED")
+        except BurgeeError as failed:
+            if failed.code is Code.INVALID_ARGUMENT:  # SPIFFE Workload Endpoint: not to be retried
+                raise
+            error = failed
+        show_error(error)
+        print(f"trying again in {backoff:g} s", file=sys.stderr)
+        time.sleep(backoff)
+        backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
+
+
+@app.command()
+def inspect(
+    timeout: TimeoutOption = 10.0, endpoint: EndpointOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """Show everything that a Workload API gives this process, and whether it would be accepted.
+
+    Exits with 1 when an SVID does not verify against the bundle that came with it.
+    """
+    from ca.cli.workload_values import bundle_values, jwt_bundle_values, x509_bundles
+
+    response = _first_x509(endpoint, timeout)
+    with workload_client(endpoint) as client:
+        x509 = bundle_values(x509_bundles(dict(client.fetch_x509_bundles(timeout).bundles)))
+        jwt = jwt_bundle_values(dict(client.fetch_jwt_bundles(timeout).bundles))
+    data = {**_x509(response), "x509_bundles": x509, "jwt_bundles": jwt}
+    emit(data, output, lambda: "\n\n".join([_table(data), _authorities(x509), _keys(jwt)]))
+    leave(Exit.FAILED if any(svid["problem"] for svid in data["svids"]) else Exit.OK)
+
+
+def _fetch_jwt(audience: list[str], spiffe_id: str, timeout: float, endpoint: str | None, output: Output) -> None:
+    with workload_client(endpoint) as client:
+        response = client.fetch_jwt(audience, spiffe_id, timeout)
+    svids = [{"spiffe_id": svid.spiffe_id, "hint": svid.hint, "token": svid.svid} for svid in response.svids]
+    emit({"svids": svids}, output, lambda: "\n".join(f"{svid['spiffe_id']}\n{svid['token']}" for svid in svids))
+
+
+def _first_x509(endpoint: str | None, timeout: float) -> workload_pb2.X509SVIDResponse:
+    with workload_client(endpoint) as client:
+        return client.fetch_x509_once(timeout)
+
+
+def _x509(response: workload_pb2.X509SVIDResponse) -> dict[str, Any]:
+    from ca.cli.workload_values import bundles_of, svid_value
+
+    bundles = bundles_of(response)
+    return {
+        "svids": [svid_value(svid, bundles) for svid in response.svids],
+        "trust_domains": sorted(trust_domain.name for trust_domain in bundles),
+    }
+
+
+def _files(response: workload_pb2.X509SVIDResponse) -> dict[str, bytes]:
+    """Named as SPIRE's `api fetch x509 -write` names them."""
+    from cryptography.hazmat.primitives import serialization
+
+    from ca.cli.workload_values import split_der
+
+    files: dict[str, bytes] = {}
+    for number, svid in enumerate(response.svids):
+        key = serialization.load_der_private_key(svid.x509_svid_key, None)
+        files[f"svid.{number}.pem"] = mint.pem(split_der(svid.x509_svid))
+        files[f"svid.{number}.key"] = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        files[f"bundle.{number}.pem"] = mint.pem(split_der(svid.bundle))
+        for other, blob in enumerate(response.federated_bundles[name] for name in sorted(response.federated_bundles)):
+            files[f"federated_bundle.{number}.{other}.pem"] = mint.pem(split_der(blob))
+    return files
+
+
+def _show_update(number: int, response: workload_pb2.X509SVIDResponse, output: Output) -> None:
+    data = {"update": number, "at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), **_x509(response)}
+    if output is Output.JSON:
+        import json
+
+        print(json.dumps(data), flush=True)
+        return
+    emit(data, output, lambda: f"update {number} at {data['at']}\n{_table(data)}\n")
+    sys.stdout.flush()
+
+
+def _table(data: dict[str, Any]) -> str:
+    from ca.cli.workload_values import svid_table
+
+    return svid_table(data["svids"])
+
+
+def _authorities(bundles: list[dict[str, Any]]) -> str:
+    rows = (
+        [bundle["trust_domain"], authority["authority_id"], until(authority["not_after"])]
+        for bundle in bundles
+        for authority in bundle["x509_authorities"]
+    )
+    return columns(["TRUST DOMAIN", "X.509 AUTHORITY", "EXPIRES"], rows, empty="no X.509 bundle")
+
+
+def _keys(bundles: list[dict[str, Any]]) -> str:
+    rows = ([bundle["trust_domain"], key_id] for bundle in bundles for key_id in bundle["key_ids"])
+    return columns(["TRUST DOMAIN", "JWT KEY"], rows, empty="no JWT bundle")

@@ -1,0 +1,23 @@
+"""`version`: which Burgee this is."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+
+from ca.cli.output import Output, OutputOption, emit
+
+
+def version(output: OutputOption = Output.TABLE) -> None:
+    """Print the version."""
+    data = {"version": package_version(), "python": platform.python_version()}
+    emit(data, output, lambda: f"burgee {data['version']} (Python {data['python']})")
+
+
+def package_version() -> str:
+    """Of the installed package."""
+    try:
+        return installed("burgee")
+    except PackageNotFoundError:
+        return "unknown"
