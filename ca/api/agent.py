@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -19,7 +20,7 @@ from ca.api.convert.ids import agent_id, seconds, workload_id
 from ca.api.convert.svids import x509_message
 from ca.api.convert.text import named
 from ca.errors import Denied, InvalidArgument, NotFound, Unavailable
-from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
 from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_agent_pb2_grpc, types_pb2
@@ -31,6 +32,8 @@ from ca.store.values import AgentFilter
 ATTESTATION_SECONDS = 60
 """One attestation, challenges included."""
 MAX_TOKEN_TTL_SECONDS = 7 * 24 * 3600
+
+_TOKEN = re.compile(r"[a-zA-Z0-9._-]{1,255}")
 
 _TOKEN_REASONS = {
     "JOIN_TOKEN_UNKNOWN": "failed to attest: join token does not exist or has already been used",
@@ -89,7 +92,7 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
         if request.HasField("agent_id"):
             alias = named("invalid agent ID", lambda: workload_id(request.agent_id, self._trust_domain))
         value = request.token or str(uuid.uuid4())
-        named("token cannot be part of an agent ID", lambda: SpiffeId.of(self._trust_domain, _token_path(value)))
+        _check_token(value)
         expires_at = self._clock.now() + timedelta(seconds=request.ttl)
         await self._store.tokens.create(value, expires_at, agent_id=alias)
         if alias is not None:
@@ -158,5 +161,11 @@ def _filter(request: pb.ListAgentsRequest | pb.CountAgentsRequest) -> AgentFilte
     return agent_filter(request.filter)
 
 
-def _token_path(token: str) -> str:
-    return f"{AGENT_PREFIX}join_token/{token}"
+def _check_token(token: str) -> None:
+    """A token becomes the last segment of its agent's ID; it is a secret and never repeated in a message."""
+    if _TOKEN.fullmatch(token) is None or token in (".", ".."):
+        raise InvalidArgument(
+            "token cannot be part of an agent ID",
+            reason="JOIN_TOKEN_CHARACTERS",
+            hint="use up to 255 letters, digits, dots, dashes and underscores, or leave it to the server",
+        )

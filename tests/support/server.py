@@ -140,7 +140,9 @@ class RunningServer:
         request = server_agent_pb2.CreateJoinTokenRequest(ttl=600, **fields)
         return str((await self.local.agents.CreateJoinToken(request)).value)
 
-    async def attest(self, *, token: str | None = None, csr: bytes | None = None, caller: Caller | None = None) -> Identity:
+    async def attest(
+        self, *, token: str | None = None, csr: bytes | None = None, caller: Caller | None = None
+    ) -> Identity:
         """A node that attests by join token."""
         key = ec.generate_private_key(ec.SECP256R1())
         token = token or await self.token()

@@ -128,7 +128,9 @@ async def caller_named(server: RunningServer, name: str) -> Caller:
         return await server.caller()
     if name == "agent":
         return (await server.agent())[1]
-    await server.create(entry(f"/{name}", "/spire/agent/join_token/x", admin=name == "admin", downstream=name == "downstream"))
+    await server.create(
+        entry(f"/{name}", "/spire/agent/join_token/x", admin=name == "admin", downstream=name == "downstream")
+    )
     return await server.caller(await server.mint(f"/{name}"))
 
 
