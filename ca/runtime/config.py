@@ -81,7 +81,8 @@ def _keys_at(model: type[BaseModel], location: Location) -> list[str]:
         if isinstance(here, type) and issubclass(here, BaseModel) and part in here.model_fields:
             here = _plain(here.model_fields[str(part)].annotation)
         else:
-            here = _plain(get_args(here)[-1]) if get_args(here) else None
+            items = [item for item in get_args(here) if item is not Ellipsis]  # of tuple[X, ...] or dict[str, X]
+            here = _plain(items[-1]) if items else None
     if isinstance(here, type) and issubclass(here, BaseModel):
         return list(here.model_fields)
     return []

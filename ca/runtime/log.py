@@ -39,7 +39,7 @@ def configure(format: Format = "console", level: Level = "info", stream: TextIO 
 
     May be called again; the last call counts.
     """
-    target = stream or sys.stderr
+    target = cast(TextIO, _Stream(stream))
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         _add_request_id,
@@ -54,6 +54,33 @@ def configure(format: Format = "console", level: Level = "info", stream: TextIO 
         cache_logger_on_first_use=False,
     )
     _adopt_libraries(shared, last, target, threshold)
+
+
+class _Stream:
+    """Standard error, or another stream, as a text file that never fails: who serves calls does not stop serving
+    them because nobody reads its log."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    @property
+    def _target(self) -> TextIO:
+        return self._stream or sys.stderr
+
+    def write(self, text: str) -> int:
+        try:
+            return self._target.write(text)
+        except (OSError, ValueError):
+            return 0
+
+    def flush(self) -> None:
+        try:
+            self._target.flush()
+        except (OSError, ValueError):
+            pass  # closed, full, or a pipe without a reader
+
+    def isatty(self) -> bool:
+        return self._target.isatty()
 
 
 def _renderer(format: Format, target: TextIO) -> list[Processor]:

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from ca.errors import (
@@ -111,7 +112,7 @@ def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)
-            except ValueError:  # protobuf's DecodeError: a details header is no reason to lose the error itself
+            except DecodeError:  # a details header is no reason to lose the error itself
                 break
     return status_pb2.Status()
 

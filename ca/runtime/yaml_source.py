@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,10 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own interface)
 
+    def close(self) -> None:
+        """For contextlib.closing."""
+        self.dispose()
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.get_mark())
@@ -58,20 +63,18 @@ def parse_yaml(text: str, name: str) -> Source:
     """
     if len(text.encode()) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{name}: larger than {MAX_CONFIG_BYTES} bytes", reason="CONFIG_TOO_LARGE")
-    loader = _Loader(text)
     lines: dict[Location, int] = {}
     try:
-        node = loader.get_single_node()
-        values = {} if node is None else _value(loader, node, (), lines, name)
+        with closing(_Loader(text)) as loader:
+            node = loader.get_single_node()
+            values = {} if node is None else _value(loader, node, (), lines, name)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{name}:{line}: {error.problem}", reason="CONFIG_SYNTAX") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {error}", reason="CONFIG_SYNTAX") from error
+        raise ConfigError(f"{name}: not YAML: {str(error).splitlines()[0]}", reason="CONFIG_SYNTAX") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply", reason="CONFIG_SYNTAX") from error
-    finally:
-        loader.dispose()
     return Source(name, {} if values is None else values, lines)
 
 
