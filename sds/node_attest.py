@@ -93,9 +93,12 @@ class NodeCalls:
 
     def _accept(self, message: types_pb2.X509SVID, key: WorkloadKey, *, reattestable: bool) -> AgentSvid:
         """What the server made must be ours: an agent's ID, our key, a chain to the bundle we hold."""
-        chain, now = tuple(message.cert_chain), self._clock.now()
-        bundle = self._trust.bundle
-        found = verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=now) if bundle else parse_x509_svid(chain)
+        chain, now, bundle = tuple(message.cert_chain), self._clock.now(), self._trust.bundle
+        found = parse_x509_svid(chain)
+        # A server whose clock is ahead must not cost us a token that has been used up: it becomes valid soon.
+        moment = max(now, found.not_before)
+        if bundle is not None:
+            found = verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=moment)
         if found.id.trust_domain != self._config.domain or not is_agent_path(found.id.path):
             raise Unauthenticated(
                 f"the server issued `{found.id}`, which is no agent's ID", reason="AGENT_SVID_UNUSABLE"
@@ -140,7 +143,8 @@ async def _converse(
             await call.done_writing()
             return answer.result
         response = await prover.answer(answer.challenge)
-        await call.write(server_agent_pb2.AttestAgentRequest(challenge_response=response))
+        if not call.done():  # else the next read says how the server ended it
+            await call.write(server_agent_pb2.AttestAgentRequest(challenge_response=response))
     call.cancel()
     raise Unauthenticated("the server keeps asking", reason="ATTESTATION_NO_RESULT")
 

@@ -74,6 +74,7 @@ class NodeClient:
         self._closing: set[asyncio.Task[None]] = set()
         self.last_sync_at: datetime | None = None
         identity.on_rotated(self._rotated.set)
+        identity.on_banned(self.close)
 
     @property
     def server_address(self) -> str:
@@ -105,6 +106,7 @@ class NodeClient:
                 await self._pause(self._backoff.next(RETRY_CAP_SECONDS))
 
     async def close(self) -> None:
+        """Ends the link; calls raise Unavailable from then on."""
         link, self._link = self._link, None
         if link is not None:
             await link.close()
@@ -192,7 +194,9 @@ class NodeClient:
             log.info("in touch with the server again", server=self.server_address)
 
     def _failed(self, problem: BurgeeError) -> None:
-        self._identity.denied(problem)
+        if self._identity.denied(problem):
+            self._condition.clear(PART)  # a server answers; the identity attests again, or says why it cannot
+            return
         if self._condition.report(PART, problem):
             log.warning("not in touch with the server", reason=problem.reason, detail=problem.detail, hint=problem.hint)
 

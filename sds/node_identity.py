@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
-from ca.errors import BurgeeError, Code, Denied
+from ca.errors import BurgeeError, Code, Denied, Internal
 from ca.ports import Clock, NodeProver
 from ca.runtime.log import get
 from sds.backoff import Backoff
@@ -15,7 +15,7 @@ from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
 from sds.node_attest import REFUSALS, NodeCalls, no_more_proof
-from sds.node_plan import BANNED_REASON, REATTEST_REASONS, Attest, Renew, Wait, is_tainted, plan, renew_at
+from sds.node_plan import BANNED_REASON, Attest, Renew, Wait, is_tainted, plan, renew_at, verdict_of
 from sds.state import AgentStore, AgentSvid
 
 PART = "identity"
@@ -94,11 +94,13 @@ class NodeIdentity:
         """`listener` is awaited after the sealed state was erased: drop everything, close the sockets."""
         self._banned.append(listener)
 
-    def denied(self, error: BurgeeError) -> None:
-        """A server's refusal of this agent, on whatever call. Others than the AGENT_* reasons are not about us."""
-        if _is_verdict(error):
-            self._verdict = error
+    def denied(self, error: BurgeeError) -> bool:
+        """Tell about a server's error on whatever call. True when it is about this agent (AGENT_*): acted on here."""
+        verdict = verdict_of(error)
+        if verdict is not None:
+            self._verdict = verdict
             self._poked.set()
+        return verdict is not None
 
     async def run(self) -> None:
         """Load what is sealed, then do what is due, whenever it is."""
@@ -111,6 +113,12 @@ class NodeIdentity:
                 pause = await self._step()
             except BurgeeError as error:
                 pause = self._failed(error)
+            except Exception as error:
+                # A stranger's node attestor runs in here: its fault is shown, and the agent goes on trying.
+                log.exception("agent identity", reason="IDENTITY_FAILED")
+                pause = self._failed(
+                    Internal(f"unexpected {type(error).__name__}, see the log", reason="IDENTITY_FAILED")
+                )
             await self._sleep(pause)
 
     async def _restore(self) -> None:
@@ -173,8 +181,9 @@ class NodeIdentity:
 
     def _failed(self, error: BurgeeError) -> float:
         """Reports the problem; the seconds until the next try."""
-        if _is_verdict(error):
-            self._verdict = error
+        verdict = verdict_of(error)
+        if verdict is not None:
+            self._verdict = verdict
             return 0.0 if error.reason == BANNED_REASON else self._backoff.next(UNREACHABLE_CAP_SECONDS)
         if self.condition.report(PART, error):
             log.error("agent identity", reason=error.reason, detail=error.detail, hint=error.hint)
@@ -209,13 +218,9 @@ class NodeIdentity:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_verdict(error: BurgeeError) -> bool:
-    return error.code is Code.PERMISSION_DENIED and error.reason in REATTEST_REASONS | {BANNED_REASON}
-
-
 def _with_cause(error: BurgeeError, why: BurgeeError | None) -> BurgeeError:
     """A failed re-attestation says why it was needed; when it was refused, that is the reason to show."""
-    if why is None or _is_verdict(error):
+    if why is None or verdict_of(error) is not None:
         return error
     reason = why.reason if error.code in REFUSALS else error.reason
     return type(error)(f"{why.detail}; attesting again: {error.detail}", reason=reason, hint=error.hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from ca.errors import BurgeeError, Denied, Unauthenticated
+from ca.errors import BurgeeError, Code, Denied, Unauthenticated
 from ca.identity.bundle import TrustBundle
 from ca.identity.svid import verify_x509_svid
 from sds.state import AgentSvid
@@ -13,10 +13,22 @@ from sds.state import AgentSvid
 RENEWAL_JITTER = 0.1
 """Renewal falls within ±10 % of half of the time between issue and notAfter, so that a fleet does not come at once."""
 
-REATTEST_REASONS = frozenset({"AGENT_EXPIRED", "AGENT_NOT_ATTESTED", "AGENT_NOT_ACTIVE", "AGENT_MUST_REATTEST"})
-"""SPIRE's PermissionDeniedDetails after which an agent attests again."""
-
 BANNED_REASON = "AGENT_BANNED"
+VERDICTS = {
+    "AGENT_EXPIRED": "the server says that this agent's SVID has expired",
+    "AGENT_NOT_ATTESTED": "the server does not know this agent (it was evicted, or the server lost its memory)",
+    "AGENT_NOT_ACTIVE": "the server knows another SVID of this agent as the current one",
+    "AGENT_MUST_REATTEST": "the server wants this agent to attest again instead of renewing",
+    BANNED_REASON: "the server has banned this agent",
+}
+"""SPIRE's PermissionDeniedDetails: after a ban the agent drops everything, after the others it attests again."""
+
+
+def verdict_of(error: BurgeeError) -> Denied | None:
+    """A server's refusal of this agent as a whole, in words for the operator; None when `error` is anything else."""
+    if error.code is not Code.PERMISSION_DENIED or error.reason not in VERDICTS:
+        return None
+    return Denied(VERDICTS[error.reason], reason=error.reason, hint=error.hint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,10 @@ class ServerLink:
     async def close(self, *, grace_seconds: float | None = None) -> None:
         """Calls in flight get `grace_seconds` to end."""
         self._trust.off_change(self.relay.recheck)
-        await self.channel.close(grace_seconds)
-        await self.relay.close()
+        try:
+            await self.channel.close(grace_seconds)
+        finally:
+            await self.relay.close()
 
 
 def relay_directory(config: AgentConfig) -> Path:

@@ -22,6 +22,7 @@ from ca.errors import BurgeeError, Unauthenticated, Unavailable
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.runtime.files import make_private_dir
+from ca.runtime.gate_tls import unverified_chain
 from ca.runtime.log import get
 from ca.runtime.tls import TlsMaterial, load_chain
 from sds.config import MAX_SOCKET_PATH_BYTES, split_address
@@ -167,7 +168,7 @@ class TlsRelay:
         chain: tuple[bytes, ...] = ()
         try:
             connection = writer.get_extra_info("ssl_object")
-            chain = peer_chain(connection)
+            chain = unverified_chain(connection)
             if connection.selected_alpn_protocol() != "h2":
                 raise Unauthenticated("the peer does not speak HTTP/2 over TLS (ALPN)", reason="SERVER_ALPN")
             server = self._verify(chain)
@@ -182,12 +183,6 @@ class TlsRelay:
         if self.refusal is None or self.refusal.error.reason != error.reason or self.refusal.address != address:
             log.warning("server not usable", reason=error.reason, detail=error.detail, server=address)
         self.refusal = Refusal(address=address, error=error, chain=chain)
-
-
-def peer_chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:
-    """What the peer presented, DER, leaf first, unverified. The public name exists from Python 3.13 on."""
-    internal = connection._sslobj  # type: ignore[attr-defined]
-    return tuple(certificate.public_bytes(2) for certificate in internal.get_unverified_chain() or ())
 
 
 def _client_context(material: TlsMaterial | None) -> ssl.SSLContext:

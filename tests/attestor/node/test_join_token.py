@@ -14,6 +14,7 @@ from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, Inva
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import JoinToken
 from ca.runtime.config import from_values
+from tests.contracts.attestors import NodeSample
 
 
 class Host:
@@ -31,6 +32,10 @@ class Host:
             raise Denied("unknown", reason="JOIN_TOKEN_UNKNOWN")
         self.tokens.discard(value)
         return JoinToken(value=value, expires_at=datetime(2030, 1, 1, tzinfo=UTC))
+
+
+def contract_sample() -> NodeSample:
+    return NodeSample(host=Host("t-1"), agent={"token": "t-1"})
 
 
 async def no_challenge(_: bytes) -> bytes:

@@ -17,8 +17,13 @@ from attestor.workload.names import Names
 from attestor.workload.unix import Config, UnixAttestor, plugin
 from ca.errors import Unauthenticated, Unavailable
 from tests.attestor.processes import SLEEP, child, copy_of_sleep, pinned, runs
+from tests.contracts.attestors import WorkloadSample
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: run the tests as root")
+
+
+def contract_sample() -> WorkloadSample:
+    return WorkloadSample()
 
 
 async def selectors(pid: int, config: Config | None = None) -> set[str]:
