@@ -5,12 +5,12 @@ Between the two the caller writes the issuance record; a token holds all that go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from cryptography import x509
 
-from ca.errors import Internal, InvalidArgument
+from ca.errors import BurgeeError, Internal, InvalidArgument
 from ca.identity.dns_name import check_dns_name
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.issuing import der
@@ -157,12 +157,39 @@ def sign(token: IssuanceToken, signer: Signer, *, remote: bool) -> bytes:
     Uses the token up, also when it fails. Raises Internal with reason TOKEN_USED, SIGNER_MISMATCH (the key is not
     the issuer's) or RECHECK, and whatever the signer raises.
     """
+    return _finish(token, _signature(token, signer), remote=remote)
+
+
+def sign_all(tokens: Sequence[IssuanceToken], signer: Signer, *, remote: bool) -> list[bytes | BurgeeError]:
+    """`sign` for a batch: a certificate or an error for each token, in order. Blocks.
+
+    All signatures first and all checks afterwards: signing runs without the interpreter's lock, checking with it, and
+    two threads that do the one and the other by turns wait for each other (a fifth of the CPU, measured).
+    """
+    signatures = [_caught(partial(_signature, token, signer)) for token in tokens]
+    return [
+        signature if isinstance(signature, BurgeeError) else _caught(partial(_finish, token, signature, remote=remote))
+        for token, signature in zip(tokens, signatures, strict=True)
+    ]
+
+
+def _caught(step: Callable[[], bytes]) -> bytes | BurgeeError:
+    try:
+        return step()
+    except BurgeeError as error:
+        return error
+
+
+def _signature(token: IssuanceToken, signer: Signer) -> bytes:
     token.use()
-    issuer = token.want.issuer
-    if signer.public_key_der != issuer.public_key_der:
+    if signer.public_key_der != token.want.issuer.public_key_der:
         raise Internal("the signing key is not the issuer's", reason="SIGNER_MISMATCH")
-    signature = signer.sign(token.tbs)
-    certificate = der.tlv(der.SEQUENCE, token.tbs + issuer.algorithm + der.tlv(der.BIT_STRING, b"\x00" + signature))
+    return signer.sign(token.tbs)
+
+
+def _finish(token: IssuanceToken, signature: bytes, *, remote: bool) -> bytes:
+    algorithm = token.want.issuer.algorithm
+    certificate = der.tlv(der.SEQUENCE, token.tbs + algorithm + der.tlv(der.BIT_STRING, b"\x00" + signature))
     recheck(token, certificate, verify_signature=remote or token.sampled)
     return certificate
 

@@ -18,7 +18,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.issuing.profile import AGENT, WORKLOAD
 from ca.issuing.signature import ECDSA_SHA384
 from ca.issuing.token import IssuanceToken
-from ca.issuing.x509 import prepare_leaf, recheck, sign
+from ca.issuing.x509 import prepare_leaf, recheck, sign, sign_all
 from ca.ports import KeyType
 from tests.ca.issuing.support import ISSUER_TYPES, NOW, TD, issuer, lifetime, root, signer, subject_key
 
@@ -76,6 +76,30 @@ def test_a_token_signs_once() -> None:
     with pytest.raises(Internal) as caught:
         sign(token, signer(), remote=False)
     assert caught.value.reason == "TOKEN_USED"
+
+
+def test_a_batch_answers_for_each_token() -> None:
+    used = prepare(1)
+    sign(used, signer(), remote=False)
+    wrong_issuer = prepare(2, KeyType.EC_P384)
+    good = [prepare(3), prepare(4, dns_names=("a.example.org",))]
+    answers = sign_all([good[0], used, wrong_issuer, good[1]], signer(), remote=True)
+    assert [getattr(answer, "reason", "signed") for answer in answers] == [
+        "signed",
+        "TOKEN_USED",
+        "SIGNER_MISMATCH",
+        "signed",
+    ]
+    for answer, serial in ((answers[0], 3), (answers[3], 4)):
+        assert isinstance(answer, bytes)
+        made = x509.load_der_x509_certificate(answer)
+        made.verify_directly_issued_by(x509.load_der_x509_certificate(root()))
+        assert made.serial_number == serial
+
+
+def test_a_batch_is_rechecked() -> None:
+    answers = sign_all([prepare(), prepare(8)], Signing(lambda data: signer().sign(data + b"x")), remote=True)
+    assert [getattr(answer, "reason", "signed") for answer in answers] == ["RECHECK", "RECHECK"]
 
 
 def test_of_many_threads_one_signs() -> None:
