@@ -10,6 +10,11 @@ import os
 import shutil
 import signal
 import sys
+
+if __name__ == "__main__":
+    # structlog would load rich for its pretty tracebacks: 3 MB on every node, for an output that nobody looks at.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -149,9 +154,9 @@ class Agent:
 
     async def close(self) -> None:
         """End streams, save what there is, let go of everything."""
-        self.workloads.close()
         await self.workload_endpoint.close()
         await self.admin_endpoint.close()
+        self.workloads.close()
         await self.tasks.close()
         await self.keeper.save()
         self.jwts.close()

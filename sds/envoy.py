@@ -16,7 +16,7 @@ from sds.cache import Cache, Subscription
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_stream import ResourceState, SdsStream
 from sds.secrets import Form, SecretNames
-from sds.workloads import Caller, Context, Workloads
+from sds.workloads import Caller, Context, Workloads, quiet_exit
 
 log = get("sds.envoy")
 
@@ -68,7 +68,8 @@ class EnvoySds:
             inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
             reader = asyncio.create_task(_read(requests, inbox, subscription))
             try:
-                await self._serve(context, subscription, client, inbox)
+                async with quiet_exit(context):
+                    await self._serve(context, subscription, client, inbox)
             finally:
                 reader.cancel()
                 self._clients.remove(client)

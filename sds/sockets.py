@@ -20,8 +20,6 @@ from sds.config import MAX_SOCKET_PATH_BYTES, AdminSocketConfig
 MAX_REQUEST_BYTES = 256 * 1024
 """Requests on the agent's sockets are small; a larger one is refused unread."""
 
-STOP_SECONDS = 1.0
-
 
 class Endpoint:
     """A gate and its private server. Make it inside of the running loop, register services, then `listen`."""
@@ -47,9 +45,9 @@ class Endpoint:
         await self.gate.listen_unix(self._name, path, mode=mode, dir_mode=dir_mode, gid=gid, admit=admit)
 
     async def close(self) -> None:
-        """Streams end first, so that clients see an end and no broken connection."""
+        """Accept nobody any more and end what is open: streams would go on for ever, and calls can be made again."""
         self.gate.stop_listening()
-        await self.server.stop(STOP_SECONDS)
+        await self.server.stop(None)
         await self.gate.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from sds.cache import Cache, Subscription
 from sds.explain import explain_no_identity, no_identity
 from sds.jwt_cache import JwtCache
 from sds.views import Content
-from sds.workloads import Caller, Context, Workloads
+from sds.workloads import Caller, Context, Workloads, quiet_exit
 
 log = get("sds.workload_api")
 
@@ -83,7 +83,8 @@ class WorkloadApi:
             check_header(context)
             async with self._workloads.session(self._peer_of(context), needs_svid=needs_svid) as subscription:
                 with open_streams.track_inprogress():
-                    await self._push(context, subscription, pick)
+                    async with quiet_exit(context):
+                        await self._push(context, subscription, pick)
 
         return grpc.unary_stream_rpc_method_handler(serve)
 

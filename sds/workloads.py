@@ -190,6 +190,17 @@ class Workloads:
         workload.process.close()
 
 
+@asynccontextmanager
+async def quiet_exit(context: Context) -> AsyncIterator[None]:
+    """Around an open stream: that a caller exits ends it with its status and is no refusal worth a line in the log."""
+    try:
+        yield
+    except Unauthenticated as error:
+        if error.reason != "CALLER_GONE":
+            raise
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.detail)
+
+
 def _look_at(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()  # every waiter may have hung up; the failure is logged where it happened
