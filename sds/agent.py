@@ -70,6 +70,7 @@ class Agent:
         self._make_server_side()
         self._make_rotation()
         self._status: StatusServer | None = None
+        self._closed = False
 
     # --- putting together ---------------------------------------------------------------------------------------
 
@@ -153,7 +154,10 @@ class Agent:
         log.info("agent started", workload_socket=str(self.config.workload_socket), version=agent_version())
 
     async def close(self) -> None:
-        """End streams, save what there is, let go of everything."""
+        """End streams, save what there is, let go of everything; harmless when done twice."""
+        if self._closed:
+            return
+        self._closed = True
         await self.workload_endpoint.close()
         await self.admin_endpoint.close()
         self.workloads.close()

@@ -198,7 +198,9 @@ async def quiet_exit(context: Context) -> AsyncIterator[None]:
     except Unauthenticated as error:
         if error.reason != "CALLER_GONE":
             raise
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.detail)
+        # Most often the connection has gone with the process: an abort would then fail, a status does not.
+        context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+        context.set_details(error.detail)
 
 
 def _look_at(task: asyncio.Task[None]) -> None:
