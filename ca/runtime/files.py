@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import stat
 from pathlib import Path
@@ -88,6 +89,17 @@ def make_private_dir(path: str | os.PathLike[str], mode: int = 0o700) -> Path:
     finally:
         os.close(fd)
     return target
+
+
+def raise_open_files_limit() -> int:
+    """Raise the soft limit of open files to the hard one (what a server needs, and children may have); returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
 def _check_directory(found: os.stat_result, target: Path, mode: int) -> None:

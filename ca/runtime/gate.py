@@ -26,6 +26,7 @@ from ca.errors import BurgeeError, Unimplemented
 from ca.ports import Clock
 from ca.runtime import gate_unix, log
 from ca.runtime.clock import SystemClock
+from ca.runtime.files import raise_open_files_limit
 from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
 from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener
@@ -44,12 +45,16 @@ HttpProtocolFactory = Callable[[Peer], asyncio.BaseProtocol]
 """Makes the protocol that serves one HTTP/1.1 connection of this peer; it is given an ordinary socket transport."""
 
 SWEEP_SECONDS = 1.0
+FILES_PER_CONNECTION = 4
+"""The client's socket, its pidfd, our socket to grpcio and grpcio's end of that."""
+
+RESERVED_FILES = 128
 _log = log.get("gate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLimits:
-    """What one gate bears before it refuses; a connection costs up to four file descriptors."""
+    """What one gate bears before it refuses. Fewer than `max_connections` where the hard limit of open files is low."""
 
     max_connections: int = 10_000
     max_connections_per_address: int = 2_000
@@ -100,6 +105,8 @@ class Gate:
         self._by_origin: Counter[object] = Counter()
         self._numbers = itertools.count(1)
         self._expiries: list[tuple[datetime, int]] = []
+        files = raise_open_files_limit() - RESERVED_FILES
+        self._max_connections = min(self.limits.max_connections, max(1, files // FILES_PER_CONNECTION))
         self._sweeper = self._host.loop.create_task(self._sweep(), name="gate-sweep")
 
     # ---- listeners
@@ -198,16 +205,23 @@ class Gate:
         except (BurgeeError, OSError) as error:
             self._turn_away(listener, sock, getattr(error, "reason", "PEER_UNKNOWN"), "")
             return
-        if not self._admit[listener.name](cred):
-            reason = "UID_NOT_ADMITTED"
-        else:
-            reason = self._over_limit(("uid", cred.uid), self.limits.max_connections_per_uid)
+        reason = self._not_admitted(listener, cred)
         if reason:
             if cred.pidfd is not None:
                 os.close(cred.pidfd)
             self._turn_away(listener, sock, reason, f"pid:{cred.pid}", uid=cred.uid)
             return
         self._connection(listener, sock, f"pid:{cred.pid}", ("uid", cred.uid)).start_unix(cred)
+
+    def _not_admitted(self, listener: Listener, cred: PeerCred) -> str:
+        """Why this caller is not let in; empty when it is."""
+        try:
+            if not self._admit[listener.name](cred):
+                return "UID_NOT_ADMITTED"
+        except Exception as error:
+            _log.error("admission failed", listener=listener.name, exc_info=error)
+            return "ADMISSION_FAILED"
+        return self._over_limit(("uid", cred.uid), self.limits.max_connections_per_uid)
 
     def _accept_tcp(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         host, port = address[0], address[1]
@@ -222,7 +236,7 @@ class Gate:
         self._connection(listener, sock, shown, ("address", host)).start_tls(tls.context, tls.verify)
 
     def _over_limit(self, origin: object, allowed: int) -> str:
-        if len(self._connections) >= self.limits.max_connections:
+        if len(self._connections) >= self._max_connections:
             return "CONNECTION_LIMIT"
         return "CONNECTION_LIMIT_OF_CALLER" if self._by_origin[origin] >= allowed else ""
 

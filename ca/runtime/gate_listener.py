@@ -50,8 +50,12 @@ class Listener:
                     raise
                 self._pause(error)
                 return
-            client.setblocking(False)
-            self._accept(self, client, address)
+            try:
+                client.setblocking(False)
+                self._accept(self, client, address)
+            except OSError as error:  # a client that is gone already
+                _log.debug("accepted nobody", listener=self.name, error=error.strerror)
+                client.close()
 
     def _pause(self, error: OSError) -> None:
         """Out of file descriptors or memory: leave callers in the backlog for a moment instead of spinning."""

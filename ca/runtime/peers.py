@@ -98,7 +98,11 @@ current_peer: ContextVar[Peer] = ContextVar("burgee_current_peer")
 
 
 class PeerTable:
-    """Names of our sockets towards grpcio → peers. A name has one connection and at least 128 random bits."""
+    """Names of our sockets towards grpcio → peers. A name has one connection and at least 128 random bits.
+
+    While our socket lives nobody in our network namespace can bind its name. From another namespace one could, but
+    only who also enters the private directory and reads our /proc: root or our own user, who could as well trace us.
+    """
 
     def __init__(self) -> None:
         self._peers: dict[str, Peer] = {}

@@ -268,6 +268,40 @@ async def test_a_uid_that_is_not_admitted_is_closed_at_once_and_told_apart_in_th
         assert open_files() <= before
 
 
+async def test_an_admission_that_fails_admits_nobody() -> None:
+    def broken(cred: PeerCred) -> bool:
+        raise KeyError(cred.uid)
+
+    async with rig(admit=broken) as it:
+        reader, writer = await asyncio.open_unix_connection(str(it.unix))
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert "ADMISSION_FAILED" in it.reasons()
+
+
+async def test_out_of_files_callers_wait_and_are_served_when_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig() as it:
+        (listener,) = it.gate._listeners
+        real, failures = listener.sock, 2
+
+        class Scarce:
+            def accept(self) -> Any:
+                nonlocal failures
+                if failures:
+                    failures -= 1
+                    raise OSError(24, "Too many open files")
+                return real.accept()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        monkeypatch.setattr(listener, "sock", Scarce())
+        async with it.unix_channel() as channel:
+            assert await call(channel, "Who")
+        assert failures == 0
+        monkeypatch.setattr(listener, "sock", real)
+
+
 async def test_the_socket_and_its_directory_have_exactly_the_permissions_asked_for() -> None:
     async with rig() as it:
         assert stat.S_IMODE(it.unix.stat().st_mode) == 0o600
