@@ -59,15 +59,15 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self, svid: X509Svid, session: Session, update: Update, context: Context, reader: asyncio.Future[None]
     ) -> None:
         """Ends with the agent's half-close, or raises Denied when its rights end."""
-        told = -1
+        first, told, told_at = True, 0, 0.0
         while not reader.done():
             if self._feed.closing:
                 raise Unavailable("server is stopping", reason="STOPPING", hint="connect again")
             self._check(svid)
-            if not update.empty or update.revision > told:
-                for message in self._messages(update):
-                    await context.write(message)
-                told = update.revision
+            stale = update.revision > told and self._clock.monotonic() >= told_at + HEARTBEAT_SECONDS
+            if first or stale or not update.empty:
+                await context.write(self._message(update))
+                first, told, told_at = False, update.revision, self._clock.monotonic()
             await session.wait(self._pause(svid))
             update = session.take()
         await reader
@@ -109,21 +109,20 @@ class NodeService(node_pb2_grpc.NodeServicer):
             ),
         )
 
-    def _messages(self, update: Update) -> list[pb.SyncResponse]:
+    def _message(self, update: Update) -> pb.SyncResponse:
+        """The whole update in one message, however large: a snapshot must not be seen by halves."""
         resources = [
             pb.Resource(kind=ENTRY, name=entry.id, payload=entry_message(entry).SerializeToString())
             for entry in update.entries
-        ] + [
+        ]
+        resources += [
             pb.Resource(kind=BUNDLE, name=bundle.trust_domain.name, payload=bundle_message(bundle).SerializeToString())
             for bundle in update.bundles
         ]
-        removed = [pb.ResourceName(kind=kind, name=name) for kind, name in update.removed]
-        return [
-            pb.SyncResponse(
-                store_epoch=self._feed.epoch,
-                revision=update.revision,
-                snapshot=update.snapshot,
-                resources=resources,
-                removed=removed,
-            )
-        ]
+        return pb.SyncResponse(
+            store_epoch=self._feed.epoch,
+            revision=update.revision,
+            snapshot=update.snapshot,
+            resources=resources,
+            removed=[pb.ResourceName(kind=kind, name=name) for kind, name in update.removed],
+        )

@@ -162,7 +162,7 @@ class Session:
         self.known = {entry.id for entry in entries}
         self.domains = self._feed.domains(entries)
         changed = [entry for entry in entries if entry.id in missed.entries]
-        fresh = (missed.bundles & self.domains) | (self._feed.domains(changed) if changed else set())
+        fresh = (missed.bundles & self.domains) | {domain for entry in changed for domain in entry.federates_with}
         return Update(
             revision=self._feed.revision,
             entries=changed,
@@ -229,6 +229,7 @@ class Feed:
 
     async def open(self, agent_id: SpiffeId, *, epoch: str, revision: int) -> tuple[Session, Update]:
         """A session and its first update: the missing part if (epoch, revision) can be resumed, else a snapshot."""
+        await self._follower.catch_up()
         session = Session(self, agent_id)
         self._sessions.setdefault(agent_id, set()).add(session)
         try:

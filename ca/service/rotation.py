@@ -102,7 +102,8 @@ class AuthorityManager:
                 await self._save(apply(self._authorities, Retire(authority.authority_id)))
             else:
                 self._signers[authority.key_id] = signer
-        await self._publish(self._authorities)  # a crash may have come between storing and publishing
+        if self._authorities:  # a crash may have come between storing and publishing
+            await self._publish(self._authorities)
         await self.tick()
 
     async def run(self) -> None:

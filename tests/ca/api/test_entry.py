@@ -337,7 +337,7 @@ class TestAuthorized:
         answer = await caller.entries.GetAuthorizedEntries(pb.GetAuthorizedEntriesRequest())
         assert {e.id: e for e in answer.entries} == {mine.id: mine, nested.id: nested}
         masked = await caller.entries.GetAuthorizedEntries(pb.GetAuthorizedEntriesRequest(output_mask=Mask()))
-        assert [e for e in masked.entries] == [types_pb2.Entry(id=i) for i in sorted((mine.id, nested.id))]
+        assert list(masked.entries) == [types_pb2.Entry(id=i) for i in sorted((mine.id, nested.id))]
 
     async def test_sync_of_a_small_set(self, server: RunningServer) -> None:
         identity, caller = await server.agent()
