@@ -60,9 +60,10 @@ def up(
     ] = DEFAULT_PORT,
     output: Annotated[UpOutput, typer.Option("--output", "-o", help="For people or for programs.")] = UpOutput.TEXT,
 ) -> None:
-    """Run server, agent and a demo of two services behind real Envoys, in the foreground until Ctrl-C.
+    """Run server, agent and a demo in one go.
 
-    A second run in the same directory goes on with the same authority and agent.
+    The demo is two services behind real Envoys, speaking mTLS with identities issued here. Everything runs in the
+    foreground until Ctrl-C. A second run in the same directory goes on with the same authority and agent.
     """
     from ca.identity.spiffe_id import TrustDomain
     from ca.up.run import up as run_up

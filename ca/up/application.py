@@ -13,6 +13,7 @@ import signal
 import sys
 
 from ca.up.http import parse_headers, read_body
+from ca.up.launch import become, die_with
 
 _CALLER = re.compile(r"(?:^|;)URI=([^;,]+)")
 """The URI field of Envoy's x-forwarded-client-cert, which Envoy sets afresh (SANITIZE_SET)."""
@@ -45,10 +46,10 @@ async def serve(socket: str, uid: int | None) -> None:
     """Serve on `socket` as `uid` until SIGTERM."""
     server = await asyncio.start_unix_server(answer, socket)
     if uid is not None:
+        parent = os.getppid()
         os.chown(socket, uid, uid)
-        os.setgroups([])
-        os.setgid(uid)
-        os.setuid(uid)
+        become(uid)
+        die_with(parent)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with server:

@@ -21,22 +21,23 @@ def main() -> None:
     try:
         descriptor = os.open(program, os.O_RDONLY)  # close-on-exec, as all of Python's descriptors
         if uid != "-":
-            _become(int(uid))
-        _die_with(int(parent))
+            become(int(uid))
+        die_with(int(parent))
         _execute(program, descriptor, arguments)
     except OSError as error:
         print(f"cannot start `{program}`: {error.strerror}", file=sys.stderr)
         sys.exit(NOT_STARTED)
 
 
-def _become(uid: int) -> None:
+def become(uid: int) -> None:
+    """Be `uid`, with the gid of the same number and no other groups. Raises OSError."""
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
 
 
-def _die_with(parent: int) -> None:
-    """PR_SET_PDEATHSIG(2const): cleared by a change of uid, so it comes after that; kept by execve."""
+def die_with(parent: int) -> None:
+    """Be killed when `parent` goes. PR_SET_PDEATHSIG(2const): a change of uid clears it, execve keeps it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -128,12 +129,19 @@ def _summary(fleet: Fleet) -> dict[str, Any]:
 def _next_steps(fleet: Fleet, proof: Proof | None) -> list[str]:
     """What to type next, as it must be typed from here."""
     here = fleet.options.directory.absolute() == DEFAULT_DIRECTORY.absolute()
-    binary = Path(sys.executable).parent / "caadmin"
-    caadmin = str(binary.relative_to(Path.cwd())) if binary.is_relative_to(Path.cwd()) else "caadmin"
+    caadmin, burgee = _command("caadmin"), _command("burgee")
     server = "" if here else f" --socket {fleet.layout.server_admin_socket}"
     agent = "" if here else f" --agent-socket {fleet.layout.agent_admin_socket}"
     steps = [f"curl {proof.url}"] if proof else []
     steps += [f"{caadmin} entry list{server}", f"{caadmin} agent sds{agent}"]
     if fleet.options.once:
-        return [f"burgee up   (the same, in the foreground; state is kept in {fleet.options.directory})"]
+        return [f"{burgee} up   (the same, in the foreground; state is kept in {fleet.options.directory})"]
     return [*steps, f"Ctrl-C stops everything; state stays in {fleet.options.directory}"]
+
+
+def _command(name: str) -> str:
+    """How to call our program from here: by name if PATH finds it, else by its shortest path."""
+    program = Path(sys.executable).parent / name
+    if shutil.which(name) == str(program) or not program.exists():
+        return name
+    return str(program.relative_to(Path.cwd())) if program.is_relative_to(Path.cwd()) else str(program)

@@ -1,0 +1,204 @@
+"""`caadmin` against a real server and agent: entries, agents, tokens, bundles, minting, health."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from ca.identity.bundle_json import parse_spiffe_bundle, parse_workload_jwks
+from ca.identity.spiffe_id import TrustDomain
+from tests.ca.cli.conftest import Caadmin
+from tests.support.pair import TRUST_DOMAIN, Pair
+
+ID = f"spiffe://{TRUST_DOMAIN}"
+PARENT = f"{ID}/node"
+
+
+def create(live: Caadmin, path: str, *more: str) -> str:
+    ran = live(
+        *("entry", "create", "--parent-id", PARENT, "--spiffe-id", f"{ID}{path}", "--selector", "t:v", "-o", "json"),
+        *more,
+    )
+    assert ran.code == 0, ran.err
+    return str(ran.json["results"][0]["entry"]["id"])
+
+
+def test_an_entry_lives_from_create_to_delete(live: Caadmin) -> None:
+    entry_id = create(live, "/life", "--x509-svid-ttl", "10m", "--dns-name", "a.example", "--hint", "h")
+    shown = live("entry", "show", entry_id, "-o", "json").json
+    assert shown["spiffe_id"] == f"{ID}/life"
+    assert shown["x509_svid_ttl_seconds"] == 600
+    assert (shown["dns_names"], shown["hint"], shown["selectors"]) == (["a.example"], "h", ["t:v"])
+    updated = live("entry", "update", entry_id, "--jwt-svid-ttl", "60", "--dns-name", "", "-o", "json")
+    entry = updated.json["results"][0]["entry"]
+    assert (entry["jwt_svid_ttl_seconds"], entry["x509_svid_ttl_seconds"], entry["dns_names"]) == (60, 600, [])
+    assert entry["revision_number"] == shown["revision_number"] + 1
+    assert live("entry", "delete", entry_id).out == f"{entry_id} deleted\n"
+    gone = live("entry", "show", entry_id)
+    assert (gone.code, gone.out) == (3, "")
+    assert "error: entry not found (ENTRY_NOT_FOUND)" in gone.err
+
+
+def test_lists_page_filter_and_count(live: Caadmin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ca.cli.entry.PAGE", 2)
+    made = {create(live, f"/page{number}", "--hint", "paging") for number in range(5)}
+    listed = live("entry", "list", "--hint", "paging", "-o", "json").json["entries"]
+    assert {entry["id"] for entry in listed} == made
+    assert live("entry", "count", "--hint", "paging", "-o", "json").json == {"count": 5}
+    one = live("entry", "list", "--spiffe-id", f"{ID}/page3", "--selector", "t:v", "--match-selectors", "exact")
+    assert len(one.out.splitlines()) == 2
+    assert one.out.startswith("ID ")
+    assert live("entry", "list", "--spiffe-id", f"{ID}/nobody").out == "no entries\n"
+    assert live("entry", "delete", *made).code == 0
+
+
+def test_a_failed_item_fails_the_batch_in_json_too(live: Caadmin, tmp_path: Path) -> None:
+    entry_id = create(live, "/twice")
+    again = live(
+        *("entry", "create", "--parent-id", PARENT, "--spiffe-id", f"{ID}/twice", "--selector", "t:v", "-o", "json")
+    )
+    assert again.code == 1
+    assert again.json["results"][0]["status"]["code"] == "AlreadyExists"
+    mixed = live("entry", "delete", entry_id, "no-such-entry", "-o", "yaml")
+    assert mixed.code == 3
+    assert [r["status"]["code"] for r in yaml.safe_load(mixed.out)["results"]] == ["OK", "NotFound"]
+
+
+def test_what_is_listed_can_be_created_from_a_file(live: Caadmin, tmp_path: Path) -> None:
+    made = [create(live, "/file1", "--downstream"), create(live, "/file2", "--expires-at", "2060-01-01T00:00:00Z")]
+    saved = [live("entry", "show", entry_id, "-o", "json").json for entry_id in made]
+    (tmp_path / "entries.json").write_text(json.dumps({"entries": saved}))
+    assert live("entry", "delete", *made).code == 0
+    restored = live("entry", "create", "--file", "entries.json", "-o", "json")
+    assert restored.code == 0, restored.err
+    volatile = {"created_at", "revision_number"}
+    for before, result in zip(saved, restored.json["results"], strict=True):
+        assert {k: v for k, v in result["entry"].items() if k not in volatile} == {
+            k: v for k, v in before.items() if k not in volatile
+        }
+    changed = [{**entry, "hint": "changed"} for entry in saved]
+    (tmp_path / "entries.yaml").write_text(yaml.safe_dump(changed))
+    assert live("entry", "update", "--file", "entries.yaml").code == 0
+    assert live("entry", "count", "--hint", "changed").out == "2\n"
+    live("entry", "delete", *made)
+
+
+def test_a_node_alias_has_the_server_as_its_parent(live: Caadmin) -> None:
+    ran = live("entry", "create", "--node", "--spiffe-id", f"{ID}/alias", "--selector", "a:b", "-o", "json")
+    entry = ran.json["results"][0]["entry"]
+    assert entry["parent_id"] == f"{ID}/spire/server"
+    live("entry", "delete", entry["id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["entry", "create", "--spiffe-id", f"{ID}/x"], 2, "missing --parent-id (or --node), --selector"),
+        (["entry", "create", "--spiffe-id", "nope", "--parent-id", PARENT, "--selector", "a:b"], 2, "SPIFFE_ID_SCHEME"),
+        (["entry", "create", "--spiffe-id", f"{ID}/x", "--parent-id", PARENT, "--selector", "bad"], 2, "has no colon"),
+        (
+            ["entry", "create", "--spiffe-id", "spiffe://foreign/x", "--parent-id", PARENT, "--selector", "a:b"],
+            2,
+            "not created",
+        ),
+        (["entry", "update", "some-id"], 2, "nothing to change was given"),
+        (["entry", "update", "no-such-id", "--hint", "x"], 3, "not updated"),
+        (["entry", "create", "--file", "no-such-file"], 2, "cannot read `no-such-file`"),
+        (["entry", "delete"], 2, "Missing argument"),
+        (["agent", "show", f"{ID}/spire/agent/x/none"], 3, "agent not found"),
+        (["agent", "evict", f"{ID}/spire/agent/x/none"], 3, "not evicted: agent not found"),
+        (["token", "create", "--ttl", "soon"], 2, "`soon` is not a duration"),
+        (["svid", "mint", "x509", "--spiffe-id", "spiffe://foreign/x"], 2, "foreign"),
+        (["svid", "mint", "jwt", "--spiffe-id", f"{ID}/x"], 2, "--audience"),
+        (["bundle", "show", "--format", "der"], 2, "der"),
+        (["no-such-noun"], 2, "No such command"),
+    ],
+)
+def test_what_goes_wrong_is_told_with_an_exit_code(live: Caadmin, arguments: list[str], code: int, said: str) -> None:
+    ran = live(*arguments)
+    assert ran.code == code
+    assert said in ran.out + ran.err
+
+
+def test_agents_are_listed_shown_and_counted(live: Caadmin, running: Pair) -> None:
+    spiffe_id = running.status().spiffe_id
+    [agent] = live("agent", "list", "-o", "json").json["agents"]
+    assert (agent["spiffe_id"], agent["attestation_type"], agent["banned"]) == (spiffe_id, "join_token", False)
+    assert live("agent", "show", spiffe_id, "-o", "json").json == agent
+    assert live("agent", "count", "--attestation-type", "join_token").out == "1\n"
+    assert live("agent", "count", "--banned").out == "0\n"
+    assert live("agent", "list", "--expires-before", "2020-01-01T00:00:00Z").out == "no agents\n"
+
+
+def test_ban_and_evict_act_on_every_id_and_report_each(caadmin: Caadmin, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.pair import pair
+
+    with pair() as own:
+        monkeypatch.setenv("BURGEE_ADMIN_SOCKET", str(own.admin_socket))
+        spiffe_id = own.status().spiffe_id.replace("spiffe://", "SPIFFE://")
+        nobody = f"{ID}/spire/agent/x/none"
+        banned = caadmin("agent", "ban", spiffe_id, nobody, "-o", "json")
+        assert banned.code == 3
+        assert [result["status"]["code"] for result in banned.json["results"]] == ["OK", "NotFound"]
+        assert caadmin("agent", "count", "--banned").out == "1\n"
+        assert caadmin("agent", "evict", spiffe_id).out == f"{spiffe_id} evicted\n"
+        assert caadmin("agent", "count").out == "0\n"
+
+
+def test_a_join_token_is_printed_with_its_end(live: Caadmin) -> None:
+    made = live("token", "create", "--ttl", "1h", "--spiffe-id", f"{ID}/first-node", "-o", "json")
+    assert set(made.json) == {"token", "expires_at"}
+    assert live("entry", "count", "--spiffe-id", f"{ID}/first-node").out == "1\n"
+    assert live("token", "create").out.startswith("Token    ")
+
+
+def test_the_bundle_comes_in_every_shape(live: Caadmin, running: Pair) -> None:
+    pem = live("bundle", "show").out
+    assert pem == running.bundle_file.read_text()
+    domain = TrustDomain(TRUST_DOMAIN)
+    spiffe = parse_spiffe_bundle(live("bundle", "show", "--format", "spiffe").out, domain)
+    assert (len(spiffe.x509_authorities), len(spiffe.jwt_authorities)) == (1, 1)
+    jwks = parse_workload_jwks(live("bundle", "show", "--format", "jwks").out, domain)
+    assert jwks.jwt_authorities[0].key_id == spiffe.jwt_authorities[0].key_id
+    described = live("bundle", "show", "-o", "json").json
+    assert described["trust_domain"] == TRUST_DOMAIN
+    assert described["x509_authorities"][0]["tainted"] is False
+
+
+def test_a_minted_svid_and_its_key_are_written_privately(live: Caadmin, tmp_path: Path) -> None:
+    where = tmp_path / "out"
+    ran = live("svid", "mint", "x509", "--spiffe-id", f"{ID}/m", "--dns-name", "m.example", "--write", str(where))
+    assert ran.code == 0, ran.err
+    assert stat.S_IMODE(where.stat().st_mode) == 0o700
+    assert {stat.S_IMODE((where / name).stat().st_mode) for name in ("svid.pem", "key.pem", "bundle.pem")} == {0o600}
+    leaf = x509.load_pem_x509_certificate((where / "svid.pem").read_bytes())
+    key = serialization.load_pem_private_key((where / "key.pem").read_bytes(), None)
+    assert leaf.public_key() == key.public_key()
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"{ID}/m"]
+
+
+def test_a_shortened_life_is_explained(live: Caadmin) -> None:
+    ran = live("svid", "mint", "jwt", "--spiffe-id", f"{ID}/m", "--audience", "a", "--ttl", "300d", "-o", "json")
+    assert ran.code == 0, ran.err
+    lifetime = ran.json["lifetime"]
+    assert lifetime["requested_seconds"] == 300 * 86400
+    assert lifetime["granted_seconds"] < lifetime["requested_seconds"]
+    assert lifetime["caps"][0]["reason"] in ran.err
+    assert ran.json["token"].count(".") == 2
+
+
+def test_health_of_server_and_agent(live: Caadmin, running: Pair) -> None:
+    server = live("health", "-o", "json")
+    assert (server.code, server.json["healthy"], server.json["trust_domain"]) == (0, True, TRUST_DOMAIN)
+    agent = live("health", "--agent", "-o", "json")
+    assert (agent.code, agent.json["state"]) == (0, "OK")
+    assert agent.json["spiffe_id"] == running.status().spiffe_id
+    assert "healthy" in live("health").out
+    assert live("agent", "sds").out == "no Envoy is connected\n"
