@@ -6,18 +6,15 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ca.errors import BurgeeError
 from ca.runtime import log, metrics
+from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
 from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
 from ca.runtime.gate_leg import Leg
-from ca.runtime.gate_tls import ALPN_H2, ALPN_HTTP1, TlsEngine
+from ca.runtime.gate_tls import ALPN_H2, TlsEngine
 from ca.runtime.peers import Peer, PeerCred
-
-if TYPE_CHECKING:
-    from ca.identity.svid import X509Svid
 
 MAX_HANDSHAKE_BYTES = 256 << 10
 LINGER_SECONDS = 2.0
@@ -35,8 +32,6 @@ _QUIET = frozenset({"", "CLIENT_CLOSED", "BACKEND_CLOSED", "GATE_CLOSED"})
 """Endings that are nobody's fault."""
 
 _log = log.get("gate")
-
-VerifyClient = Callable[[tuple[bytes, ...]], "X509Svid"]
 
 
 class Host(Protocol):
@@ -127,7 +122,7 @@ class Connection:
             complete = tls.handshake()
         except ssl.SSLError as error:
             self.front.write(tls.outgoing())  # the alert
-            self._refuse("HANDSHAKE_FAILED", _words(error))
+            self._refuse("HANDSHAKE_FAILED", words_of(error))
             return
         self.front.write(tls.outgoing())
         if complete and not self._over and self._authenticate(tls):
@@ -136,26 +131,11 @@ class Connection:
 
     def _authenticate(self, tls: TlsEngine) -> bool:
         """Decide on ALPN and certificate; False when the connection was refused."""
-        if tls.alpn != ALPN_H2 and not (tls.alpn == ALPN_HTTP1 and self.host.has_http):
-            # stdlib ssl goes on silently when the client offers none that we know.
-            self._refuse("ALPN_MISSING", f"application protocol {tls.alpn or 'not agreed on'}")
+        try:
+            svid = authenticate(tls, self._verifier(), has_http=self.host.has_http)
+        except BurgeeError as error:
+            self._refuse(error.reason, error.detail)
             return False
-        chain = tls.chain()
-        if chain and tls.resumed:
-            # TLS 1.2 can resume by session id even without tickets; the old verification must not count.
-            self._refuse("SESSION_RESUMED", "a resumed session cannot carry a client certificate")
-            return False
-        svid = None
-        if chain:
-            try:
-                svid = self._verifier()(chain)
-            except BurgeeError as error:
-                self._refuse(error.reason, error.detail)
-                return False
-            except Exception as error:
-                _log.error("client verification failed", listener=self.listener, exc_info=error)
-                self._refuse("CLIENT_VERIFICATION_FAILED", "internal error")
-                return False
         self.peer = Peer(
             transport="tls",
             listener=self.listener,
@@ -245,7 +225,7 @@ class Connection:
             plain = tls.read()
             answer = tls.outgoing()
         except ssl.SSLError as error:
-            self._refuse("TLS_FAILED", _words(error))
+            self._refuse("TLS_FAILED", words_of(error))
             return
         if answer:
             self.front.write(answer)
@@ -413,9 +393,3 @@ class Connection:
         if self.peer is None:
             raise RuntimeError("not authenticated")
         return self.peer
-
-
-def _words(error: ssl.SSLError) -> str:
-    """OpenSSL's reason in lower case words."""
-    verify = getattr(error, "verify_message", "")
-    return verify or (error.reason or "tls error").lower().replace("_", " ")
