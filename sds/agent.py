@@ -46,6 +46,7 @@ from sds.keys import KeyPool
 from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
 from sds.plugins import node_attestor, workload_attestors
+from sds.reflection import Reflection
 from sds.rotation import Rotator
 from sds.secrets import Form, SecretNames
 from sds.sockets import Endpoint, admin_access
@@ -188,7 +189,7 @@ class Agent:
             validator=Form(self.config.sds.validator),
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
-        workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health))
+        workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health, *Reflection().handlers()))
         agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), self.admin_endpoint.server)
         await self.admin_endpoint.listen(self.config.admin_socket_path, **admin_access(self.config.admin_socket))
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
