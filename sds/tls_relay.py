@@ -129,13 +129,15 @@ class TlsRelay:
         if upstream is None:
             return
         self._upstreams.add(upstream)
-        parts = [
+        parts: list[asyncio.Task[OSError | None]] = [
             asyncio.create_task(_pump(reader, upstream.writer)),
             asyncio.create_task(_pump(upstream.reader, writer)),
             asyncio.create_task(self._until_expiry(upstream.server)),
         ]
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            if parts[1].done() and isinstance(ended := parts[1].result(), ssl.SSLError):
+                self._refuse(upstream.address, _turned_away(ended), upstream.server.chain)
         finally:
             self._upstreams.discard(upstream)
             upstream.writer.transport.abort()
@@ -143,8 +145,9 @@ class TlsRelay:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
 
-    async def _until_expiry(self, server: X509Svid) -> None:
+    async def _until_expiry(self, server: X509Svid) -> OSError | None:
         await self._clock.sleep(max(0.0, (server.not_after - self._clock.now()).total_seconds()))
+        return None
 
     async def _dial_any(self) -> _Upstream | None:
         """Each server once, beginning with the one that worked last."""
@@ -230,10 +233,22 @@ def _unreachable(address: str, error: Exception) -> Unavailable:
     )
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def _turned_away(error: ssl.SSLError) -> Unavailable:
+    """In TLS 1.3 a server's verdict on our certificate comes after the handshake, as an alert."""
+    text = (error.reason or "TLS error").lower().replace("_", " ")
+    return Unavailable(
+        f"the server ended the TLS connection: {text}",
+        reason="SERVER_REFUSED_TLS",
+        hint="does the server still know the authority of this agent's SVID, and do both clocks agree?",
+    )
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> OSError | None:
+    """Until the end, or the error that it ended with: gRPC then makes another connection."""
     try:
         while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
-    except OSError:
-        pass  # the other side is gone: the connection ends, and gRPC makes another
+    except OSError as error:
+        return error
+    return None

@@ -7,21 +7,29 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestor.node.join_token import AgentConfig as JoinTokenConfig
 from attestor.node.join_token import JoinTokenProver
-from ca.identity.bundle_pem import format_pem
+from ca.errors import Code, Unauthenticated
+from ca.identity.bundle import TrustBundle, X509Authority
+from ca.identity.bundle_pem import format_pem, parse_certificates
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import verify_x509_svid
 from ca.ports import KeyType
-from ca.proto.spire import server_agent_pb2, server_entry_pb2
+from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_bundle_pb2_grpc, server_entry_pb2
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
 from sds.condition import State
 from sds.config import AgentConfig
+from sds.first_trust import ServerTrust
 from sds.keys import certificate_request, generate
-from tests.ca.identity.forge import TD
+from sds.server_link import ServerLink
+from sds.state import AgentSvid, open_store
+from tests.ca.identity.forge import TD, key
+from tests.sds.fake_server import fresh_root, leaf_of
 from tests.sds.node_lab import Node, running, until
 from tests.support.pair import free_port
 from tests.support.server import RunningServer, entry, running_server, spiffe_id
@@ -156,3 +164,53 @@ async def test_a_used_token_is_refused_with_the_servers_words(tmp_path: Path, se
     async with node_of(tmp_path, server) as node:
         await until(lambda: node.reason == "ATTESTATION_REFUSED")
         assert "already been used" in node.detail
+
+
+async def test_a_server_that_turns_our_svid_away_is_heard(tmp_path: Path, server: RunningServer) -> None:
+    config, clock = configuration(tmp_path, server), SystemClock()
+    trust = ServerTrust(config=config, clock=clock, store=open_store(config))
+    await trust.start()
+    agent = SpiffeId(TD, "/spire/agent/join_token/t1")
+    private = key("P-256", "leaf").private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    stranger = leaf_of(fresh_root("stranger", key=key("P-256", "stranger")), str(agent))
+    svid = AgentSvid(id=agent, chain=(stranger,), key_der=private, issued_at=clock.now(), not_after=clock.now())
+    link = await ServerLink.open(config=config, trust=trust, clock=clock, svid=svid)
+    try:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await server_bundle_pb2_grpc.BundleStub(link.channel).GetBundle(
+                server_bundle_pb2.GetBundleRequest(), timeout=10
+            )
+        error = await link.explain(caught.value)
+    finally:
+        await link.close()
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "SERVER_REFUSED_TLS")
+    assert "unknown ca" in error.detail
+
+
+@pytest.mark.slow
+async def test_two_rotations_of_the_root_while_the_agent_was_off(tmp_path: Path) -> None:
+    """The roots live twelve seconds; the server signs with one that the agent never saw when it comes back."""
+    lives = {"ca_ttl_seconds": 12, "x509_svid_ttl_seconds": 2, "jwt_svid_ttl_seconds": 2, "agent_ttl_seconds": 2}
+    async with running_server(bind_port=free_port(), **lives) as server:
+        (tmp_path / "token").write_text(await server.token())
+        async with node_of(tmp_path, server) as node:
+            await until(lambda: node.feed.snapshots == 1)
+            assert node.trust.bundle is not None
+            known = {a.certificate for a in node.trust.bundle.x509_authorities}
+        await until(lambda: len(set(server.roots) - known) >= 2 and _signs_with_none_of(server, known), seconds=60)
+        (tmp_path / "token").write_text(await server.token())
+        async with node_of(tmp_path, server) as node:
+            await until(lambda: node.feed.snapshots == 1, seconds=25)
+            assert node.trust.bundle is not None
+            assert set(server.roots) & {a.certificate for a in node.trust.bundle.x509_authorities}
+
+
+def _signs_with_none_of(server: RunningServer, known: set[bytes]) -> bool:
+    bundle = TrustBundle(trust_domain=TD, x509_authorities=tuple(X509Authority(certificate=c) for c in known))
+    try:
+        verify_x509_svid(
+            parse_certificates(server.server.server_svid.material().chain_pem), {TD: bundle}, now=SystemClock().now()
+        )
+    except Unauthenticated as error:
+        return error.reason == "SVID_UNTRUSTED"
+    return False
