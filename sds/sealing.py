@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -57,20 +58,22 @@ class SealedStore:
         self.key = key
         self._trust_domain = trust_domain
         self._erased = False
+        self._lock = Lock()
         self._machine = (machine_id or read_machine_id()).encode()
         self._aead = AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=b"burgee sealing 1").derive(key.secret))
 
     def save(self, name: str, data: bytes, *, agent: SpiffeId | None = None) -> None:
         """Replaces the blob atomically. Raises FailedPrecondition when the directory cannot be written."""
-        if self._erased:
-            return  # a ban is final: what is still under way must not be written after it
         header = json.dumps({"trust_domain": self._trust_domain.name, "agent": str(agent or ""), "name": name}).encode()
         head = MAGIC + struct.pack(">H", len(header)) + header
         nonce = os.urandom(NONCE_BYTES)
         sealed = self._aead.encrypt(nonce, data, head + self._machine)
         try:
-            make_private_dir(self.directory)
-            atomic_write(self._path(name), head + nonce + sealed, 0o600)
+            with self._lock:
+                if self._erased:
+                    return  # a ban is final: what is still under way must not be written after it
+                make_private_dir(self.directory)
+                atomic_write(self._path(name), head + nonce + sealed, 0o600)
         except OSError as error:
             raise FailedPrecondition(
                 f"cannot write `{self._path(name)}`: {error.strerror}",
@@ -96,11 +99,12 @@ class SealedStore:
 
     def erase(self) -> None:
         """Removes every blob and destroys the key: what was copied while sealed stays sealed."""
-        self._erased = True
-        self.key.destroy()
-        if self.directory.is_dir():
-            for path in self.directory.glob("*.sealed"):
-                path.unlink(missing_ok=True)
+        with self._lock:
+            self._erased = True
+            self.key.destroy()
+            if self.directory.is_dir():
+                for path in self.directory.glob("*.sealed"):
+                    path.unlink(missing_ok=True)
 
     def _open(self, path: Path, name: str, content: bytes, agent: SpiffeId | None) -> bytes | None:
         start = len(MAGIC) + 2

@@ -195,7 +195,7 @@ async def test_a_ban_on_the_stream_reaches_the_identity(node: Node, server: Fake
     await server.start()
     await until(lambda: node.condition.state is State.BANNED, seconds=20)
     assert node.identity.svid is None
-    assert node.store.load_agent() is None
+    await until(lambda: node.store.load_agent() is None)
     with pytest.raises(BurgeeError):
         await node.identity.wait_svid()
 
