@@ -127,7 +127,7 @@ class Agent:
         self.keys = KeyPool(self.config.key_type, size=KEYS_AHEAD)
         self.rotator = Rotator(cache=self.cache, issuer=self.client, keys=self.keys, clock=self.clock)
         self.cache.on_demand.append(self.rotator.poke)
-        self.follower.follows.append(follow_with(self.rotator, self.jwts))
+        self.follower.follows.append(follow_with(self.rotator, self.jwts, self.config.domain))
         self.tasks = Tasks(clock=self.clock, health=self.health)
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Agent:
 
     async def _banned(self) -> None:
         self.keeper.belongs_to(None)
-        self.jwts.forget()
+        self.jwts.retain(frozenset())
         self.cache.clear(lambda: Denied("the server banned this agent", reason="AGENT_BANNED"))
 
 

@@ -13,7 +13,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
 from ca.errors import InvalidArgument
-from sds.secrets import Form, Found, Missing, SecretNames, every_name, is_root_name, resolve
+from sds.secrets import TYPE_URL, Form, Found, Missing, SecretNames, every_name, is_root_name, resolve
 from sds.views import Content
 
 MAX_NAMES = 1000
@@ -118,6 +118,8 @@ class SdsStream:
             serialized: bytes = response.SerializeToString()
             return serialized
 
+        if self.type_url not in ("", TYPE_URL):
+            return make()
         return content.once(("response", tuple(found), self.form, self.type_url, version), make)
 
     def resolve_now(self, content: Content, *, settled: bool, now: datetime) -> dict[str, Found]:

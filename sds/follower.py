@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from ca.errors import BurgeeError
-from ca.identity.spiffe_id import SpiffeId
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import parse_x509_svid
 from ca.ports import Clock
 from ca.runtime.log import get
@@ -65,14 +66,17 @@ class Follower:
             follow(update)
 
 
-def follow_with(rotator: Rotator, jwts: JwtCache) -> Callable[[Snapshot | Change], None]:
+def follow_with(rotator: Rotator, jwts: JwtCache, own: TrustDomain) -> Callable[[Snapshot | Change], None]:
     """What the rotator and the cache of JWT-SVIDs do about an update."""
 
     def follow(update: Snapshot | Change) -> None:
         if isinstance(update, Change):
             jwts.forget(frozenset(update.removed_entries))
         else:
-            jwts.forget()
+            jwts.retain(frozenset(entry.id for entry in update.entries))
+        for bundle in update.bundles:
+            if bundle.trust_domain == own:
+                jwts.trust(frozenset(key.key_id for key in bundle.jwt_authorities if not key.tainted))
         rotator.forget(entry.id for entry in update.entries)
         if update.bundles:
             rotator.retry_untrusted()
@@ -83,7 +87,16 @@ def follow_with(rotator: Rotator, jwts: JwtCache) -> Callable[[Snapshot | Change
 class Keeper:
     """Saves entries, bundles and workload SVIDs soon after they change; loads them at the start."""
 
-    def __init__(self, *, store: AgentStore, cache: Cache, follower: Follower, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: AgentStore,
+        cache: Cache,
+        follower: Follower,
+        clock: Clock,
+        jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+    ) -> None:
+        self._jitter = jitter
         self._store = store
         self._cache = cache
         self._follower = follower
@@ -162,7 +175,7 @@ class Keeper:
                     key=item.key_der,
                     issued_at=item.issued_at,
                     not_after=item.not_after,
-                    rotate_at=rotate_at(item.issued_at, item.not_after, 0.0),
+                    rotate_at=rotate_at(item.issued_at, item.not_after, self._jitter()),
                     authority_key_id=svid.authority_key_id,
                     asked=asked_for(entry) if current else (),
                 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from ca.errors import BurgeeError, Unavailable
+from ca.identity import base64url
 from ca.identity.entry import RegistrationEntry
 from ca.ports import Clock
 from ca.runtime.log import get
@@ -39,6 +41,14 @@ RENEWAL_RETRY_SECONDS = 1.0
 """After a renewal failed, how long cached tokens are served without asking the server again."""
 
 Key = tuple[str, int, frozenset[str]]
+
+
+def key_id(token: str) -> str:
+    """The `kid` of a token's header; empty when it has none or is no token."""
+    try:
+        return str(json.loads(base64url.decode(token.partition(".")[0]))["kid"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def is_stale(issued: JwtIssued, now: datetime) -> bool:
@@ -79,17 +89,26 @@ class JwtCache:
             return (await self._request(entry.id, audience)).token
         return (await asyncio.shield(self._fetch(key, audience))).token
 
-    def forget(self, entry_ids: frozenset[str] | None = None) -> None:
-        """Drop the tokens of these entries, or all."""
-        self._tokens = OrderedDict(
-            (key, issued) for key, issued in self._tokens.items() if entry_ids is not None and key[0] not in entry_ids
-        )
+    def forget(self, entry_ids: frozenset[str]) -> None:
+        """Drop the tokens of these entries."""
+        self._keep(lambda key, issued: key[0] not in entry_ids)
+
+    def retain(self, entry_ids: frozenset[str]) -> None:
+        """Drop the tokens of all other entries."""
+        self._keep(lambda key, issued: key[0] in entry_ids)
+
+    def trust(self, key_ids: frozenset[str]) -> None:
+        """Drop the tokens that were signed with any other key: it was tainted or taken out of the bundle."""
+        self._keep(lambda key, issued: key_id(issued.token) in key_ids)
+
+    def _keep(self, good: Callable[[Key, JwtIssued], bool]) -> None:
+        self._tokens = OrderedDict((key, issued) for key, issued in self._tokens.items() if good(key, issued))
 
     def close(self) -> None:
         """Stop asking and forget every token."""
         for task in self._fetching.values():
             task.cancel()
-        self.forget()
+        self._tokens.clear()
 
     def _fetch(self, key: Key, audience: Sequence[str]) -> asyncio.Task[JwtIssued]:
         """One request at a time for each key; whoever comes meanwhile waits for the same one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -73,8 +74,7 @@ def wanted(
             urgent.append(entry)
         elif not (entry.disable_x509_svid_prefetch or entry.store_svid or str(entry.parent_id) == server):
             ahead.append(entry)
-    ahead.sort(key=lambda entry: entry.id)
-    return urgent, ahead[: max(limit - len(urgent), 0)]
+    return urgent, heapq.nsmallest(max(limit - len(urgent), 0), ahead, key=lambda entry: entry.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

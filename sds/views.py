@@ -16,6 +16,7 @@ from ca.identity.spiffe_id import SpiffeId
 from ca.proto.burgee import workload_pb2 as wl
 from sds.entries import unique_hints
 
+MADE_AT_MOST = 4096
 FAR = datetime.max.replace(tzinfo=UTC)
 
 
@@ -140,10 +141,15 @@ class Content:
         return digest.hexdigest()[:16]
 
     def once(self, key: object, make: Callable[[], bytes]) -> bytes:
-        """What `make` gives, made once for each `key`: serialized secrets, responses, explanations."""
+        """What `make` gives, made once for each `key`: serialized secrets, responses, explanations.
+
+        Callers choose some keys: beyond `MADE_AT_MOST` it is made each time, so that nobody fills the memory.
+        """
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = make()
+            found = make()
+            if len(self._made) < MADE_AT_MOST:
+                self._made[key] = found
         return found
 
 

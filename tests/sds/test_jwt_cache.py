@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ca.errors import Denied, Unavailable
-from sds.jwt_cache import JwtCache
+from sds.jwt_cache import JwtCache, key_id
 from tests.sds.lab import Authority, FakeServer, entry
 from tests.support.clock import FakeClock
 
@@ -134,5 +134,26 @@ async def test_tokens_of_removed_entries_are_forgotten():
     world.cache.forget(frozenset({"a"}))
     assert len(world.cache) == 1
     assert await world.get("b", "x") == kept
-    world.cache.forget()
+    world.cache.retain(frozenset({"b"}))
+    assert len(world.cache) == 1
+    world.cache.retain(frozenset())
     assert len(world.cache) == 0
+
+
+async def test_tokens_of_a_tainted_key_are_forgotten():
+    world = World()
+    await world.get("a", "x")
+    old = world.server.authority
+    world.server.authority = Authority(now=world.clock.now())
+    new = await world.get("b", "x")
+    world.cache.trust(frozenset({old.kid, world.server.authority.kid}))
+    assert len(world.cache) == 2
+    world.cache.trust(frozenset({world.server.authority.kid}))
+    assert len(world.cache) == 1
+    assert await world.get("b", "x") == new
+    assert key_id(await world.get("a", "x")) == world.server.authority.kid
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", "e30.e30.", "W10.."])
+def test_what_is_no_token_has_no_key_id(token: str):
+    assert key_id(token) == ""
