@@ -34,7 +34,13 @@ JITTER = 0.1
 BATCH = 500
 """CSRs in one BatchNewX509SVID: the server's own limit."""
 
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 30.0
+FIRST_RETRY_SECONDS = 0.5
+REFUSED_RETRY_SECONDS = 30.0
+"""Longest pause after a server refused an entry: its registration has to change, and that is pushed."""
+
+UNREACHABLE_RETRY_SECONDS = 5.0
+"""Longest pause while no server answers: once it is back, whoever waits for an SVID gets it while waiting."""
+
 TAINTED_RETRY_SECONDS = 5.0
 
 
@@ -55,9 +61,9 @@ def is_due(entry: RegistrationEntry, svid: WorkloadSvid | None, tainted: frozens
     return svid.authority_key_id in tainted
 
 
-def retry_seconds(failures: int, jitter: float) -> float:
-    """Exponential from half a second to half a minute, times 1 ± 0.2; `failures` ≥ 1, `jitter` in -1 to 1."""
-    delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 10), LAST_RETRY_SECONDS)
+def retry_seconds(failures: int, longest: float, jitter: float) -> float:
+    """Exponential from half a second to `longest`, times 1 ± 0.2; `failures` ≥ 1, `jitter` in -1 to 1."""
+    delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 10), longest)
     return delay * (1 + 0.2 * jitter)
 
 
@@ -199,7 +205,7 @@ class Rotator:
         except BurgeeError as error:
             self._note_problem(error)
             for entry in entries:
-                self._failed(entry, error)
+                self._failed(entry, error, UNREACHABLE_RETRY_SECONDS)
             return
         self.problem = None
         bundles = {bundle.trust_domain: bundle for bundle in self._cache.bundles()}
@@ -211,7 +217,7 @@ class Rotator:
         svids, tainted = [], self._tainted()
         for entry, result in zip(entries, results, strict=True):
             if isinstance(result, BurgeeError):
-                self._failed(entry, result)
+                self._failed(entry, result, REFUSED_RETRY_SECONDS)
                 log.warning("no X.509-SVID", entry_id=entry.id, reason=result.reason, detail=result.detail)
             else:
                 self._failures.pop(entry.id, None)
@@ -222,9 +228,9 @@ class Rotator:
                     self._failures[entry.id] = (1, again, "AUTHORITY_TAINTED")
         self._cache.put_svids(svids)
 
-    def _failed(self, entry: RegistrationEntry, error: BurgeeError) -> None:
+    def _failed(self, entry: RegistrationEntry, error: BurgeeError, longest: float) -> None:
         count = self._failures.get(entry.id, (0, 0.0, ""))[0] + 1
-        again = self._clock.monotonic() + retry_seconds(count, self._jitter())
+        again = self._clock.monotonic() + retry_seconds(count, longest, self._jitter())
         self._failures[entry.id] = (count, again, error.reason)
 
     def _note_problem(self, error: BurgeeError) -> None:

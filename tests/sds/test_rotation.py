@@ -31,7 +31,7 @@ def test_an_svid_that_is_all_but_expired_is_not_asked_for_in_a_loop():
 
 @pytest.mark.parametrize(("failures", "low", "high"), [(1, 0.4, 0.6), (3, 1.6, 2.4), (50, 24, 36)])
 def test_retries_slow_down(failures: int, low: float, high: float):
-    assert low <= retry_seconds(failures, -1) <= retry_seconds(failures, 1) <= high
+    assert low <= retry_seconds(failures, 30, -1) <= retry_seconds(failures, 30, 1) <= high
 
 
 def test_who_is_wanted_first_and_how_many():
@@ -190,6 +190,20 @@ async def test_a_server_that_is_down_is_named_and_recovers():
     await clock.advance(1)
     await lab.rotator.round()
     assert lab.rotator.problem is None
+    assert lab.cache.svid("a") is not None
+    await lab.keys.close()
+
+
+async def test_after_a_long_outage_it_is_asked_again_soon():
+    clock = FakeClock()
+    lab = Lab(clock=clock)
+    lab.server.down = True
+    lab.snapshot(entry("a"))
+    for _ in range(20):
+        await lab.rotator.round()
+        await clock.advance(6)
+    lab.server.down = False
+    await lab.rotator.round()
     assert lab.cache.svid("a") is not None
     await lab.keys.close()
 
