@@ -1,0 +1,204 @@
+"""Authorities over time: made once, published before they sign, taken up again, replaced and pruned on schedule."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from shutil import rmtree
+
+import pytest
+
+from ca.authority.state import AuthorityState
+from ca.errors import Unavailable
+from ca.identity.bundle import TrustBundle, authority_id
+from ca.identity.spiffe_id import TrustDomain
+from ca.keys.disk import DiskKeyManager
+from ca.keys.memory import MemoryKeyManager
+from ca.ports import KeyManager, KeyType
+from ca.service.follower import Follower
+from ca.service.peers import AgentTable
+from ca.service.rotation import AuthorityManager, RotationSettings
+from ca.service.trust import Trust
+from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
+from tests.support.clock import FakeClock
+
+TD = TrustDomain("example.org")
+TTL = 3600
+
+
+class Bench:
+    """A store and an authority over it, both of which can be started anew."""
+
+    def __init__(self, directory: Path, keys: KeyManager) -> None:
+        self.clock = FakeClock()
+        self.keys = keys
+        self._url = f"sqlite:///{directory}/s.sqlite3"
+        self._pool = ThreadPoolExecutor(1)
+        self.store: Store
+        self.trust: Trust
+        self.authority: AuthorityManager
+
+    async def start(self) -> None:
+        self.store = await Store.open(self._url, clock=self.clock)
+        self.trust = Trust(TD)
+        agents = AgentTable(self.store.agents)
+        follower = Follower(
+            store=self.store, index=AuthorizedIndex(TD), agents=agents, trust=self.trust, clock=self.clock
+        )
+        await follower.load()
+        self.authority = AuthorityManager(
+            settings=RotationSettings(
+                trust_domain=TD,
+                server="one",
+                ca_ttl_seconds=TTL,
+                backdate_seconds=10,
+                x509_key_type=KeyType.EC_P256,
+                jwt_key_type=KeyType.EC_P256,
+            ),
+            store=self.store,
+            keys=self.keys,
+            follower=follower,
+            clock=self.clock,
+            pool=self._pool,
+        )
+        await self.authority.start()
+
+    async def stop(self) -> None:
+        await self.store.close()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def after(self, seconds: float) -> None:
+        """Time passes, then the authority looks."""
+        await self.clock.advance(seconds)
+        await self.authority.tick()
+
+    @property
+    def bundle(self) -> TrustBundle:
+        return self.trust.own
+
+    @property
+    def roots(self) -> list[str]:
+        return [authority_id(a.certificate) for a in self.bundle.x509_authorities]
+
+    @property
+    def kids(self) -> list[str]:
+        return [a.key_id for a in self.bundle.jwt_authorities]
+
+    @property
+    def signing(self) -> tuple[str, str]:
+        return self.authority.x509().issuer.authority_id, self.authority.jwt().key.kid
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="bg-"))
+    yield path
+    rmtree(path, ignore_errors=True)
+
+
+@asynccontextmanager
+async def started(directory: Path, keys: KeyManager) -> AsyncIterator[Bench]:
+    bench = Bench(directory, keys)
+    await bench.start()
+    try:
+        yield bench
+    finally:
+        await bench.stop()
+
+
+@pytest.fixture
+async def bench(directory: Path) -> AsyncIterator[Bench]:
+    async with started(directory, DiskKeyManager(directory / "keys")) as bench:
+        yield bench
+
+
+async def test_a_first_start_publishes_both_authorities_at_once_and_signs_with_them(bench: Bench) -> None:
+    assert ([bench.signing[0]], [bench.signing[1]]) == (bench.roots, bench.kids)
+    assert bench.bundle.sequence_number == 1
+    assert {a.status for a in bench.authority.authorities} == {AuthorityState.ACTIVE}
+    assert bench.authority.check() is None
+    (record,) = await bench.store.issuance.find(authority=bench.roots[0])
+    assert record.kind == "ca"
+
+
+async def test_a_restart_takes_up_what_is_there(bench: Bench) -> None:
+    before, bundle = bench.signing, bench.bundle
+    await bench.restart()
+    assert (bench.signing, bench.bundle) == (before, bundle)
+    assert len(await bench.keys.list()) == 2
+
+
+async def test_memory_keys_make_a_new_root_and_leave_the_old_one_believed(directory: Path) -> None:
+    async with started(directory, MemoryKeyManager()) as bench:
+        before = bench.signing
+        bench.keys = MemoryKeyManager()
+        await bench.restart()
+        assert bench.signing != before
+        assert bench.roots == [before[0], bench.signing[0]]
+        assert bench.kids == [before[1], bench.signing[1]]
+        await bench.after(TTL + 61)
+        assert before[0] not in bench.roots
+
+
+async def test_a_life_of_authorities(bench: Bench) -> None:
+    first = bench.signing
+    await bench.after(TTL / 2 - 5)
+    assert len(bench.roots) == 1
+    await bench.after(10)  # half of its life is over: the next one is published, and does not sign yet
+    assert len(bench.roots) == len(bench.kids) == 2
+    assert bench.signing == first
+    assert bench.bundle.sequence_number == 2
+    await bench.after(TTL / 3 - 10)
+    assert bench.signing == first
+    await bench.after(10)  # a sixth is left: the next one signs, the old one is still believed
+    second = bench.signing
+    assert second == (bench.roots[1], bench.kids[1])
+    assert bench.bundle.sequence_number == 2
+    await bench.after(TTL / 6 + 70)
+    assert first[0] not in bench.roots
+    assert first[1] not in bench.kids
+    assert len(await bench.keys.list()) == 2 * len(bench.roots)
+    await bench.restart()
+    assert bench.signing == second
+
+
+async def test_sleeping_through_everything(bench: Bench) -> None:
+    first = bench.signing
+    bench.clock.jump(10 * TTL)
+    with pytest.raises(Unavailable) as caught:
+        bench.authority.x509()
+    assert caught.value.reason == "NO_ACTIVE_AUTHORITY"
+    problem = bench.authority.check()
+    assert problem is not None
+    await bench.authority.tick()
+    assert bench.signing != first
+    assert bench.roots == [bench.signing[0]]
+
+
+async def test_an_authority_that_was_stored_and_not_published_is_published_at_the_next_start(bench: Bench) -> None:
+    bundle = bench.bundle
+    await bench.store.bundles.update(TD, lambda _: TrustBundle(trust_domain=TD))  # what a crash in between leaves
+    await bench.restart()
+    assert bench.bundle.x509_authorities == bundle.x509_authorities
+    assert bench.bundle.jwt_authorities == bundle.jwt_authorities
+
+
+async def test_the_background_task_keeps_the_schedule(bench: Bench) -> None:
+    import asyncio
+
+    task = asyncio.ensure_future(bench.authority.run())
+    try:
+        async with asyncio.timeout(20):
+            while len(bench.roots) < 2:
+                await bench.clock.advance(60)
+                await asyncio.sleep(0.005)
+        assert not task.done()
+    finally:
+        task.cancel()
