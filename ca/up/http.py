@@ -38,8 +38,9 @@ async def _get(where: Path | tuple[str, int], path: str) -> Response:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: burgee.demo\r\nConnection: close\r\n\r\n".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status_line, *lines = head.strip().split("\r\n")
+        _, status, *_ = status_line.split()
         headers = parse_headers(lines)
-        return Response(status=int(status_line.split()[1]), headers=headers, body=await read_body(reader, headers))
+        return Response(status=int(status), headers=headers, body=await read_body(reader, headers))
     finally:
         writer.close()
 

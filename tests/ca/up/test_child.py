@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -59,7 +58,7 @@ async def test_waiting_ends_with_what_was_last_heard(tmp_path: Path) -> None:
     async def refused() -> None:
         raise Unavailable("nobody is listening")
 
-    with pytest.raises(PartFailed, match="it was not ready within 0.1 s: nobody is listening"):
+    with pytest.raises(PartFailed, match=r"it was not ready within 0\.1 s: nobody is listening"):
         await child.until("it was not ready", refused, seconds=0.1)
     await child.stop()
     assert not child.running
@@ -70,9 +69,11 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: 
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
     )
     child = await Child.start("part", script(ignoring), log=tmp_path / "log")
-    async with asyncio.timeout(10):
-        while child.tail() != ["ready"]:
-            await asyncio.sleep(0.02)
+
+    async def ready() -> bool:
+        return child.tail() == ["ready"]
+
+    await child.until("it said nothing", ready, seconds=10)
     await child.stop(grace_seconds=0.1)
     assert child.process.returncode == -signal.SIGKILL
 

