@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -129,9 +128,7 @@ class Server:
         self.trust = Trust(self.trust_domain)
         self.index = AuthorizedIndex(self.trust_domain)
         self.agents = AgentTable(self.store.agents)
-        self.follower = Follower(
-            store=self.store, index=self.index, agents=self.agents, trust=self.trust, clock=self.clock
-        )
+        self.follower = Follower(store=self.store, index=self.index, agents=self.agents, trust=self.trust)
         await self.follower.load()
 
     async def _make_authority(self) -> None:
@@ -214,10 +211,9 @@ class Server:
         """The private grpcio server, and the gate before it."""
         config, limits = self.config, self.config.limits
         private = self._private_socket()
-        self.http = HttpSide(package_version("burgee"))
         self.gate = Gate(
             grpc_socket=str(private),
-            http_protocol_factory=self.http,
+            http_protocol_factory=HttpSide(package_version("burgee")),
             limits=GateLimits(
                 max_connections=limits.max_connections,
                 max_connections_per_address=limits.max_connections_per_address,
@@ -258,7 +254,7 @@ class Server:
         revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
         self.trust.on_change(revocation.on_bundle)
         self.agents.on_change(revocation.on_agent)
-        store_watch = StoreWatch(store=self.store, clock=self.clock)
+        store_watch = StoreWatch(follower=self.follower, clock=self.clock)
         self.health.add("authority", self.authority.check)
         self.health.add("server_svid", self.server_svid.check)
         self.health.add("store", store_watch.check)
@@ -273,7 +269,6 @@ class Server:
         tasks.spawn("server-svid", self.server_svid.run)
         tasks.spawn("store-watch", store_watch.run)
         tasks.spawn("maintenance", Maintenance(store=self.store, clock=self.clock).run)
-        tasks.spawn("http", partial(asyncio.to_thread, self.http.warm), restart=False)
         _connected.set_function(lambda: self.feed.connected)
         _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
         if self.config.metrics_address is not None:

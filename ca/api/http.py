@@ -31,46 +31,72 @@ def application(version: str) -> FastAPI:
 
 
 class HttpSide:
-    """Makes one HTTP protocol per connection; the application is built when the first one comes, or by `warm`."""
+    """Makes one HTTP protocol per connection. The application is built, in a thread, when the first one comes."""
 
     def __init__(self, version: str) -> None:
         self._version = version
-        self._parts: tuple[Any, Any, App] | None = None
+        self._parts: asyncio.Future[tuple[Any, Any, App]] | None = None
 
     def __call__(self, peer: Peer) -> asyncio.Protocol:
         """Implements ca.runtime.gate.HttpProtocolFactory. The peer is in `scope["burgee.peer"]`."""
+        return _Waiting(self, peer)
+
+    async def protocol(self, peer: Peer) -> asyncio.Protocol:
+        """The protocol that serves this peer."""
+        if self._parts is None:
+            self._parts = asyncio.ensure_future(asyncio.to_thread(_build, self._version))
+        config, state, app = await asyncio.shield(self._parts)
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
-        config, state, app = self._parts or self._build()
         protocol = H11Protocol(config=config, server_state=state, app_state={})
         protocol.app = _with_peer(app, peer)
         return protocol
 
-    def warm(self) -> None:
-        """Imports and builds everything; slow, for a thread."""
-        if self._parts is None:
-            self._build()
 
-    def _build(self) -> tuple[Any, Any, App]:
-        from uvicorn.config import Config
-        from uvicorn.server import ServerState
+class _Waiting(asyncio.Protocol):
+    """Reads nothing until the real protocol is there, and then steps aside."""
 
-        app = application(self._version)
-        config = Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=30,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
-        config.load()
-        self._parts = (config, ServerState(), app)
-        return self._parts
+    def __init__(self, side: HttpSide, peer: Peer) -> None:
+        self._side = side
+        self._peer = peer
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self._task = asyncio.get_running_loop().create_task(self._hand_over(transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _hand_over(self, transport: asyncio.Transport) -> None:
+        protocol = await self._side.protocol(self._peer)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        transport.resume_reading()
+
+
+def _build(version: str) -> tuple[Any, Any, App]:
+    """uvicorn's configuration and state, and the application: half a second of imports."""
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    app = application(version)
+    config = Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    config.load()
+    return config, ServerState(), app
 
 
 def _with_peer(app: App, peer: Peer) -> App:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.ports import Clock
 from ca.runtime import log
 from ca.service.peers import AgentTable
 from ca.service.trust import Trust
@@ -41,16 +40,14 @@ Listener = Callable[[Applied], None]
 class Follower:
     """One per server. `revision` is the last change that memory shows."""
 
-    def __init__(self, *, store: Store, index: AuthorizedIndex, agents: AgentTable, trust: Trust, clock: Clock) -> None:
+    def __init__(self, *, store: Store, index: AuthorizedIndex, agents: AgentTable, trust: Trust) -> None:
         self._store = store
         self._index = index
         self._agents = agents
         self._trust = trust
-        self._clock = clock
         self._lock = asyncio.Lock()
         self._listeners: list[Listener] = []
         self.revision = 0
-        self.caught_up_at = clock.monotonic()
 
     def on_applied(self, listener: Listener) -> None:
         """Calls `listener` after each pass that changed something."""
@@ -63,7 +60,6 @@ class Follower:
         self._index.load(snapshot.entries, snapshot.agents)
         self._trust.load(snapshot.bundles)
         self.revision = snapshot.revision
-        self.caught_up_at = self._clock.monotonic()
 
     async def run(self) -> None:
         """Follows until cancelled."""
@@ -84,7 +80,6 @@ class Follower:
                     return
                 if changes:
                     await self._apply(changes)
-                self.caught_up_at = self._clock.monotonic()
                 if len(changes) < PAGE:
                     return
 

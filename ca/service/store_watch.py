@@ -6,7 +6,7 @@ from ca.errors import BurgeeError
 from ca.ports import Clock
 from ca.runtime import log
 from ca.runtime.health import Problem
-from ca.store.store import Store
+from ca.service.follower import Follower
 
 logger = log.get("store-watch")
 
@@ -16,10 +16,10 @@ LATE_SECONDS = 30.0
 
 
 class StoreWatch:
-    """`agreed_at` is when the store last answered (monotonic seconds)."""
+    """`agreed_at` is when memory was last known to show all that the store holds (monotonic seconds)."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
-        self._store = store
+    def __init__(self, *, follower: Follower, clock: Clock) -> None:
+        self._follower = follower
         self._clock = clock
         self._failure = ""
         self.agreed_at = clock.monotonic()
@@ -31,9 +31,9 @@ class StoreWatch:
             await self.ask()
 
     async def ask(self) -> None:
-        """Asks once and remembers the outcome."""
+        """Catches up with the change log once and remembers the outcome."""
         try:
-            await self._store.changes.revision()
+            await self._follower.catch_up()
         except BurgeeError as error:
             if not self._failure:
                 logger.warning("store cannot be reached", reason=error.reason, detail=error.detail)

@@ -254,14 +254,14 @@ class TestInside:
         from ca.service.store_watch import StoreWatch
 
         async with running_server() as server:
-            watch = StoreWatch(store=server.server.store, clock=server.server.clock)
+            watch = StoreWatch(follower=server.server.follower, clock=server.server.clock)
             await watch.ask()
             assert watch.check() is None
 
-            async def lost() -> int:
+            async def lost(revision: int, limit: int) -> object:
                 raise Unavailable("the store cannot be reached or written now")
 
-            monkeypatch.setattr(server.server.store.changes, "revision", lost)
+            monkeypatch.setattr(server.server.store.changes, "since", lost)
             await watch.ask()
             problem = watch.check()
             assert problem is not None

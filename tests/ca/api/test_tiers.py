@@ -11,6 +11,8 @@ from google.rpc import status_pb2
 from ca.api.tiers import TIERS
 from ca.proto.burgee import admin_pb2, node_pb2
 from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_entry_pb2, server_svid_pb2, types_pb2
+from ca.runtime.rpc import connect
+from tests.ca.api.refusals import Code, refused
 from tests.support.server import Caller, RunningServer, entry, running_server
 
 CALLERS = ("local", "admin", "agent", "downstream", "workload", "anonymous")
@@ -170,3 +172,13 @@ async def test_rights_follow_the_entry_at_once(server: RunningServer) -> None:
     assert await judge(caller, method) == "yes"
     await server.local.entries.BatchDeleteEntry(server_entry_pb2.BatchDeleteEntryRequest(ids=[made.id]))
     assert await judge(caller, method) == "no"
+
+
+async def test_nobody_reaches_the_private_server_past_the_gate(server: RunningServer) -> None:
+    channel = connect(server.config.data_dir / "private" / "grpc.sock")
+    try:
+        for method in ("/spire.api.server.bundle.v1.Bundle/GetBundle", "/grpc.health.v1.Health/Check", "/x.Y/Z"):
+            with refused(Code.UNAUTHENTICATED, reason="PEER_UNKNOWN"):
+                await Caller(channel).raw(method)
+    finally:
+        await channel.close()

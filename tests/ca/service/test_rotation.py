@@ -46,9 +46,7 @@ class Bench:
         self.store = await Store.open(self._url, clock=self.clock)
         self.trust = Trust(TD)
         agents = AgentTable(self.store.agents)
-        follower = Follower(
-            store=self.store, index=AuthorizedIndex(TD), agents=agents, trust=self.trust, clock=self.clock
-        )
+        follower = Follower(store=self.store, index=AuthorizedIndex(TD), agents=agents, trust=self.trust)
         await follower.load()
         self.authority = AuthorityManager(
             settings=RotationSettings(
