@@ -14,6 +14,7 @@ from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.burgee import admin_pb2, admin_pb2_grpc, agent_pb2, agent_pb2_grpc
 from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_entry_pb2, server_entry_pb2_grpc, types_pb2
+from ca.runtime.rpc import connect, error_of
 
 TOKEN_TTL_SECONDS = 600
 _CALL_SECONDS = 5.0
@@ -55,12 +56,12 @@ class Wanted:
 
 @asynccontextmanager
 async def _channel(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a Unix socket; RPC errors come out as Unavailable with the server's words."""
+    """A channel to a Unix socket; RPC errors come out as the error family."""
     try:
-        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        async with connect(socket) as channel:
             yield channel
     except grpc.aio.AioRpcError as error:
-        raise Unavailable(error.details() or error.code().name, reason=error.code().name) from error
+        raise error_of(error) from error
 
 
 async def server_status(socket: Path) -> admin_pb2.Status | None:
@@ -73,13 +74,17 @@ async def server_status(socket: Path) -> admin_pb2.Status | None:
 
 
 async def agent_status(socket: Path) -> agent_pb2.Status | None:
-    """The agent's status once it is OK, None before. Raises Unavailable with its reason while it is not."""
+    """The agent's status once it is OK and has heard from the server in this life of its, None before.
+
+    Right after a start it may be OK by what it remembers alone. Raises Unavailable with its reason while it is not.
+    """
     async with _channel(socket) as channel:
         stub = agent_pb2_grpc.AgentStub(channel)
         status = await stub.GetStatus(agent_pb2.GetStatusRequest(), timeout=_CALL_SECONDS)
     if status.state != "OK" and status.detail:
         raise Unavailable(f"{status.detail} ({status.reason})")
-    return status if status.state == "OK" else None
+    in_touch = status.last_sync_at >= status.started_at > 0
+    return status if status.state == "OK" and in_touch else None
 
 
 async def known_agents(socket: Path, trust_domain: TrustDomain) -> set[str]:

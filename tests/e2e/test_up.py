@@ -221,3 +221,14 @@ def test_a_home_that_other_uids_cannot_enter_gets_its_sockets_elsewhere(home: Pa
     assert code == 0, (told, err)
     assert not told["agent"]["workload_socket"].startswith(str(home))
     assert not Path(told["agent"]["workload_socket"]).parent.exists()
+
+
+def test_an_agent_whose_server_lost_everything_heals_and_the_demo_follows(home: Path) -> None:
+    """The old entries went with the server, and the agent comes back under another ID."""
+    code, first, err = once(home)
+    assert code == 0, (first, err)
+    shutil.rmtree(home / ".burgee/server")
+    code, second, err = once(home)
+    assert code == 0, (second, err)
+    assert second["agent"]["spiffe_id"] != first["agent"]["spiffe_id"]
+    assert second["proof"]["status"] == 200
