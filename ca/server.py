@@ -194,7 +194,6 @@ class Server:
             EntryService(trust_domain=own, store=self.store, index=self.index, follower=self.follower),
             SvidService(trust_domain=own, issuer=self.issuer, tokens=tokens, index=self.index),
             BundleService(self.trust),
-            NodeService(feed=self.feed, authorizer=self.authorizer, attestation=attestation, clock=self.clock),
             AdminService(
                 trust_domain=own,
                 issuer=self.issuer,
@@ -206,6 +205,10 @@ class Server:
             ),
             HealthService(self.health),
         ]
+        if self.config.push_service:
+            self._services.append(
+                NodeService(feed=self.feed, authorizer=self.authorizer, attestation=attestation, clock=self.clock)
+            )
 
     async def _listen(self) -> None:
         """The private grpcio server, and the gate before it."""

@@ -11,7 +11,7 @@ from ca.proto.burgee import agent_pb2, agent_pb2_grpc
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.envoy_status import SdsClient, SdsClients
-from sds.envoy_stream import ResourceStatus
+from sds.envoy_subscriber import ResourceStatus
 from sds.follower import Follower
 from sds.jwt_cache import JwtCache
 from sds.workloads import Context
@@ -26,7 +26,7 @@ def agent_version() -> str:
 
 
 class AgentApi(agent_pb2_grpc.AgentServicer):
-    """The service on the admin socket. `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address."""
+    """The service on the admin socket. `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address, `sync_mode` push or poll."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
         clock: Clock,
         identity: Callable[[], tuple[str, datetime | None, bool]],
         server: Callable[[], str],
+        sync_mode: Callable[[], str],
     ) -> None:
         self._cache = cache
         self._jwts = jwts
@@ -48,6 +49,7 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
         self._clock = clock
         self._identity = identity
         self._server = server
+        self._sync_mode = sync_mode
         self._started_at = clock.now()
 
     async def GetStatus(self, request: agent_pb2.GetStatusRequest, context: Context) -> agent_pb2.Status:
@@ -74,6 +76,7 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
             store_epoch=self._follower.token.epoch,
             revision=self._follower.token.revision,
             first_workload_expiry=_seconds(min((svid.not_after for svid in svids), default=None)),
+            sync_mode=self._sync_mode(),
         )
 
     async def ListSdsClients(

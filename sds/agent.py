@@ -211,6 +211,7 @@ class Agent:
             clock=self.clock,
             identity=identity,
             server=lambda: self.client.server_address,
+            sync_mode=lambda: self.client.sync_mode,
         )
 
     def _report(self) -> None:

@@ -10,17 +10,27 @@ SPREAD = 0.2
 
 
 class Backoff:
-    """Grows from a quarter of a second to the caller's cap, each time spread by ±20 %."""
+    """Grows from a quarter of a second (or another first pause) to the caller's cap, each time spread by ±20 %."""
 
-    def __init__(self, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        jitter: Callable[[], float],
+        *,
+        first_seconds: float = FIRST_SECONDS,
+        factor: float = FACTOR,
+        spread: float = SPREAD,
+    ) -> None:
         self._jitter = jitter
+        self._first = first_seconds
+        self._factor = factor
+        self._spread = spread
         self._failures = 0
 
     def next(self, cap_seconds: float) -> float:
         """The pause after one more failure."""
-        seconds = min(FIRST_SECONDS * FACTOR**self._failures, cap_seconds)
+        seconds = min(self._first * self._factor**self._failures, cap_seconds)
         self._failures = min(self._failures + 1, 32)
-        return seconds * (1 + SPREAD * self._jitter())
+        return seconds * (1 + self._spread * self._jitter())
 
     def reset(self) -> None:
         """It worked."""

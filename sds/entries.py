@@ -69,6 +69,14 @@ def _expired(entry: RegistrationEntry, now: datetime) -> bool:
     return entry.expires_at is not None and entry.expires_at <= now
 
 
+def is_partial(entry: RegistrationEntry) -> bool:
+    """Whether an entry's parent, TTLs and DNS names are unknown: it was polled with the mask of SPIRE's agents.
+
+    Such an entry has the bare trust domain for a parent, which no server accepts in an entry.
+    """
+    return entry.parent_id.is_trust_domain_id
+
+
 def unique_hints(entries: Iterable[RegistrationEntry]) -> dict[str, str]:
     """Entry id → hint, where a hint that several entries have stays with the oldest and the others lose theirs.
 

@@ -1,4 +1,4 @@
-"""What the server's push brings, as values, and who receives it."""
+"""What a server's push brings, or polling it, as values; and who receives it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class Change:
     bundles: tuple[TrustBundle, ...] = ()
     removed_entries: tuple[str, ...] = ()
     removed_bundles: tuple[TrustDomain, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came and nothing went: the server was asked, and all is as it was."""
+        return not (self.entries or self.bundles or self.removed_entries or self.removed_bundles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,9 +59,12 @@ class Follower:
         return self._clients.consumers(kind)
 
     def _apply(self, update: Snapshot | Change) -> None:
+        self.last_sync_at = self._clock.now()
+        if isinstance(update, Change) and update.empty:
+            self._token = update.token
+            return
         self._cache.apply(update)
         self._token = update.token
-        self.last_sync_at = self._clock.now()
         for follow in self.follows:
             follow(update)
 

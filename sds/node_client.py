@@ -1,4 +1,4 @@
-"""The agent's line to the server: the push it follows, and the calls it makes for its workloads."""
+"""The agent's line to the server: the push (or the polling) it follows, and the calls it makes for its workloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from ca.errors import BurgeeError, Internal, Unavailable
+from ca.errors import BurgeeError, Code, Internal, Unavailable
 from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc, server_svid_pb2, server_svid_pb2_grpc
@@ -24,12 +24,16 @@ from sds.first_trust import ServerTrust
 from sds.jwt_cache import JwtIssued
 from sds.node_identity import NodeIdentity
 from sds.node_sync import SyncStream
+from sds.polling import RETRY_CAP_SECONDS as POLL_RETRY_CAP_SECONDS
+from sds.polling import Poller
+from sds.post_status import post_status
 from sds.rotation import Issued
 from sds.server_link import ServerLink
 from sds.state import AgentSvid
 from sds.wire import bundle_from_wire, status_error
 
 PART = "sync"
+PUSH, POLL = "push", "poll"
 MAX_BATCH = 500
 """CSRs in one BatchNewX509SVID, the server's own limit."""
 
@@ -69,10 +73,14 @@ class NodeClient:
         self._backoff = Backoff(jitter)
         self._link: ServerLink | None = None
         self._link_svid: AgentSvid | None = None
-        self._stream: SyncStream | None = None
+        self._source: SyncStream | Poller | None = None
+        self._poller = Poller(clock=clock, feed=feed, trust=trust, jitter=jitter, synced=self._synced)
+        self._posted = False
         self._rotated = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
         self.last_sync_at: datetime | None = None
+        self.sync_mode = ""
+        """PUSH or POLL, as the server was last followed; empty while it never was."""
         identity.on_rotated(self._rotated.set)
         identity.on_banned(self.close)
 
@@ -83,16 +91,16 @@ class NodeClient:
 
     @property
     def connected(self) -> bool:
-        """Whether the push stream stands: what the server knows, the agent knows."""
-        return self._stream is not None and self._stream.live
+        """Whether the push stream stands, or the last poll succeeded: what the server knows, the agent knows."""
+        return self._source is not None and self._source.live
 
     def acknowledge(self) -> None:
         """The feed's consumer numbers changed: tell the server soon."""
-        if self._stream is not None:
-            self._stream.acknowledge()
+        if self._source is not None:
+            self._source.acknowledge()
 
     async def run(self) -> None:
-        """Follow the push; begin anew whenever the stream ends. Returns when the agent is banned."""
+        """Follow the server; begin anew, with the push, whenever that ends. Returns when the agent is banned."""
         while True:
             try:
                 svid = await self._identity.wait_svid()
@@ -103,7 +111,7 @@ class NodeClient:
             problem = await self._follow()
             if problem is not None:
                 self._failed(problem)
-                await self._pause(self._backoff.next(RETRY_CAP_SECONDS))
+                await self._pause(self._retry_seconds())
 
     async def close(self) -> None:
         """Ends the link; calls raise Unavailable from then on."""
@@ -158,24 +166,47 @@ class NodeClient:
             task.add_done_callback(self._closing.discard)
 
     async def _follow(self) -> BurgeeError | None:
-        """One stream from subscription to its end; None when it was left for a new SVID."""
+        """The push or, where a server has none, polling it, until that ends; None when there is nothing wrong."""
         assert self._link is not None
         link = self._link
-        self._stream = SyncStream(
-            link=link, clock=self._clock, feed=self._feed, trust=self._trust, version=self._version, synced=self._synced
-        )
-        following = asyncio.create_task(self._stream.run())
+        posting = asyncio.create_task(self._post_status(link))
+        try:
+            push = SyncStream(
+                link=link,
+                clock=self._clock,
+                feed=self._feed,
+                trust=self._trust,
+                version=self._version,
+                synced=self._pushed,
+            )
+            problem = await self._until_rotated(link, push, push.run())
+            if problem is None or problem.code is not Code.UNIMPLEMENTED:
+                return problem
+            if self.sync_mode != POLL:
+                log.info("the server does not push: polling it", server=self.server_address)
+            self.sync_mode = POLL
+            return await self._until_rotated(link, self._poller, self._poller.run(link.channel))
+        finally:
+            posting.cancel()
+            await asyncio.gather(posting, return_exceptions=True)
+
+    async def _until_rotated(
+        self, link: ServerLink, source: SyncStream | Poller, run: Coroutine[Any, Any, None]
+    ) -> BurgeeError | None:
+        """What `run` ended with; None also when it was left for a new SVID."""
+        self._source = source
+        following = asyncio.create_task(run)
         rotated = asyncio.create_task(self._rotated.wait())
         try:
             await asyncio.wait([following, rotated], return_when=asyncio.FIRST_COMPLETED)
             return await self._outcome(link, following) if following.done() else None
         finally:
-            self._stream = None
+            self._source = None
             for task in (following, rotated):
                 task.cancel()
             await asyncio.gather(following, rotated, return_exceptions=True)
 
-    async def _outcome(self, link: ServerLink, following: asyncio.Task[None]) -> BurgeeError:
+    async def _outcome(self, link: ServerLink, following: asyncio.Task[None]) -> BurgeeError | None:
         try:
             await following
         except grpc.aio.AioRpcError as error:
@@ -183,9 +214,19 @@ class NodeClient:
         except BurgeeError as error:
             return error
         except Exception as error:
-            log.exception("push not applied", reason="FEED_FAILED")
-            return Internal(f"a push could not be applied: {type(error).__name__}", reason="FEED_FAILED")
-        return Unavailable("the server ended the stream", reason="SERVER_ENDED_STREAM")
+            log.exception("what the server sent was not applied", reason="FEED_FAILED")
+            return Internal(f"what the server sent could not be applied: {type(error).__name__}", reason="FEED_FAILED")
+        return None
+
+    async def _post_status(self, link: ServerLink) -> None:
+        if not self._posted:
+            self._posted = await post_status(link.channel, self._version)
+
+    def _pushed(self) -> None:
+        if self.sync_mode != PUSH:
+            self.sync_mode = PUSH
+            self._poller.forget()
+        self._synced()
 
     def _synced(self) -> None:
         self.last_sync_at = self._clock.now()
@@ -199,6 +240,11 @@ class NodeClient:
             return
         if self._condition.report(PART, problem):
             log.warning("not in touch with the server", reason=problem.reason, detail=problem.detail, hint=problem.hint)
+
+    def _retry_seconds(self) -> float:
+        if self.sync_mode == POLL:
+            return self._poller.backoff.next(POLL_RETRY_CAP_SECONDS)
+        return self._backoff.next(RETRY_CAP_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         """Shorter when a new SVID comes."""

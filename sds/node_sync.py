@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import NoReturn
 
 import grpc
 
+from ca.errors import Unavailable
 from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2, node_pb2_grpc
@@ -25,7 +27,7 @@ log = get("sds.sync")
 
 
 class SyncStream:
-    """`run` returns or raises when the stream ends: AioRpcError, or whatever the feed raised."""
+    """`run` raises when the stream ends: AioRpcError, Unavailable, or whatever the feed raised."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class SyncStream:
     def acknowledge(self) -> None:
         self._ack_due.set()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         call = node_pb2_grpc.NodeStub(self._link.channel).Sync()
         helpers: list[asyncio.Task[None]] = []
         try:
@@ -59,6 +61,7 @@ class SyncStream:
             helpers = [asyncio.create_task(self._acknowledge(call)), asyncio.create_task(self._settle())]
             async for message in call:
                 self._apply(message)
+            raise Unavailable("the server ended the stream", reason="SERVER_ENDED_STREAM")
         finally:
             self.live = False
             for helper in helpers:

@@ -14,7 +14,7 @@ from ca.identity.bundle_pem import format_pem
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId
 from ca.proto.burgee import workload_pb2 as wl
-from sds.entries import unique_hints
+from sds.entries import is_partial, unique_hints
 
 MADE_AT_MOST = 4096
 FAR = datetime.max.replace(tzinfo=UTC)
@@ -36,7 +36,13 @@ class WorkloadSvid:
 
 
 def asked_for(entry: RegistrationEntry) -> tuple[str, ...]:
-    """What of an entry goes into its certificate: when this changes, the SVID is issued anew; else only resent."""
+    """What of an entry goes into its certificate: when this changes, the SVID is issued anew; else only resent.
+
+    Of a partial entry only the server knows that: any new revision has its SVID issued anew.
+    """
+    if is_partial(entry):
+        created = entry.created_at.isoformat() if entry.created_at else ""
+        return (str(entry.spiffe_id), f"revision {entry.revision_number}", created)
     return (str(entry.spiffe_id), str(entry.x509_svid_ttl_seconds), *entry.dns_names)
 
 

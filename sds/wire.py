@@ -79,6 +79,16 @@ def entry_from_wire(message: types_pb2.Entry) -> RegistrationEntry:
     )
 
 
+def polled_entry_from_wire(message: types_pb2.Entry, trust_domain: TrustDomain) -> RegistrationEntry:
+    """An entry read with a mask that leaves its parent out: the trust domain stands in for it (see `is_partial`).
+
+    Raises InvalidArgument when the server sent what cannot be an entry.
+    """
+    if not message.HasField("parent_id"):
+        message.parent_id.trust_domain = trust_domain.name
+    return entry_from_wire(message)
+
+
 def entry_to_wire(entry: RegistrationEntry) -> types_pb2.Entry:
     return types_pb2.Entry(
         id=entry.id,

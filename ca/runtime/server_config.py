@@ -152,6 +152,9 @@ class ServerConfig(StrictModel):
     node_attestors: dict[str, dict[str, Any]] = Field(default_factory=_default_attestors)
     """Node attestors that agents may use, each with its own configuration."""
 
+    push_service: bool = True
+    """Push changes to Burgee's agents at once; without it they poll every 5 seconds, as SPIRE's agents do."""
+
     bundle_file: Path | None = None
     """The server keeps its trust bundle here as PEM, for the first trust of agents; by default nowhere."""
 

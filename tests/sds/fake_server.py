@@ -27,6 +27,7 @@ from ca.proto.spire import (
     server_agent_pb2_grpc,
     server_bundle_pb2,
     server_bundle_pb2_grpc,
+    server_entry_pb2_grpc,
     server_svid_pb2,
     server_svid_pb2_grpc,
     types_pb2,
@@ -35,6 +36,7 @@ from ca.runtime.rpc import grpc_server
 from ca.runtime.tls import load_chain
 from sds.wire import bundle_to_wire, entry_to_wire, id_to_wire
 from tests.ca.identity.forge import TD, Authority, Cert, key, root, uri
+from tests.sds.fake_entries import FakeEntries
 
 SERVER_ID = "spiffe://example.org/spire/server"
 AGENT_LIFE = timedelta(hours=1)
@@ -64,7 +66,10 @@ def entry(entry_id: str, path: str = "/web", **changes: Any) -> RegistrationEntr
 
 @dataclass
 class FakeServer:
-    """`start` and `stop` are an outage; the address stays. `denials` answers a method by name with an error."""
+    """`start` and `stop` are an outage; the address stays. `denials` answers a method by name with an error.
+
+    Without `pushes` it is a server that must be polled.
+    """
 
     root: Authority = field(default_factory=lambda: fresh_root("root"))
     tokens: set[str] = field(default_factory=lambda: {"t1"})
@@ -85,8 +90,12 @@ class FakeServer:
     now: Any = lambda: datetime.now(UTC)
     agent_path: str = ""
     alpn: str = "h2"
+    pushes: bool = True
+    federated: dict[str, TrustBundle] = field(default_factory=dict)
+    versions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.polled = FakeEntries(entries=lambda: [entry_to_wire(e) for e in self.entries.values()], called=self.called)
         self._log: list[node_pb2.SyncResponse] = []
         self._changed = asyncio.Condition()
         self._directory = tempfile.mkdtemp(prefix="bg-")
@@ -110,7 +119,9 @@ class FakeServer:
         server_agent_pb2_grpc.add_AgentServicer_to_server(_Agent(self), self._grpc)
         server_bundle_pb2_grpc.add_BundleServicer_to_server(_Bundle(self), self._grpc)
         server_svid_pb2_grpc.add_SVIDServicer_to_server(_Svid(self), self._grpc)
-        node_pb2_grpc.add_NodeServicer_to_server(_Node(self), self._grpc)
+        server_entry_pb2_grpc.add_EntryServicer_to_server(self.polled, self._grpc)
+        if self.pushes:
+            node_pb2_grpc.add_NodeServicer_to_server(_Node(self), self._grpc)
         await self._grpc.start()
         self._listener = await asyncio.start_server(self._relay, "127.0.0.1", self._port, ssl=self._context())
         self._port = self._listener.sockets[0].getsockname()[1]
@@ -229,6 +240,11 @@ class _Agent(server_agent_pb2_grpc.AgentServicer):
         result = server_agent_pb2.AttestAgentResponse.Result(svid=svid, reattestable=self._fake.reattestable)
         yield server_agent_pb2.AttestAgentResponse(result=result)
 
+    async def PostStatus(self, request: Any, context: Any) -> Any:
+        self._fake.called("PostStatus")
+        self._fake.versions.append(request.agent_version)
+        return server_agent_pb2.PostStatusResponse()
+
     async def RenewAgent(self, request: Any, context: Any) -> Any:
         self._fake.called("RenewAgent")
         der = self._fake.client_chains[-1]
@@ -251,6 +267,12 @@ class _Bundle(server_bundle_pb2_grpc.BundleServicer):
     async def GetBundle(self, request: server_bundle_pb2.GetBundleRequest, context: Any) -> types_pb2.Bundle:
         self._fake.called("GetBundle")
         return bundle_to_wire(self._fake.trust_bundle)
+
+    async def GetFederatedBundle(self, request: server_bundle_pb2.GetFederatedBundleRequest, context: Any) -> Any:
+        self._fake.called("GetFederatedBundle")
+        if request.trust_domain not in self._fake.federated:
+            raise NotFound("bundle not found")
+        return bundle_to_wire(self._fake.federated[request.trust_domain])
 
 
 class _Svid(server_svid_pb2_grpc.SVIDServicer):

@@ -100,6 +100,8 @@ class RecordingFeed:
         self.bundles |= {b.trust_domain: b for b in change.bundles}
         for name in change.removed_entries:
             self.entries.pop(name, None)
+        for domain in change.removed_bundles:
+            self.bundles.pop(domain, None)
         self.token = change.token
 
     def consumers(self, kind: str) -> Consumers:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/agent.proto\x12\x0f\x62urgee.agent.v1\"\x12\n\x10GetStatusRequest\"\xf8\x02\n\x06Status\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x16\n\x0esvid_not_after\x18\x07 \x01(\x03\x12\x14\n\x0clast_sync_at\x18\x08 \x01(\x03\x12\x16\n\x0eserver_address\x18\t \x01(\t\x12\x0f\n\x07\x65ntries\x18\n \x01(\r\x12\x12\n\nx509_svids\x18\x0b \x01(\r\x12\x11\n\tjwt_svids\x18\x0c \x01(\r\x12\x18\n\x10workload_streams\x18\r \x01(\r\x12\x13\n\x0bsds_streams\x18\x0e \x01(\r\x12\x14\n\x0creattestable\x18\x0f \x01(\x08\x12\x13\n\x0bstore_epoch\x18\x10 \x01(\t\x12\x10\n\x08revision\x18\x11 \x01(\x04\x12\x1d\n\x15\x66irst_workload_expiry\x18\x12 \x01(\x03\"\x17\n\x15ListSdsClientsRequest\"E\n\x16ListSdsClientsResponse\x12+\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1a.burgee.agent.v1.SdsClient\"\xa1\x01\n\tSdsClient\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\nuser_agent\x18\x05 \x01(\t\x12/\n\tresources\x18\x06 \x03(\x0b\x32\x1c.burgee.agent.v1.SdsResource\x12\x14\n\x0c\x63onnected_at\x18\x07 \x01(\x03\"q\n\x0bSdsResource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07sent_at\x18\x04 \x01(\x03\x12\x13\n\x0b\x61nswered_at\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t2\xb3\x01\n\x05\x41gent\x12G\n\tGetStatus\x12!.burgee.agent.v1.GetStatusRequest\x1a\x17.burgee.agent.v1.Status\x12\x61\n\x0eListSdsClients\x12&.burgee.agent.v1.ListSdsClientsRequest\x1a\'.burgee.agent.v1.ListSdsClientsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/agent.proto\x12\x0f\x62urgee.agent.v1\"\x12\n\x10GetStatusRequest\"\x8b\x03\n\x06Status\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x16\n\x0esvid_not_after\x18\x07 \x01(\x03\x12\x14\n\x0clast_sync_at\x18\x08 \x01(\x03\x12\x16\n\x0eserver_address\x18\t \x01(\t\x12\x0f\n\x07\x65ntries\x18\n \x01(\r\x12\x12\n\nx509_svids\x18\x0b \x01(\r\x12\x11\n\tjwt_svids\x18\x0c \x01(\r\x12\x18\n\x10workload_streams\x18\r \x01(\r\x12\x13\n\x0bsds_streams\x18\x0e \x01(\r\x12\x14\n\x0creattestable\x18\x0f \x01(\x08\x12\x13\n\x0bstore_epoch\x18\x10 \x01(\t\x12\x10\n\x08revision\x18\x11 \x01(\x04\x12\x1d\n\x15\x66irst_workload_expiry\x18\x12 \x01(\x03\x12\x11\n\tsync_mode\x18\x13 \x01(\t\"\x17\n\x15ListSdsClientsRequest\"E\n\x16ListSdsClientsResponse\x12+\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1a.burgee.agent.v1.SdsClient\"\xa1\x01\n\tSdsClient\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\nuser_agent\x18\x05 \x01(\t\x12/\n\tresources\x18\x06 \x03(\x0b\x32\x1c.burgee.agent.v1.SdsResource\x12\x14\n\x0c\x63onnected_at\x18\x07 \x01(\x03\"q\n\x0bSdsResource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07sent_at\x18\x04 \x01(\x03\x12\x13\n\x0b\x61nswered_at\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t2\xb3\x01\n\x05\x41gent\x12G\n\tGetStatus\x12!.burgee.agent.v1.GetStatusRequest\x1a\x17.burgee.agent.v1.Status\x12\x61\n\x0eListSdsClients\x12&.burgee.agent.v1.ListSdsClientsRequest\x1a\'.burgee.agent.v1.ListSdsClientsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=48
   _globals['_GETSTATUSREQUEST']._serialized_end=66
   _globals['_STATUS']._serialized_start=69
-  _globals['_STATUS']._serialized_end=445
-  _globals['_LISTSDSCLIENTSREQUEST']._serialized_start=447
-  _globals['_LISTSDSCLIENTSREQUEST']._serialized_end=470
-  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_start=472
-  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_end=541
-  _globals['_SDSCLIENT']._serialized_start=544
-  _globals['_SDSCLIENT']._serialized_end=705
-  _globals['_SDSRESOURCE']._serialized_start=707
-  _globals['_SDSRESOURCE']._serialized_end=820
-  _globals['_AGENT']._serialized_start=823
-  _globals['_AGENT']._serialized_end=1002
+  _globals['_STATUS']._serialized_end=464
+  _globals['_LISTSDSCLIENTSREQUEST']._serialized_start=466
+  _globals['_LISTSDSCLIENTSREQUEST']._serialized_end=489
+  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_start=491
+  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_end=560
+  _globals['_SDSCLIENT']._serialized_start=563
+  _globals['_SDSCLIENT']._serialized_end=724
+  _globals['_SDSRESOURCE']._serialized_start=726
+  _globals['_SDSRESOURCE']._serialized_end=839
+  _globals['_AGENT']._serialized_start=842
+  _globals['_AGENT']._serialized_end=1021
 # @@protoc_insertion_point(module_scope)

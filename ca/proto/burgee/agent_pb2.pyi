@@ -55,6 +55,7 @@ class Status(_message.Message):
     STORE_EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     FIRST_WORKLOAD_EXPIRY_FIELD_NUMBER: _builtins.int
+    SYNC_MODE_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     version: _builtins.str
     state: _builtins.str
@@ -76,6 +77,8 @@ class Status(_message.Message):
     store_epoch: _builtins.str
     revision: _builtins.int
     first_workload_expiry: _builtins.int
+    sync_mode: _builtins.str
+    """How the server is followed: push, poll (the server has no push), or empty while it never was."""
     def __init__(
         self,
         *,
@@ -97,10 +100,11 @@ class Status(_message.Message):
         store_epoch: _builtins.str = ...,
         revision: _builtins.int = ...,
         first_workload_expiry: _builtins.int = ...,
+        sync_mode: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "entries", b"entries", "first_workload_expiry", b"first_workload_expiry", "jwt_svids", b"jwt_svids", "last_sync_at", b"last_sync_at", "reason", b"reason", "reattestable", b"reattestable", "revision", b"revision", "sds_streams", b"sds_streams", "server_address", b"server_address", "spiffe_id", b"spiffe_id", "started_at", b"started_at", "state", b"state", "store_epoch", b"store_epoch", "svid_not_after", b"svid_not_after", "version", b"version", "workload_streams", b"workload_streams", "x509_svids", b"x509_svids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "entries", b"entries", "first_workload_expiry", b"first_workload_expiry", "jwt_svids", b"jwt_svids", "last_sync_at", b"last_sync_at", "reason", b"reason", "reattestable", b"reattestable", "revision", b"revision", "sds_streams", b"sds_streams", "server_address", b"server_address", "spiffe_id", b"spiffe_id", "started_at", b"started_at", "state", b"state", "store_epoch", b"store_epoch", "svid_not_after", b"svid_not_after", "sync_mode", b"sync_mode", "version", b"version", "workload_streams", b"workload_streams", "x509_svids", b"x509_svids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
