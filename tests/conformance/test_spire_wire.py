@@ -1,0 +1,112 @@
+"""Every RPC, field and class of error of SPIRE's server API, called through SPIRE's own SDK."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from tests.conformance import cases
+from tests.conformance.programs import go_program
+from tests.support.pair import Pair
+
+TRUST_DOMAIN = "example.org"
+PLUGIN = Path(__file__).parent / "plugin"
+
+UNUSED_FIELDS = {
+    "spire.api.types.WITKey.tainted": "as for JWT keys; no WIT key is accepted",
+    "spire.api.types.FederationRelationship.trust_domain_bundle": "",
+}
+
+
+@contextmanager
+def server(options: cases.Json) -> Iterator[Pair]:
+    """A server of its own; stranger's plugins are installed in it."""
+    home = Path(tempfile.mkdtemp(prefix="bg-"))
+    home.chmod(0o755)
+    pair = Pair(home, server={"trust_domain": TRUST_DOMAIN, **options})
+    path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
+    try:
+        with mock.patch.dict(os.environ, {"PYTHONPATH": path}):
+            pair.start_server()
+        yield pair
+    except BaseException:
+        print(pair.logs())
+        raise
+    finally:
+        pair.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def player(verb: str, play: cases.Play | None = None, target: cases.Json | None = None) -> list[Any]:
+    """The JSON lines that the player prints."""
+    given = None
+    if play is not None:
+        given = json.dumps({"target": target or {"trust_domain": TRUST_DOMAIN}, "let": play.let, "steps": play.steps})
+    done = subprocess.run(
+        [go_program("conformance-spire"), verb], input=given, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@cache
+def results(name: str) -> list[list[str]]:
+    """The problems of each step of one case file, played once against a fresh server."""
+    play = cases.load(name)
+    with server(play.server) as pair:
+        target = {"trust_domain": TRUST_DOMAIN, "admin": str(pair.admin_socket), "address": f"127.0.0.1:{pair.port}"}
+        reports = player("play", play, target)
+    assert [report["index"] for report in reports] == list(range(len(play.steps)))
+    return [report["problems"] for report in reports]
+
+
+def every_case() -> list[Any]:
+    made = []
+    for name in cases.names():
+        for case in cases.load(name).cases:
+            marks = [pytest.mark.xdist_group(f"wire-{name}")]
+            if case.xfail:
+                marks.append(pytest.mark.xfail(reason=case.xfail, strict=True))
+            made.append(pytest.param(name, case, id=f"{name}: {case.name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("name", "case"), every_case())
+def test_case(name: str, case: cases.Case) -> None:
+    steps = cases.load(name).steps
+    found = results(name)
+    lines = [f"{steps[index]['name']}: {problem}" for index in case.steps for problem in found[index]]
+    assert not lines, "\n".join(["", *lines])
+
+
+@cache
+def usage() -> tuple[set[str], set[str]]:
+    """Methods and request fields that the cases use."""
+    methods: set[str] = set()
+    fields: set[str] = set()
+    for name in cases.names():
+        (used,) = player("check", cases.load(name))
+        methods |= set(used["methods"])
+        fields |= set(used["fields"])
+    return methods, fields
+
+
+def test_every_method_of_the_api_is_called() -> None:
+    (api,) = player("api")
+    assert set(api["methods"]) - usage()[0] == set()
+
+
+def test_every_field_of_every_request_is_sent() -> None:
+    (api,) = player("api")
+    assert set(api["fields"]) - usage()[1] - UNUSED_FIELDS.keys() == set()
