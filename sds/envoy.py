@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf.message import DecodeError
 
-from ca.errors import InvalidArgument, Unimplemented
+from ca.errors import InvalidArgument
 from ca.ports import Clock
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
+from sds.envoy_delta import DeltaStream
 from sds.envoy_status import SdsClient, SdsClients
-from sds.envoy_stream import ResourceState, SdsStream
+from sds.envoy_stream import SdsStream
+from sds.envoy_subscriber import ResourceState, Subscriber, parse
 from sds.secrets import Form, SecretNames
 from sds.workloads import Caller, Context, Workloads, quiet_exit
 
@@ -54,16 +55,21 @@ class EnvoySds:
             {
                 "StreamSecrets": grpc.stream_stream_rpc_method_handler(self._stream_secrets),
                 "FetchSecrets": grpc.unary_unary_rpc_method_handler(self._fetch_secrets),
-                "DeltaSecrets": grpc.stream_stream_rpc_method_handler(_delta_secrets),
+                "DeltaSecrets": grpc.stream_stream_rpc_method_handler(self._delta_secrets),
             },
         )
 
     async def _stream_secrets(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        await self._follow(requests, context, SdsStream(names=self._names, validator=self._validator))
+
+    async def _delta_secrets(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        await self._follow(requests, context, DeltaStream(names=self._names, validator=self._validator))
+
+    async def _follow(self, requests: AsyncIterator[bytes], context: Context, stream: Subscriber) -> None:
         caller = self._peer_of(context)
         # A starting agent has Envoy wait rather than come back after its own, growing, pauses.
         await self._cache.wait_ready()
         async with self._workloads.session(caller, needs_svid=True) as subscription:
-            stream = SdsStream(names=self._names, validator=self._validator)
             client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
             inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
             reader = asyncio.create_task(_read(requests, inbox, subscription))
@@ -89,7 +95,7 @@ class EnvoySds:
             await self._answer(context, subscription, stream)
             await subscription.changed()
 
-    async def _answer(self, context: Context, subscription: Subscription, stream: SdsStream) -> None:
+    async def _answer(self, context: Context, subscription: Subscription, stream: Subscriber) -> None:
         view = subscription.view
         content = self._cache.content(view)
         response = stream.respond(content, settled=view.settled, now=self._clock.now())
@@ -99,7 +105,7 @@ class EnvoySds:
     def _take_in(self, client: SdsClient, raw: bytes) -> None:
         stream = client.stream
         pending = [status for status in stream.statuses.values() if status.state is ResourceState.SENT]
-        stream.request(_parse(raw), self._clock.now())
+        stream.take_in(raw, self._clock.now())
         rejected = [status for status in pending if status.state is ResourceState.NACKED]
         for status in rejected:
             log.warning(
@@ -117,7 +123,7 @@ class EnvoySds:
         caller = self._peer_of(context)
         await self._cache.wait_ready()
         async with self._workloads.session(caller, needs_svid=True) as subscription:
-            return await self._fetch(_parse(raw), subscription)
+            return await self._fetch(parse(discovery_pb2.DiscoveryRequest, raw), subscription)
 
     async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
         """One answer without version and nonce; for names that mean nothing there is no later, so it says so."""
@@ -148,14 +154,3 @@ async def _read(requests: AsyncIterator[bytes], inbox: asyncio.Queue[bytes | Non
         log.debug("an SDS stream broke off", error=str(error))
     await inbox.put(None)
     subscription.wake()
-
-
-async def _delta_secrets(requests: AsyncIterator[bytes], context: Context) -> None:
-    raise Unimplemented("delta secrets are not implemented", reason="SDS_DELTA_UNIMPLEMENTED")
-
-
-def _parse(raw: bytes) -> discovery_pb2.DiscoveryRequest:
-    try:
-        return discovery_pb2.DiscoveryRequest.FromString(raw)
-    except DecodeError as error:
-        raise InvalidArgument("the request is malformed", reason="REQUEST_MALFORMED") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ca.runtime.metrics import counter, gauge
-from sds.envoy_stream import ResourceState, SdsStream
+from sds.envoy_subscriber import ResourceState, Subscriber
 from sds.feed import BUNDLE, Consumers
 from sds.secrets import is_root_name
 
@@ -24,7 +24,7 @@ class SdsClient:
     pid: int
     uid: int
     connected_at: datetime
-    stream: SdsStream
+    stream: Subscriber
 
 
 class SdsClients:
@@ -38,7 +38,7 @@ class SdsClients:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def add(self, stream: SdsStream, *, pid: int, uid: int, now: datetime) -> SdsClient:
+    def add(self, stream: Subscriber, *, pid: int, uid: int, now: datetime) -> SdsClient:
         """A stream has opened."""
         client = SdsClient(number=next(self._numbers), pid=pid, uid=uid, connected_at=now, stream=stream)
         self._clients[client.number] = client

@@ -48,9 +48,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a name has no secret, and what would give it one."""
+    """Why a name has no secret, and what would give it one. `pending`: it has one, which is on its way."""
 
     detail: str
+    pending: bool = False
 
 
 def is_root_name(name: str, names: SecretNames) -> bool:
@@ -94,7 +95,7 @@ def _default_svid(name: str, content: Content, *, settled: bool) -> Found | Miss
     if not content.entries:
         return Missing("no identity issued: no registration entry matches this workload")
     if not content.svids or not settled:
-        return Missing("the X.509-SVID has not been issued yet")
+        return Missing("the X.509-SVID has not been issued yet", pending=True)
     return _svid(name, 0, content)
 
 
@@ -103,7 +104,7 @@ def _svid_by_id(name: str, spiffe_id: SpiffeId, content: Content) -> Found | Mis
         if svid.spiffe_id == spiffe_id:
             return _svid(name, position, content)
     if any(entry.spiffe_id == spiffe_id for entry in content.entries):
-        return Missing("the X.509-SVID has not been issued yet")
+        return Missing("the X.509-SVID has not been issued yet", pending=True)
     return Missing(f"no registration entry gives this workload {quote(name)}")
 
 

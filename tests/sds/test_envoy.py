@@ -146,11 +146,6 @@ async def test_fetch_secrets_without_an_identity(lab: Lab, client: WorkloadClien
     assert (await refused(client.fetch_secrets("default")))[0] == "INVALID_ARGUMENT"
 
 
-async def test_delta_is_not_implemented_yet(lab: Lab, client: WorkloadClient):
-    call = client.channel.stream_stream(f"{SDS}/DeltaSecrets")()
-    assert (await status_of(call))[0] == "UNIMPLEMENTED"
-
-
 async def test_a_malformed_request_ends_the_stream_alone(lab: Lab, client: WorkloadClient):
     await lab.issued(entry("a"))
     call = client.channel.stream_stream(f"{SDS}/StreamSecrets")()

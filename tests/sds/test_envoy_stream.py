@@ -13,7 +13,8 @@ from google.rpc import status_pb2
 
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import SpiffeId
-from sds.envoy_stream import ResourceState, SdsStream
+from sds.envoy_stream import SdsStream
+from sds.envoy_subscriber import ResourceState
 from sds.secrets import Form, SecretNames, is_root_name
 from sds.views import BundleForms, Content, WorkloadSvid, asked_for, build
 from tests.sds.lab import FED, TD, Authority, entry

@@ -62,6 +62,9 @@ class WorkloadClient:
     def sds(self) -> SdsCall:
         return SdsCall(self.channel)
 
+    def delta(self) -> DeltaCall:
+        return DeltaCall(self.channel)
+
     async def fetch_secrets(self, *names: str) -> discovery_pb2.DiscoveryResponse:
         call = self.channel.unary_unary(
             f"{SDS}/FetchSecrets",
@@ -92,6 +95,32 @@ class SdsCall:
     async def read(self) -> discovery_pb2.DiscoveryResponse:
         answer = await self.call.read()
         if not isinstance(answer, discovery_pb2.DiscoveryResponse):
+            raise EOFError(f"the stream ended: {await self.call.code()} {await self.call.details()}")
+        self.last = answer
+        return answer
+
+
+class DeltaCall:
+    """One DeltaSecrets stream, with its last answer at hand."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        method = channel.stream_stream(
+            f"{SDS}/DeltaSecrets",
+            request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
+            response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
+        )
+        self.call = method()
+        self.last = discovery_pb2.DeltaDiscoveryResponse()
+
+    async def ask(self, *names: str, **fields: Any) -> None:
+        await self.call.write(discovery_pb2.DeltaDiscoveryRequest(resource_names_subscribe=names, **fields))
+
+    async def ack(self, **fields: Any) -> None:
+        await self.ask(response_nonce=self.last.nonce, **fields)
+
+    async def read(self) -> discovery_pb2.DeltaDiscoveryResponse:
+        answer = await self.call.read()
+        if not isinstance(answer, discovery_pb2.DeltaDiscoveryResponse):
             raise EOFError(f"the stream ended: {await self.call.code()} {await self.call.details()}")
         self.last = answer
         return answer

@@ -1,0 +1,152 @@
+"""What both kinds of SDS stream have in common: who is at the other end, its names, and how far each secret got."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar
+
+from envoy.config.core.v3 import base_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from ca.errors import InvalidArgument
+from sds.secrets import Form, Found, Missing, SecretNames, every_name, is_root_name, resolve
+from sds.views import Content
+
+MAX_NAMES = 1000
+MAX_NAME_BYTES = 2048
+MAX_DETAIL = 2000
+
+M = TypeVar("M", bound=Message)
+
+
+class ResourceState(StrEnum):
+    """How far a secret got."""
+
+    SENT = "SENT"
+    ACKED = "ACKED"
+    NACKED = "NACKED"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(slots=True, kw_only=True)
+class ResourceStatus:
+    """What the operator is shown about one name on one stream. `detail`: a NACK's words, or why it is unknown."""
+
+    name: str
+    state: ResourceState
+    version: str = ""
+    sent_at: datetime | None = None
+    answered_at: datetime | None = None
+    detail: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Subscriber(ABC):
+    """One stream's state. Feed it what comes in (`take_in`), and after that and each change ask it to `respond`.
+
+    `everything`: it asked for whatever there is. `statuses` holds every name that was asked for or sent.
+    """
+
+    names: SecretNames = field(default_factory=SecretNames)
+    validator: Form = Form.SPIFFE
+    node_id: str = ""
+    user_agent: str = ""
+    form: Form = Form.SPIFFE
+    subscribed: frozenset[str] = frozenset()
+    everything: bool = False
+    statuses: dict[str, ResourceStatus] = field(default_factory=dict)
+    type_url: str = ""
+    _begun: bool = False
+
+    @abstractmethod
+    def take_in(self, raw: bytes, now: datetime) -> None:
+        """Take in a serialized request. Raises InvalidArgument when it is malformed or out of bounds."""
+
+    @abstractmethod
+    def respond(self, content: Content, *, settled: bool, now: datetime) -> bytes | None:
+        """The serialized response that is due now, or None. `settled`: no SVID of this content is on its way."""
+
+    @property
+    def roots_only(self) -> bool:
+        """Whether it carries trust bundles alone: such streams are told of a change before those with leaves."""
+        return not self.everything and all(is_root_name(name, self.names) for name in self.subscribed)
+
+    def _read_node(self, node: base_pb2.Node) -> None:
+        version = node.user_agent_build_version.version
+        self.node_id = node.id[:256]
+        self.user_agent = node.user_agent_name[:64]
+        if node.HasField("user_agent_build_version"):
+            self.user_agent += f" {version.major_number}.{version.minor_number}.{version.patch}"
+        self.form = self.validator if _has_validator(node) else Form.TRUSTED_CA
+
+    def _note_answer(self, names: Iterable[str], error: status_pb2.Status | None, now: datetime) -> None:
+        """The client took over what it was sent under these names, or rejected it with `error`."""
+        for name in names:
+            status = self.statuses.get(name)
+            if status is not None and status.state is ResourceState.SENT:
+                status.state = ResourceState.ACKED if error is None else ResourceState.NACKED
+                status.detail = "" if error is None else error.message[:MAX_DETAIL]
+                status.answered_at = now
+
+    def _note_sent(self, name: str, version: str, now: datetime) -> None:
+        self.statuses[name] = ResourceStatus(name=name, state=ResourceState.SENT, version=version, sent_at=now)
+
+    def _resolve(
+        self, content: Content, *, settled: bool, now: datetime
+    ) -> tuple[dict[str, Found], dict[str, Missing]]:
+        """What the names stand for now, in the order in which it is sent, and which have no secret."""
+        asked = [*every_name(content), *sorted(self.subscribed)] if self.everything else sorted(self.subscribed)
+        found: dict[str, Found] = {}
+        missing: dict[str, Missing] = {}
+        for name in asked:
+            answer = resolve(name, content, settled=settled, names=self.names, form=self.form)
+            if isinstance(answer, Missing):
+                missing[name] = answer
+                self._note_missing(name, answer, now)
+            else:
+                found[name] = answer
+        for name in self.statuses.keys() - found.keys() - missing.keys():
+            del self.statuses[name]
+        return dict(sorted(found.items(), key=lambda item: (item[1].rank, item[0]))), missing
+
+    def _note_missing(self, name: str, missing: Missing, now: datetime) -> None:
+        known = self.statuses.get(name)
+        if known is not None and known.state is not ResourceState.UNKNOWN:
+            # It was sent once and its entry or SVID has gone: Envoy keeps it until it expires; say so.
+            known.detail = f"no longer given: {missing.detail}"
+        else:
+            self.statuses[name] = ResourceStatus(
+                name=name, state=ResourceState.UNKNOWN, detail=missing.detail, answered_at=now
+            )
+
+
+def parse(kind: type[M], raw: bytes) -> M:
+    """A request of this kind. Raises InvalidArgument (REQUEST_MALFORMED)."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InvalidArgument("the request is malformed", reason="REQUEST_MALFORMED") from error
+
+
+def check_bounds(names: Collection[str]) -> None:
+    """Raises InvalidArgument (SDS_TOO_MANY_NAMES) for more or longer names than one stream may ask for."""
+    if len(names) > MAX_NAMES or any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+        raise InvalidArgument(
+            f"at most {MAX_NAMES} resource names of {MAX_NAME_BYTES} bytes each", reason="SDS_TOO_MANY_NAMES"
+        )
+
+
+def _has_validator(node: base_pb2.Node) -> bool:
+    """False for an Envoy before 1.18 and where the node's metadata says so, as SPIRE's agent reads them."""
+    switch = node.metadata.fields.get("disable_spiffe_cert_validation")
+    if switch is not None and (switch.bool_value or switch.string_value.lower() == "true"):
+        return False
+    if not node.HasField("user_agent_build_version"):
+        return True
+    version = node.user_agent_build_version.version
+    return (version.major_number, version.minor_number) >= (1, 18)
