@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -13,11 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from ca.errors import BurgeeError
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import KeyType
+from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
 from ca.runtime.server_config import HostPort
-
-MAX_SOCKET_PATH_BYTES = 107
 
 
 class AdminSocketConfig(StrictModel):
@@ -181,18 +179,6 @@ class AgentConfig(StrictModel):
     def admin_socket_path(self) -> Path:
         """The admin socket with its default filled in."""
         return self.admin_socket.path or self.data_dir / "run" / "admin.sock"
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """`host:port` or `[ipv6]:port` → (host, port). Raises ValueError, which a model reports as its own."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"`{address}` is not `host:port`")
-    if host.startswith("[") and host.endswith("]"):
-        return str(ip_address(host[1:-1])), int(port)
-    if not host or ":" in host or "/" in host:
-        raise ValueError(f"`{address}` is not `host:port` (an IPv6 address stands in brackets)")
-    return host, int(port)
 
 
 if __name__ == "__main__":

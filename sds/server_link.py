@@ -12,10 +12,10 @@ from ca.identity.bundle_pem import certificate_pem
 from ca.ports import Clock
 from ca.runtime.rpc import error_of
 from ca.runtime.tls import TlsMaterial
+from ca.runtime.tls_relay import TlsRelay
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
 from sds.state import AgentSvid
-from sds.tls_relay import TlsRelay
 
 MAX_RECEIVE_BYTES = 64 << 20
 """A snapshot for a large node is one message."""

@@ -12,10 +12,11 @@ from typing import Any
 
 from ca.errors import ConfigError
 from ca.ports import Clock
+from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES
 from ca.runtime.files import make_private_dir
 from ca.runtime.gate import Gate, PeerCred
 from ca.runtime.rpc import grpc_server
-from sds.config import MAX_SOCKET_PATH_BYTES, AdminSocketConfig
+from sds.config import AdminSocketConfig
 
 MAX_REQUEST_BYTES = 256 * 1024
 """Requests on the agent's sockets are small; a larger one is refused unread."""

@@ -19,10 +19,10 @@ from ca.errors import BurgeeError, Code
 from ca.identity.svid import X509Svid
 from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc
 from ca.runtime.clock import SystemClock
+from ca.runtime.tls_relay import TlsRelay
 from sds.first_trust import ServerTrust
 from sds.server_link import ServerLink
 from sds.state import open_store
-from sds.tls_relay import TlsRelay
 from tests.ca.identity.forge import TD
 from tests.sds.fake_server import FakeServer, fresh_root
 from tests.sds.node_lab import config_for, serving, until

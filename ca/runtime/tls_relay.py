@@ -1,7 +1,7 @@
 """From gRPC to a SPIFFE server: gRPC insists on host names, which SPIFFE servers do not have, so TLS is done here.
 
 gRPC speaks plaintext to a Unix socket of ours; for each connection the relay dials a server, verifies chain and
-SPIFFE ID, and only then passes bytes. Whoever reached the plaintext leg would be the agent: it lies in a 0700
+SPIFFE ID, and only then passes bytes. Whoever reached the plaintext leg would act with our SVID: it lies in a 0700
 directory and accepts only a peer whose pid is our own, so that neither a process of the same user nor root gets in.
 """
 
@@ -21,15 +21,15 @@ from pathlib import Path
 from ca.errors import BurgeeError, Unauthenticated, Unavailable
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
+from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
 from ca.runtime.files import make_private_dir
 from ca.runtime.gate_tls import unverified_chain
 from ca.runtime.log import get
 from ca.runtime.tls import TlsMaterial, load_chain
-from sds.config import MAX_SOCKET_PATH_BYTES, split_address
 
 DIAL_TIMEOUT_SECONDS = 5.0
 CHUNK_BYTES = 64 * 1024
-log = get("sds.relay")
+log = get("relay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ def _unreachable(address: str, error: Exception) -> Unavailable:
     return Unavailable(
         f"cannot reach the server at `{address}`: {text.lower()}",
         reason="SERVER_UNREACHABLE",
-        hint="is the server running, and does `servers` name it?",
+        hint="is the server running, and is this its address?",
     )
 
 
@@ -239,7 +239,7 @@ def _turned_away(error: ssl.SSLError) -> Unavailable:
     return Unavailable(
         f"the server ended the TLS connection: {text}",
         reason="SERVER_REFUSED_TLS",
-        hint="does the server still know the authority of this agent's SVID, and do both clocks agree?",
+        hint="does the server still know the authority of our SVID, and do both clocks agree?",
     )
 
 
