@@ -20,11 +20,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import grpc
+
 from attestor.workload.run import attest_all
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.proto.burgee import agent_pb2_grpc
+from ca.proto.spire import agent_debug_pb2_grpc, agent_logger_pb2_grpc
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
 from ca.runtime.files import make_private_dir
@@ -37,6 +40,7 @@ from sds.agent_metrics import expose
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.config import AgentConfig
+from sds.debug_api import DebugApi
 from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
 from sds.first_trust import ServerTrust
@@ -44,6 +48,7 @@ from sds.follower import Follower, Keeper, follow_with
 from sds.health import delivery_problem, health_handler, serving
 from sds.jwt_cache import JwtCache
 from sds.keys import KeyPool
+from sds.logger_api import LoggerApi
 from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
 from sds.plugins import node_attestor, workload_attestors
@@ -191,11 +196,25 @@ class Agent:
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
         workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health, *Reflection().handlers()))
-        agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), self.admin_endpoint.server)
+        self._add_admin_services(self.admin_endpoint.server)
         await self.admin_endpoint.listen(self.config.admin_socket_path, **admin_access(self.config.admin_socket))
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
         # who it is decides what is given (§5, E17).
         await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755)
+
+    def _add_admin_services(self, server: grpc.aio.Server) -> None:
+        """Ours, and those that SPIRE's tools ask for."""
+        agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), server)
+        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(self.config.log.level), server)
+        debug = DebugApi(
+            clock=self.clock,
+            chain=lambda: self.identity.svid.chain if self.identity.svid else (),
+            bundle=lambda: self.trust.bundle,
+            last_sync_at=lambda: self.follower.last_sync_at,
+            x509_svids=lambda: len(self.cache.svids()),
+            jwt_svids=lambda: len(self.jwts),
+        )
+        agent_debug_pb2_grpc.add_DebugServicer_to_server(debug, server)
 
     def _admin_api(self) -> AgentApi:
         def identity() -> tuple[str, datetime | None, bool]:

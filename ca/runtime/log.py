@@ -13,7 +13,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 Format = Literal["console", "json"]
-Level = Literal["debug", "info", "warning", "error"]
+Level = Literal["debug", "info", "warning", "error", "critical"]
 
 request_id: ContextVar[str] = ContextVar("burgee_request_id", default="")
 """The id of the call being served, empty outside of one. It is in every log line of the call and in its errors."""
@@ -54,6 +54,17 @@ def configure(format: Format = "console", level: Level = "info", stream: TextIO 
         cache_logger_on_first_use=False,
     )
     _adopt_libraries(shared, last, target, threshold)
+
+
+def set_level(level: Level) -> None:
+    """From now on log this level and what is graver; loggers that exist already obey too."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(threshold))
+    logging.getLogger().setLevel(_library_threshold(threshold))
+
+
+def _library_threshold(threshold: int) -> int:
+    return max(threshold, logging.WARNING)
 
 
 class _Stream:
@@ -102,4 +113,4 @@ def _adopt_libraries(shared: list[Processor], last: list[Processor], target: Tex
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last]))
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(max(threshold, logging.WARNING))
+    root.setLevel(_library_threshold(threshold))
