@@ -1,0 +1,10 @@
+"""Every fuzz target by name."""
+
+from tests.fuzz.harness import Target
+from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for module in (names, requests, certificates, documents, tokens, streams, messages, gate)
+    for target in module.TARGETS
+}
