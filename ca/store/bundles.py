@@ -8,15 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ca.errors import FailedPrecondition, InvalidArgument
+from ca.errors import AlreadyExists, InvalidArgument, NotFound
 from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.identity.spiffe_id import TrustDomain
+from ca.store import paging
+from ca.store.bundle_delete import delete_bundle
 from ca.store.database import Database, WriteTransaction
 from ca.store.rows import check_storable, from_micros, to_json, to_micros, trust_domain
-from ca.store.tables import bundles, entry_federations
+from ca.store.tables import bundles
+from ca.store.values import DeleteMode, Page
+
+Change = Callable[[TrustBundle], TrustBundle]
 
 
 class Bundles:
@@ -43,16 +48,58 @@ class Bundles:
         """
         return await self.update(bundle.trust_domain, lambda _: bundle)
 
-    async def update(self, of: TrustDomain, change: Callable[[TrustBundle], TrustBundle]) -> TrustBundle:
+    async def find(self, besides: TrustDomain, page_size: int = 0, page_token: str = "") -> Page[TrustBundle]:
+        """All bundles but that of `besides`, in the order in which they were first stored; all at once when
+        `page_size` ≤ 0. Raises InvalidArgument for a bad token."""
+        query = select(bundles).where(bundles.c.trust_domain != besides.name)
+        query = paging.limit(query, bundles.c.position, page_size, page_token)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return paging.page(rows, page_size, bundle_of)
+
+    async def create(self, bundle: TrustBundle) -> TrustBundle:
+        """Store a bundle of a trust domain that has none, its sequence number as given. Raises AlreadyExists."""
+
+        async def work(transaction: WriteTransaction) -> TrustBundle:
+            if await _row_of(transaction.connection, bundle.trust_domain) is not None:
+                raise AlreadyExists("bundle already exists", reason="BUNDLE_EXISTS")
+            return await _write(transaction, None, bundle)
+
+        return await self._database.write(work)
+
+    async def put(self, bundle: TrustBundle) -> TrustBundle:
+        """Store a bundle exactly as given, also its sequence number: that of a foreign bundle is its domain's."""
+
+        async def work(transaction: WriteTransaction) -> TrustBundle:
+            row = await _row_of(transaction.connection, bundle.trust_domain)
+            return await _write(transaction, row, bundle)
+
+        return await self._database.write(work)
+
+    async def alter(self, of: TrustDomain, change: Change) -> TrustBundle:
+        """Like `put`, with what `change` makes of the stored bundle, in one transaction. Raises NotFound."""
+
+        async def work(transaction: WriteTransaction) -> TrustBundle:
+            row = await _row_of(transaction.connection, of)
+            if row is None:
+                raise NotFound("bundle not found", reason="BUNDLE_NOT_FOUND")
+            return await _write(transaction, row, _changed(bundle_of(row), change))
+
+        return await self._database.write(work)
+
+    async def update(self, of: TrustDomain, change: Change) -> TrustBundle:
         """Read, change and write in one transaction; `change` gets an empty bundle where there is none.
 
         It must not block. Returns the bundle as stored, its sequence number as with `set`.
         """
         return await self._database.write(lambda transaction: _update(transaction, of, change))
 
-    async def delete(self, of: TrustDomain) -> bool:
-        """Whether there was one. Raises FailedPrecondition BUNDLE_IN_USE while entries federate with it."""
-        return await self._database.write(lambda transaction: _delete(transaction, of))
+    async def delete(self, of: TrustDomain, mode: DeleteMode = DeleteMode.RESTRICT) -> bool:
+        """Whether there was one. Entries that federate with it are dealt with as `mode` says, in the same transaction.
+
+        Raises FailedPrecondition BUNDLE_IN_USE with RESTRICT.
+        """
+        return await self._database.write(lambda transaction: delete_bundle(transaction, of, mode))
 
 
 def bundle_of(row: Row[Any]) -> TrustBundle:
@@ -86,43 +133,39 @@ async def _row_of(connection: AsyncConnection, of: TrustDomain) -> Row[Any] | No
     return (await connection.execute(select(bundles).where(bundles.c.trust_domain == of.name))).one_or_none()
 
 
-async def _update(
-    transaction: WriteTransaction, of: TrustDomain, change: Callable[[TrustBundle], TrustBundle]
-) -> TrustBundle:
+async def _update(transaction: WriteTransaction, of: TrustDomain, change: Change) -> TrustBundle:
     row = await _row_of(transaction.connection, of)
     before = TrustBundle(trust_domain=of) if row is None else bundle_of(row)
-    wanted = change(before)
-    if wanted.trust_domain != of:
-        raise InvalidArgument(f"a bundle of `{wanted.trust_domain}` is none of `{of}`", reason="BUNDLE_TRUST_DOMAIN")
+    wanted = _changed(before, change)
     if row is not None and replace(wanted, sequence_number=before.sequence_number) == before:
         return before
-    after = replace(wanted, sequence_number=max(before.sequence_number + 1, wanted.sequence_number))
-    revision = transaction.change("bundle", of.name)
+    number = max(before.sequence_number + 1, wanted.sequence_number)
+    return await _write(transaction, row, replace(wanted, sequence_number=number))
+
+
+def _changed(before: TrustBundle, change: Change) -> TrustBundle:
+    wanted, of = change(before), before.trust_domain
+    if wanted.trust_domain != of:
+        raise InvalidArgument(f"a bundle of `{wanted.trust_domain}` is none of `{of}`", reason="BUNDLE_TRUST_DOMAIN")
+    return wanted
+
+
+async def _write(transaction: WriteTransaction, row: Row[Any] | None, wanted: TrustBundle) -> TrustBundle:
+    """Into a new row or over `row`; what does not differ is no change."""
+    if row is not None and bundle_of(row) == wanted:
+        return wanted
+    name = wanted.trust_domain.name
     columns = {
-        "sequence_number": after.sequence_number,
-        "refresh_hint_seconds": after.refresh_hint_seconds,
-        "authorities": _authorities_to_json(after),
+        "sequence_number": wanted.sequence_number,
+        "refresh_hint_seconds": wanted.refresh_hint_seconds,
+        "authorities": _authorities_to_json(wanted),
     }
+    revision = transaction.change("bundle", name)
     if row is None:
-        await transaction.connection.execute(insert(bundles).values(trust_domain=of.name, position=revision, **columns))
+        await transaction.connection.execute(insert(bundles).values(trust_domain=name, position=revision, **columns))
     else:
-        await transaction.connection.execute(update(bundles).where(bundles.c.trust_domain == of.name).values(**columns))
-    return after
-
-
-async def _delete(transaction: WriteTransaction, of: TrustDomain) -> bool:
-    connection = transaction.connection
-    query = select(func.count()).select_from(entry_federations)
-    users = (await connection.execute(query.where(entry_federations.c.trust_domain == of.name))).scalar_one()
-    if await _row_of(connection, of) is None:
-        return False
-    if users:
-        raise FailedPrecondition(
-            f"cannot delete bundle; federated with {users} registration entries", reason="BUNDLE_IN_USE"
-        )
-    await connection.execute(delete(bundles).where(bundles.c.trust_domain == of.name))
-    transaction.change("bundle", of.name, deleted=True)
-    return True
+        await transaction.connection.execute(update(bundles).where(bundles.c.trust_domain == name).values(**columns))
+    return wanted
 
 
 def _authorities_to_json(bundle: TrustBundle) -> str:

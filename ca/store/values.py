@@ -32,6 +32,18 @@ class Match(StrEnum):
     """The item has at least one of the filter's members."""
 
 
+class DeleteMode(StrEnum):
+    """What becomes of entries that federate with a trust domain whose bundle is deleted (wire: RESTRICT 0, DELETE 1,
+    DISSOCIATE 2)."""
+
+    RESTRICT = "restrict"
+    """The bundle stays while there are any."""
+    DELETE = "delete"
+    """They are deleted too."""
+    DISSOCIATE = "dissociate"
+    """They stay, and federate with it no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class SelectorMatch:
     """A filter on selectors; an empty set is refused with InvalidArgument when it is used."""
