@@ -253,3 +253,323 @@ class Cap(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cap: _TypeAlias = Cap  # noqa: Y015
+
+@_typing.final
+class ListIssuedRequest(_message.Message):
+    """All that is given must fit; empty means any."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    agent_id: _builtins.str
+    authority_id: _builtins.str
+    """Authority ID (of a certificate's issuer) or key ID (of a token's)."""
+    live: _builtins.bool
+    """Only what is valid now."""
+    limit: _builtins.int
+    """At most so many records; 0 for all."""
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        authority_id: _builtins.str = ...,
+        live: _builtins.bool = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authority_id", b"authority_id", "limit", b"limit", "live", b"live", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListIssuedRequest: _TypeAlias = ListIssuedRequest  # noqa: Y015
+
+@_typing.final
+class ListIssuedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Issued]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Issued] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListIssuedResponse: _TypeAlias = ListIssuedResponse  # noqa: Y015
+
+@_typing.final
+class Issued(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SERIAL_OR_KID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_REVISION_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    KEY_SHA256_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """x509, jwt, wit or ca."""
+    serial_or_kid: _builtins.str
+    """Decimal serial number of a certificate, key ID of a token."""
+    spiffe_id: _builtins.str
+    entry_id: _builtins.str
+    """Empty where no entry or agent took part."""
+    entry_revision: _builtins.int
+    agent_id: _builtins.str
+    authority_id: _builtins.str
+    server: _builtins.str
+    """The server that signed."""
+    not_before: _builtins.int
+    not_after: _builtins.int
+    key_sha256: _builtins.bytes
+    """SHA-256 of the SubjectPublicKeyInfo; empty for tokens."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        serial_or_kid: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        entry_id: _builtins.str = ...,
+        entry_revision: _builtins.int = ...,
+        agent_id: _builtins.str = ...,
+        authority_id: _builtins.str = ...,
+        server: _builtins.str = ...,
+        not_before: _builtins.int = ...,
+        not_after: _builtins.int = ...,
+        key_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authority_id", b"authority_id", "entry_id", b"entry_id", "entry_revision", b"entry_revision", "key_sha256", b"key_sha256", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "serial_or_kid", b"serial_or_kid", "server", b"server", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Issued: _TypeAlias = Issued  # noqa: Y015
+
+@_typing.final
+class ListAuditRequest(_message.Message):
+    """All that is given must fit; empty means any."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    since: _builtins.int
+    """Unix seconds."""
+    actor: _builtins.str
+    """"uid:1000" or a SPIFFE ID."""
+    call: _builtins.str
+    """A method's last name, as "BatchCreateEntry", or its whole name."""
+    item: _builtins.str
+    """An entry's ID, a SPIFFE ID, or whatever else a call was about."""
+    limit: _builtins.int
+    """The newest so many; 0 for all."""
+    follow: _builtins.bool
+    """Go on with what is recorded from now on."""
+    def __init__(
+        self,
+        *,
+        since: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        call: _builtins.str = ...,
+        item: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "call", b"call", "follow", b"follow", "item", b"item", "limit", b"limit", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRequest: _TypeAlias = ListAuditRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRecord]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___AuditRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditResponse: _TypeAlias = ListAuditResponse  # noqa: Y015
+
+@_typing.final
+class AuditRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_MICROS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    at_micros: _builtins.int
+    """Unix time in microseconds, of the call's beginning."""
+    actor: _builtins.str
+    """"uid:1000" on the local socket, else the caller's SPIFFE ID, or "anonymous"."""
+    origin: _builtins.str
+    """"pid:N" on the local socket, else the address."""
+    call: _builtins.str
+    """Full name of the method."""
+    request_id: _builtins.str
+    server: _builtins.str
+    """The server that was called."""
+    code: _builtins.str
+    """Of the call as a whole, as "OK" or "PermissionDenied"; "Unfinished" when the server ended before the call did."""
+    reason: _builtins.str
+    """Stable code of a refusal."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditItem]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at_micros: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        call: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        server: _builtins.str = ...,
+        code: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        items: _abc.Iterable[Global___AuditItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at_micros", b"at_micros", "call", b"call", "code", b"code", "id", b"id", "items", b"items", "origin", b"origin", "reason", b"reason", "request_id", b"request_id", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
+class AuditItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it is called: an entry's ID, a SPIFFE ID, a trust domain."""
+    about: _builtins.str
+    """What else is known of it: an entry's SPIFFE ID, a certificate's serial."""
+    code: _builtins.str
+    """As "OK" or "AlreadyExists"; empty where the call never came so far."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        about: _builtins.str = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "code", b"code", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditItem: _TypeAlias = AuditItem  # noqa: Y015
+
+@_typing.final
+class PruneRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_EXPIRED_FOR_SECONDS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FIRST_USE_AGENTS_FIELD_NUMBER: _builtins.int
+    agents_expired_for_seconds: _builtins.int
+    """Agents whose SVIDs expired longer ago than this; 0 means as configured."""
+    dry_run: _builtins.bool
+    """Count, and forget nothing."""
+    first_use_agents: _builtins.bool
+    """Also agents that were trusted on first use: their evidence could then be used once more, by anybody."""
+    def __init__(
+        self,
+        *,
+        agents_expired_for_seconds: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        first_use_agents: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents_expired_for_seconds", b"agents_expired_for_seconds", "dry_run", b"dry_run", "first_use_agents", b"first_use_agents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneRequest: _TypeAlias = PruneRequest  # noqa: Y015
+
+@_typing.final
+class PruneResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    JOIN_TOKENS_FIELD_NUMBER: _builtins.int
+    ISSUANCE_BATCHES_FIELD_NUMBER: _builtins.int
+    AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    join_tokens: _builtins.int
+    issuance_batches: _builtins.int
+    audit_records: _builtins.int
+    changes: _builtins.int
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs of agents and IDs of entries."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
+        entries: _abc.Iterable[_builtins.str] | None = ...,
+        join_tokens: _builtins.int = ...,
+        issuance_batches: _builtins.int = ...,
+        audit_records: _builtins.int = ...,
+        changes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "audit_records", b"audit_records", "changes", b"changes", "entries", b"entries", "issuance_batches", b"issuance_batches", "join_tokens", b"join_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneResponse: _TypeAlias = PruneResponse  # noqa: Y015

@@ -49,6 +49,21 @@ class AdminStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDResponse.FromString,
                 _registered_method=True)
+        self.ListIssued = channel.unary_stream(
+                '/burgee.admin.v1.Admin/ListIssued',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedResponse.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_stream(
+                '/burgee.admin.v1.Admin/ListAudit',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
+        self.Prune = channel.unary_unary(
+                '/burgee.admin.v1.Admin/Prune',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -73,6 +88,27 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListIssued(self, request, context):
+        """Who got which identity, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Who administered what, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prune(self, request, context):
+        """Forgets what is over, now instead of at the next pass.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +126,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.MintJWTSVID,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDResponse.SerializeToString,
+            ),
+            'ListIssued': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListIssued,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'Prune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +224,87 @@ class Admin:
             '/burgee.admin.v1.Admin/MintJWTSVID',
             ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_admin__pb2.MintJWTSVIDResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIssued(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/ListIssued',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListIssuedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/ListAudit',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/Prune',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.FromString,
             options,
             channel_credentials,
             insecure,

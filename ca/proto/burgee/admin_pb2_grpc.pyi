@@ -35,6 +35,12 @@ class AdminStub:
     MintX509SVID: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MintX509SVIDRequest, _admin_pb2.MintX509SVIDResponse]
     """As SPIRE's Mint RPCs, and they say why a life is shorter than asked."""
     MintJWTSVID: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MintJWTSVIDRequest, _admin_pb2.MintJWTSVIDResponse]
+    ListIssued: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListIssuedRequest, _admin_pb2.ListIssuedResponse]
+    """Who got which identity, newest first."""
+    ListAudit: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]
+    """Who administered what, oldest first."""
+    Prune: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]
+    """Forgets what is over, now instead of at the next pass."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -43,6 +49,12 @@ class AdminAsyncStub(AdminStub):
     MintX509SVID: _aio.UnaryUnaryMultiCallable[_admin_pb2.MintX509SVIDRequest, _admin_pb2.MintX509SVIDResponse]  # type: ignore[assignment]
     """As SPIRE's Mint RPCs, and they say why a life is shorter than asked."""
     MintJWTSVID: _aio.UnaryUnaryMultiCallable[_admin_pb2.MintJWTSVIDRequest, _admin_pb2.MintJWTSVIDResponse]  # type: ignore[assignment]
+    ListIssued: _aio.UnaryStreamMultiCallable[_admin_pb2.ListIssuedRequest, _admin_pb2.ListIssuedResponse]  # type: ignore[assignment]
+    """Who got which identity, newest first."""
+    ListAudit: _aio.UnaryStreamMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]  # type: ignore[assignment]
+    """Who administered what, oldest first."""
+    Prune: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]  # type: ignore[assignment]
+    """Forgets what is over, now instead of at the next pass."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +78,29 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.MintJWTSVIDRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.MintJWTSVIDResponse, _abc.Awaitable[_admin_pb2.MintJWTSVIDResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListIssued(
+        self,
+        request: _admin_pb2.ListIssuedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListIssuedResponse], _abc.AsyncIterator[_admin_pb2.ListIssuedResponse]]:
+        """Who got which identity, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _admin_pb2.ListAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListAuditResponse], _abc.AsyncIterator[_admin_pb2.ListAuditResponse]]:
+        """Who administered what, oldest first."""
+
+    @_abc_1.abstractmethod
+    def Prune(
+        self,
+        request: _admin_pb2.PruneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.PruneResponse, _abc.Awaitable[_admin_pb2.PruneResponse]]:
+        """Forgets what is over, now instead of at the next pass."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
