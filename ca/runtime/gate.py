@@ -13,7 +13,6 @@ import itertools
 import os
 import socket
 import ssl
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from ca.runtime.files import raise_open_files_limit
 from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
 from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener
+from ca.runtime.gate_places import GateLimits, Places, origin_of_address
 from ca.runtime.gate_tls import server_context
 from ca.runtime.peers import Peer, PeerCred, PeerTable, ReadCred, current_peer, read_peer_cred
 from ca.runtime.rpc_errors import abort_with
@@ -45,27 +45,7 @@ HttpProtocolFactory = Callable[[Peer], asyncio.BaseProtocol]
 """Makes the protocol that serves one HTTP/1.1 connection of this peer; it is given an ordinary socket transport."""
 
 SWEEP_SECONDS = 1.0
-FILES_PER_CONNECTION = 4
-"""The client's socket, its pidfd, our socket to grpcio and grpcio's end of that."""
-
-RESERVED_FILES = 128
 _log = log.get("gate")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateLimits:
-    """What one gate bears before it refuses. Fewer than `max_connections` where the hard limit of open files is low."""
-
-    max_connections: int = 10_000
-    max_connections_per_address: int = 2_000
-    max_connections_per_uid: int = 4_000
-    handshake_timeout_seconds: float = 10.0
-    first_bytes_timeout_seconds: float = 10.0
-    stall_timeout_seconds: float = 60.0
-    """A connection whose client takes no byte of what waits for it for so long is ended."""
-
-    expiry_grace_seconds: float = 30.0
-    """From a client certificate's notAfter to GOAWAY."""
 
 
 @dataclass(slots=True)
@@ -102,11 +82,9 @@ class Gate:
         self._tls: dict[str, _TlsListener] = {}
         self._admit: dict[str, Callable[[PeerCred], bool]] = {}
         self._connections: dict[int, Connection] = {}
-        self._by_origin: Counter[object] = Counter()
+        self._places = Places(self.limits, raise_open_files_limit())
         self._numbers = itertools.count(1)
         self._expiries: list[tuple[datetime, int]] = []
-        files = raise_open_files_limit() - RESERVED_FILES
-        self._max_connections = min(self.limits.max_connections, max(1, files // FILES_PER_CONNECTION))
         self._sweeper = self._host.loop.create_task(self._sweep(), name="gate-sweep")
 
     # ---- listeners
@@ -221,24 +199,19 @@ class Gate:
         except Exception as error:
             _log.error("admission failed", listener=listener.name, exc_info=error)
             return "ADMISSION_FAILED"
-        return self._over_limit(("uid", cred.uid), self.limits.max_connections_per_uid)
+        return self._places.refusal_of_uid(cred.uid)
 
     def _accept_tcp(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         host, port = address[0], address[1]
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        reason = self._over_limit(("address", host), self.limits.max_connections_per_address)
+        reason = self._places.refusal_of_address(host)
         if reason:
             self._turn_away(listener, sock, reason, shown)
             return
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         tls = self._tls[listener.name]
-        self._connection(listener, sock, shown, ("address", host)).start_tls(tls.context, tls.verify)
-
-    def _over_limit(self, origin: object, allowed: int) -> str:
-        if len(self._connections) >= self._max_connections:
-            return "CONNECTION_LIMIT"
-        return "CONNECTION_LIMIT_OF_CALLER" if self._by_origin[origin] >= allowed else ""
+        self._connection(listener, sock, shown, origin_of_address(host)).start_tls(tls.context, tls.verify)
 
     def _turn_away(self, listener: Listener, sock: socket.socket, reason: str, remote: str, **more: object) -> None:
         sock.close()
@@ -250,31 +223,35 @@ class Gate:
             self._host, sock, number=next(self._numbers), listener=listener.name, address=address, limit_key=origin
         )
         self._connections[connection.number] = connection
-        self._by_origin[origin] += 1
+        self._places.take(origin)
         CONNECTIONS.labels(listener.name).inc()
         ACCEPTED.labels(listener.name).inc()
         return connection
 
-    def authenticated(self, connection: Connection) -> None:
-        """A connection has a peer; note when its certificate ends."""
+    def authenticated(self, connection: Connection) -> str:
+        """A connection has a peer; note when its certificate ends. Returns why it cannot stay, or nothing."""
+        if connection.anonymous:
+            self._places.anonymous += 1
+            return "ANONYMOUS_LIMIT" if self._places.anonymous > self.limits.max_anonymous_connections else ""
         if connection.peer is not None and connection.peer.svid is not None:
             heapq.heappush(self._expiries, (connection.peer.svid.not_after, connection.number))
             if len(self._expiries) > 1000 + 2 * len(self._connections):
                 self._expiries = [item for item in self._expiries if item[1] in self._connections]
                 heapq.heapify(self._expiries)
+        return ""
 
     def forget(self, connection: Connection) -> None:
         """A connection is over."""
         del self._connections[connection.number]
         CONNECTIONS.labels(connection.listener).dec()
-        self._by_origin[connection.limit_key] -= 1
-        if not self._by_origin[connection.limit_key]:
-            del self._by_origin[connection.limit_key]
+        self._places.give_back(connection.limit_key)
+        if connection.anonymous:
+            self._places.anonymous -= 1
 
     # ---- time
 
     async def _sweep(self) -> None:
-        """End what has expired or stalled."""
+        """End what has expired, stalled, or stayed too long without a certificate."""
         while True:
             await self._clock.sleep(SWEEP_SECONDS)
             self._end_expired()
@@ -282,6 +259,8 @@ class Gate:
             for connection in list(self._connections.values()):
                 if connection.stalled_for(now) > self.limits.stall_timeout_seconds:
                     connection.close("CLIENT_STALLED")
+                elif connection.anonymous and now - connection.began > self.limits.max_anonymous_seconds:
+                    self._go_away(connection, "ANONYMOUS_TOO_LONG")
 
     def _end_expired(self) -> None:
         now = self._clock.now()
@@ -292,17 +271,26 @@ class Gate:
             heapq.heappop(self._expiries)
             connection = self._connections.get(number)
             if connection is not None:
-                connection.go_away("SVID_EXPIRED")
+                self._go_away(connection, "SVID_EXPIRED")
+
+    def _go_away(self, connection: Connection, reason: str) -> None:
+        """One connection that cannot even be asked to leave must not keep the others in."""
+        try:
+            connection.go_away(reason)
+        except Exception as error:
+            _log.error("cannot send GOAWAY", reason=reason, exc_info=error)
+            connection.close(reason)
 
 
 class _Host:
-    """Implements gate_connection.Host: backs, names and shared buffers for the connections of one gate."""
+    """Implements gate_host.Host: backs, names and shared buffers for the connections of one gate."""
 
     def __init__(self, gate: Gate, grpc_socket: str, http: HttpProtocolFactory | None, table: PeerTable) -> None:
         self.loop = asyncio.get_running_loop()
         self.view = memoryview(bytearray(CHUNK_BYTES))
         self.handshake_timeout_seconds = gate.limits.handshake_timeout_seconds
         self.first_bytes_timeout_seconds = gate.limits.first_bytes_timeout_seconds
+        self.max_anonymous_bytes = gate.limits.max_anonymous_bytes
         self.has_http = http is not None
         self.admitted = gate.authenticated
         self.ended = gate.forget

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import ssl
-from typing import Protocol
 
 from ca.errors import BurgeeError
 from ca.runtime import log, metrics
 from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
 from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
+from ca.runtime.gate_host import Host
 from ca.runtime.gate_leg import Leg
 from ca.runtime.gate_tls import ALPN_H2, TlsEngine
 from ca.runtime.peers import Peer, PeerCred
@@ -34,26 +35,6 @@ _QUIET = frozenset({"", "CLIENT_CLOSED", "BACKEND_CLOSED", "GATE_CLOSED"})
 _log = log.get("gate")
 
 
-class Host(Protocol):
-    """What a connection needs from its gate."""
-
-    loop: asyncio.AbstractEventLoop
-    view: memoryview
-    handshake_timeout_seconds: float
-    first_bytes_timeout_seconds: float
-    has_http: bool
-
-    def open_grpc(self, peer: Peer) -> tuple[str, socket.socket]: ...
-
-    def open_http(self, peer: Peer) -> socket.socket: ...
-
-    def release_name(self, name: str) -> None: ...
-
-    def admitted(self, connection: Connection) -> None: ...
-
-    def ended(self, connection: Connection) -> None: ...
-
-
 class Connection:
     """Implements peers.Link. Stages: handshake (TLS only), first bytes, relay, linger.
 
@@ -68,6 +49,7 @@ class Connection:
         self.listener = listener
         self.address = address
         self.limit_key = limit_key
+        self.began = host.loop.time()
         self.peer: Peer | None = None
         self.cred: PeerCred | None = None
         self.front = Leg(
@@ -79,6 +61,8 @@ class Connection:
         self._verify: VerifyClient | None = None
         self._tracker: FrameTracker | None = None
         self._goaway_due = False
+        self._leaving = False
+        self._allowance = math.inf
         self._head = bytearray()
         self._handshake_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -127,7 +111,8 @@ class Connection:
         self.front.write(tls.outgoing())
         if complete and not self._over and self._authenticate(tls):
             self._await_first_bytes()
-            self._receive(memoryview(b""))
+            if not self._over:
+                self._receive(memoryview(b""))
 
     def _authenticate(self, tls: TlsEngine) -> bool:
         """Decide on ALPN and certificate; False when the connection was refused."""
@@ -144,13 +129,18 @@ class Connection:
             svid=svid,
             link=self,
         )
+        if svid is None:
+            self._allowance = self.host.max_anonymous_bytes
         return True
 
     # ---- stage 2: what it speaks
 
     def _await_first_bytes(self) -> None:
         self._arm(self.host.first_bytes_timeout_seconds, "FIRST_BYTES_TIMEOUT")
-        self.host.admitted(self)
+        reason = self.host.admitted(self)
+        if reason:
+            self._refuse(reason, "")
+            return
         if self._tls is not None:
             self.front.on_chunk = self._receive
             return
@@ -186,7 +176,7 @@ class Connection:
             self._refuse("BACKEND_UNAVAILABLE", error.strerror or str(error))
             return
         self._disarm()
-        if h2 and peer.svid is not None:
+        if h2 and peer.transport == "tls":
             self._tracker = FrameTracker()
         self.back = Leg(
             self.host.loop,
@@ -220,6 +210,10 @@ class Connection:
     def _receive(self, chunk: memoryview) -> None:
         """Client → back, through TLS."""
         tls = self._engine()
+        self._allowance -= len(chunk)
+        if self._allowance < 0:  # grpcio would keep megabytes of half a request for each stream of a stranger
+            self._refuse("ANONYMOUS_TOO_MUCH", "more bytes than a caller without certificate may send")
+            return
         tls.feed(chunk)
         try:
             plain = tls.read()
@@ -275,8 +269,9 @@ class Connection:
 
     def go_away(self, reason: str) -> None:
         """Ask the client to leave (GOAWAY where the protocol has it), and end the connection a little later."""
-        if self._over or self._goaway_due:
+        if self._over or self._leaving:
             return
+        self._leaving = True
         if self._tracker is None:
             self.close(reason)
             return
@@ -361,6 +356,11 @@ class Connection:
         """Seconds for which bytes have been waiting for one side without any progress; 0 when none wait."""
         legs = (self.front, self.back) if self.back is not None else (self.front,)
         return max(now - leg.since if leg is not None and leg.pending else 0.0 for leg in legs)
+
+    @property
+    def anonymous(self) -> bool:
+        """True for a network client that was let in without a certificate."""
+        return self.peer is not None and self.peer.transport == "tls" and self.peer.svid is None
 
     def pidfd(self) -> int | None:
         """Implements Link."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SO_PEERPIDFD = 77
 """Linux 6.5 and later; the standard library has no name for it yet."""
+
+_NO_PIDFDS = frozenset({errno.ENOSYS, errno.EPERM})
+"""A kernel without pidfds, or a sandbox that forbids them."""
 
 _UCRED = struct.Struct("iII")
 _ABSTRACT = "unix-abstract:"
@@ -135,7 +139,8 @@ ReadCred = Callable[[socket.socket], PeerCred]
 def read_peer_cred(sock: socket.socket) -> PeerCred:
     """Who connected this Unix socket; the caller owns `pidfd`.
 
-    Raises Unauthenticated: PEER_PID_UNKNOWN for a process in a PID namespace we cannot see (pid 0), PEER_GONE.
+    Raises Unauthenticated: PEER_PID_UNKNOWN for a process in a PID namespace we cannot see (pid 0), PEER_GONE;
+    OSError when we are out of file descriptors.
     """
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     if pid <= 0:
@@ -149,12 +154,15 @@ def read_peer_cred(sock: socket.socket) -> PeerCred:
 
 def _peer_pidfd(sock: socket.socket, pid: int) -> int | None:
     """SO_PEERPIDFD pins the process that connected. pidfd_open pins whoever has the pid now: attestors must compare
-    start times then. None where the kernel has neither."""
+    start times then. None where the kernel has neither, and only there: a caller who uses up our file descriptors
+    does not get the weaker pin by it, but an OSError."""
     try:
         fd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except ProcessLookupError:
         raise Unauthenticated("the caller is gone", reason="PEER_GONE") from None
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
         return _pidfd_open(pid)
     os.set_inheritable(fd, False)
     return fd
@@ -165,7 +173,9 @@ def _pidfd_open(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise Unauthenticated("the caller is gone", reason="PEER_GONE") from None
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_PIDFDS:
+            raise
         return None
 
 
