@@ -255,7 +255,7 @@ class Server:
         """What goes on in the background, and what follows from changes."""
         self.server_svid.on_renewed = self.gate.reload_tls
         revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
-        self.trust.on_change(revocation.on_bundle)
+        self.follower.on_applied(revocation.on_applied)
         self.agents.on_change(revocation.on_agent)
         store_watch = StoreWatch(follower=self.follower, clock=self.clock)
         self.health.add("authority", self.authority.check)

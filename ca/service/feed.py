@@ -157,18 +157,18 @@ class Session:
 
     def resume(self, missed: Resume) -> Update:
         """What is missing since the resume token. The bundles that changed entries name go with them, in case they
-        are new to the agent; what is not the agent's any more is named as removed."""
+        are new to the agent; what is not the agent's any more is named as removed. A bundle that did not change, and
+        that no entry names any more, stays with the agent until its next snapshot."""
         entries = self._feed.index.authorized(self.agent_id)
         self.known = {entry.id for entry in entries}
         self.domains = self._feed.domains(entries)
         changed = [entry for entry in entries if entry.id in missed.entries]
         fresh = (missed.bundles & self.domains) | {domain for entry in changed for domain in entry.federates_with}
-        return Update(
-            revision=self._feed.revision,
-            entries=changed,
-            bundles=self._feed.bundles(fresh),
-            removed=[(ENTRY, name) for name in sorted(missed.entries - self.known)],
-        )
+        bundles = self._feed.bundles(fresh)
+        gone = missed.bundles - {bundle.trust_domain for bundle in bundles}
+        removed = [(ENTRY, name) for name in sorted(missed.entries - self.known)]
+        removed += [(BUNDLE, domain.name) for domain in sorted(gone)]
+        return Update(revision=self._feed.revision, entries=changed, bundles=bundles, removed=removed)
 
     def _put_entries(self, update: Update, names: set[str], whole: bool) -> None:
         if whole:

@@ -13,6 +13,7 @@ from ca.ports import Clock
 from ca.runtime import log
 from ca.runtime.gate import Gate, Peer
 from ca.service.feed import Feed
+from ca.service.follower import Applied
 from ca.service.trust import Trust
 from ca.store.values import AttestedAgent
 
@@ -21,10 +22,11 @@ logger = log.get("revocation")
 GRACE_SECONDS = 0.2
 """Between telling an agent's streams why and closing its connections."""
 _MOMENT = timedelta(seconds=1)
+_NONE: frozenset[bytes] = frozenset()
 
 
 class Revocation:
-    """Listens to agents and bundles; streams are told first, so that the agent learns the reason."""
+    """Listens to agents and to what the follower applied; streams are told first, so that the agent learns the reason."""
 
     def __init__(self, *, gate: Gate, feed: Feed, trust: Trust, clock: Clock) -> None:
         self._gate = gate
@@ -32,8 +34,8 @@ class Revocation:
         self._trust = trust
         self._clock = clock
         self._roots: dict[TrustDomain, frozenset[bytes]] = {}
-        for bundle in trust.bundles.values():
-            self._roots[bundle.trust_domain] = _roots(bundle)
+        for domain, bundle in trust.bundles.items():
+            self._roots[domain] = _roots(bundle)
 
     def on_agent(self, agent_id: SpiffeId, agent: AttestedAgent | None) -> None:
         """A superseded serial ends streams; a ban or an eviction ends connections too."""
@@ -44,18 +46,26 @@ class Revocation:
             reason = "AGENT_NOT_ATTESTED" if agent is None else "AGENT_BANNED"
             asyncio.get_running_loop().call_later(GRACE_SECONDS, self._close_agent, agent_id, reason)
 
-    def on_bundle(self, bundle: TrustBundle) -> None:
-        """New authorities must be known to the next handshake; gone ones end what rests on them."""
-        before = self._roots.get(bundle.trust_domain, frozenset())
-        now = self._roots[bundle.trust_domain] = _roots(bundle)
-        if now != before:
+    def on_applied(self, applied: Applied) -> None:
+        """New authorities must be known to the next handshake, gone ones end what rests on them; once for each pass
+        over the change log, since a handshake's context is made of all bundles."""
+        domains = self._trust.bundles.keys() | self._roots.keys() if applied.everything else applied.bundles
+        before = {domain: self._roots.pop(domain, _NONE) for domain in domains}
+        for domain in domains:
+            if roots := _roots(self._trust.get(domain)):
+                self._roots[domain] = roots
+        if any(self._roots.get(domain, _NONE) != before[domain] for domain in domains):
             self._gate.reload_tls()
-        if before - now:
-            closed = self._gate.close_peers(lambda peer: self._is_stranded(peer, bundle.trust_domain), "ROOT_REVOKED")
-            logger.info("authority left the bundle", trust_domain=bundle.trust_domain.name, closed_connections=closed)
+        for domain in sorted(domains):
+            if before[domain] - self._roots.get(domain, _NONE):
+                self._close_stranded(domain)
 
     def _close_agent(self, agent_id: SpiffeId, reason: str) -> None:
         self._gate.close_peers(lambda peer: peer.svid is not None and peer.svid.id == agent_id, reason)
+
+    def _close_stranded(self, trust_domain: TrustDomain) -> None:
+        closed = self._gate.close_peers(lambda peer: self._is_stranded(peer, trust_domain), "ROOT_REVOKED")
+        logger.info("authority left the bundle", trust_domain=trust_domain.name, closed_connections=closed)
 
     def _is_stranded(self, peer: Peer, trust_domain: TrustDomain) -> bool:
         """Expiry is not this one's business: a connection whose certificate has expired gets its answers first."""
@@ -70,5 +80,5 @@ class Revocation:
         return False
 
 
-def _roots(bundle: TrustBundle) -> frozenset[bytes]:
-    return frozenset(authority.certificate for authority in bundle.x509_authorities)
+def _roots(bundle: TrustBundle | None) -> frozenset[bytes]:
+    return _NONE if bundle is None else frozenset(authority.certificate for authority in bundle.x509_authorities)

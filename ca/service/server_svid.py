@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -47,7 +49,8 @@ class ServerSvid:
         if self._held is None:
             raise Unavailable("the server has no SVID yet", reason="NO_SERVER_SVID")
         chain = "".join(certificate_pem(certificate) for certificate in self._held.svid.chain)
-        authorities = [a.certificate for bundle in self._trust.bundles.values() for a in bundle.x509_authorities]
+        bundles = self._trust.bundles.values()
+        authorities = [a.certificate for b in bundles for a in b.x509_authorities if loadable(a.certificate)]
         return TlsMaterial(
             chain_pem=chain.encode(),
             key_pem=self._held.key_pem,
@@ -93,6 +96,18 @@ class ServerSvid:
                 hint="agents cannot connect; see the log",
             )
         return None
+
+
+@lru_cache(maxsize=4096)
+def loadable(authority: bytes) -> bool:
+    """Whether OpenSSL takes this certificate (DER): one of a foreign bundle that it does not must not keep the
+    listener from the others."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=authority)
+    except (ssl.SSLError, ValueError):
+        logger.warning("a bundle has an authority that TLS cannot use", reason="AUTHORITY_UNUSABLE")
+        return False
+    return True
 
 
 def _generate() -> tuple[bytes, bytes]:

@@ -36,12 +36,16 @@ class Trust:
         return self._bundles.get(trust_domain)
 
     def on_change(self, listener: Listener) -> None:
-        """Calls `listener` with each bundle that was put, after it was put."""
+        """Calls `listener` with each bundle that was put, after it was put; with an empty one for one that is gone."""
         self._listeners.append(listener)
 
     def load(self, bundles: Iterable[TrustBundle]) -> None:
-        self._bundles = {}
-        for bundle in bundles:
+        """Takes over exactly these."""
+        kept = {bundle.trust_domain: bundle for bundle in bundles}
+        for trust_domain in [*self._bundles]:
+            if trust_domain not in kept:
+                self.remove(trust_domain)
+        for bundle in kept.values():
             self.put(bundle)
 
     def put(self, bundle: TrustBundle) -> bool:
@@ -49,9 +53,13 @@ class Trust:
         if self._bundles.get(bundle.trust_domain) == bundle:
             return False
         self._bundles[bundle.trust_domain] = bundle
-        for listener in self._listeners:
-            listener(bundle)
+        self._tell(bundle)
         return True
 
     def remove(self, trust_domain: TrustDomain) -> None:
-        self._bundles.pop(trust_domain, None)
+        if self._bundles.pop(trust_domain, None) is not None:
+            self._tell(TrustBundle(trust_domain=trust_domain))
+
+    def _tell(self, bundle: TrustBundle) -> None:
+        for listener in self._listeners:
+            listener(bundle)
