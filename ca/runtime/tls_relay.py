@@ -55,7 +55,7 @@ class TlsRelay:
     """One Unix socket; every connection to it becomes one verified TLS connection to the first server that will do.
 
     `verify` raises Unauthenticated for a chain that is not the server's. `material` is the client's chain and key, or
-    None to come without. The last failure stays in `refusal` until a connection succeeds.
+    None to come without. The last failure stays in `refusal` until a connection succeeds; `dialled` counts successes.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class TlsRelay:
         self._clock = clock
         self.path = _socket_path(directory)
         self.refusal: Refusal | None = None
+        self.dialled = 0
         self._first = 0
         self._upstreams: set[_Upstream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,6 +158,7 @@ class TlsRelay:
             if upstream is not None:
                 self._first = index
                 self.refusal = None
+                self.dialled += 1
                 return upstream
         return None
 

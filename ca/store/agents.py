@@ -194,6 +194,12 @@ async def _upsert(transaction: WriteTransaction, agent: AttestedAgent) -> Attest
     return agent
 
 
+async def delete_agents(transaction: WriteTransaction, names: Sequence[str]) -> None:
+    """Forget agents that are there, by SPIFFE ID, with their alias entries."""
+    for name in names:
+        await _delete(transaction, spiffe_id(name))
+
+
 async def _delete(transaction: WriteTransaction, agent_id: SpiffeId) -> None:
     connection = transaction.connection
     row = await _must_get(connection, agent_id)

@@ -7,12 +7,13 @@ handed out under the lock that the commit releases.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from sqlalchemy import delete, select, update
 
 from ca.errors import Unavailable
+from ca.runtime import log
 from ca.store import tables
 from ca.store.database import Database, WriteTransaction
 from ca.store.values import Change, Compacted, ResumeToken
@@ -23,6 +24,7 @@ POLL_SECONDS = 1.0
 """How often a server asks PostgreSQL whether another one wrote. SQLite has no other one, and nothing polls."""
 
 _PAGE = 5_000
+_log = log.get("store")
 
 
 class ChangeLog:
@@ -83,6 +85,12 @@ class ChangeLog:
             return int(last - state.compacted)
 
         return await self._database.write(work)
+
+    async def count_beyond(self, keep: int) -> int:
+        """How many changes `compact` would forget."""
+        async with self._database.read() as connection:
+            state = (await connection.execute(select(tables.store))).one()
+            return max(0, int(state.revision - keep - state.compacted))
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Have `subscriber` called on the event loop after each commit, in order of revision; returns the way out.
@@ -148,19 +156,31 @@ class ChangeLog:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            with suppress(Unavailable):  # tried again in a second; reads and writes report it meanwhile
-                if await self.revision() != self._seen:
-                    await self.catch_up()
+            await self._survives(self._look)  # what failed is tried again in a second
 
     def _spawn_catch_up(self) -> None:
         self._keep(asyncio.create_task(self._catch_up_later(), name="store-change-catch-up"))
 
     async def _catch_up_later(self) -> None:
         while True:
-            with suppress(Unavailable):
-                await self.catch_up()
+            if await self._survives(self.catch_up):
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _look(self) -> None:
+        if await self.revision() != self._seen:
+            await self.catch_up()
+
+    async def _survives(self, step: Callable[[], Awaitable[object]]) -> bool:
+        """Whatever goes wrong must not end the watching: a server that hears of no ban any more lets the banned in."""
+        try:
+            await step()
+        except Unavailable:
+            return False  # reads and writes report it meanwhile
+        except Exception as error:
+            _log.error("cannot read the change log", reason="CHANGES_UNREADABLE", exc_info=error)
+            return False
+        return True
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

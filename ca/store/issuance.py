@@ -7,12 +7,13 @@ its own: a lone record pays for one small commit, a thousand concurrent ones sha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Select, delete, func, insert, select
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from ca.errors import Unavailable
@@ -28,7 +29,39 @@ RETENTION = timedelta(days=7)
 
 _MAX_BATCH = 5_000
 
+_READ_BATCHES = 20
+
 Waiting = tuple[Sequence[IssuanceRecord], asyncio.Future[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A question to the log; None is any."""
+
+    spiffe_id: str | None
+    agent: str | None
+    authority: str | None
+    live_at: datetime | None
+
+    def fits(self, record: IssuanceRecord) -> bool:
+        return (
+            self.spiffe_id in (None, record.spiffe_id)
+            and self.agent in (None, record.agent)
+            and self.authority in (None, record.authority_id)
+            and (self.live_at is None or record.not_before <= self.live_at <= record.not_after)
+        )
+
+    def batches(self) -> Select[Any]:
+        """Those that may hold such a record."""
+        query = select(issuance.c.id, issuance.c.body)
+        if self.agent is not None:
+            query = query.where(issuance.c.agents.contains(self.agent, autoescape=True))
+        if self.authority is not None:
+            query = query.where(issuance.c.authorities.contains(self.authority, autoescape=True))
+        if self.live_at is not None:
+            at = to_micros(self.live_at)
+            query = query.where(issuance.c.first_not_before <= at, issuance.c.last_not_after >= at)
+        return query
 
 
 class IssuanceLog:
@@ -72,30 +105,45 @@ class IssuanceLog:
         Reads batches, not an index: meant for rotation, revocation and inquiries, not for the path of a request.
         """
 
-        def fits(record: IssuanceRecord) -> bool:
-            return (
-                (spiffe_id is None or record.spiffe_id == spiffe_id)
-                and (agent is None or record.agent == agent)
-                and (authority is None or record.authority_id == authority)
-                and (live_at is None or record.not_before <= live_at <= record.not_after)
-            )
+        found = self.pages(spiffe_id=spiffe_id, agent=agent, authority=authority, live_at=live_at)
+        return [record for page in reversed([page async for page in found]) for record in reversed(page)]
 
-        query = select(issuance.c.body).order_by(issuance.c.id)
-        if agent is not None:
-            query = query.where(issuance.c.agents.contains(agent, autoescape=True))
-        if authority is not None:
-            query = query.where(issuance.c.authorities.contains(authority, autoescape=True))
-        if live_at is not None:
-            at = to_micros(live_at)
-            query = query.where(issuance.c.first_not_before <= at, issuance.c.last_not_after >= at)
-        needle = (spiffe_id or "").encode()
+    async def pages(
+        self,
+        *,
+        spiffe_id: str | None = None,
+        agent: str | None = None,
+        authority: str | None = None,
+        live_at: datetime | None = None,
+    ) -> AsyncIterator[list[IssuanceRecord]]:
+        """The same newest first, a few batches at a time: memory stays small however much there is."""
+        wanted = _Wanted(spiffe_id, agent, authority, live_at)
+        below: int | None = None
+        while True:
+            below, records = await asyncio.to_thread(self._read, wanted, below)
+            if records:
+                yield records
+            if below is None:
+                return
 
-        def scan() -> list[IssuanceRecord]:
-            with unavailable(), self._engine.connect() as connection:
-                bodies = connection.execution_options(yield_per=200).execute(query).scalars()
-                return [r for body in bodies if needle in body for r in decode(body) if fits(r)]
+    def _read(self, wanted: _Wanted, below: int | None) -> tuple[int | None, list[IssuanceRecord]]:
+        """The next batches before row `below`, and where to go on; None when there are no more. In a thread."""
+        query = wanted.batches().order_by(issuance.c.id.desc()).limit(_READ_BATCHES)
+        if below is not None:
+            query = query.where(issuance.c.id < below)
+        with unavailable(), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        needle = (wanted.spiffe_id or "").encode()
+        found = [
+            record for row in rows if needle in row.body for record in reversed(decode(row.body)) if wanted.fits(record)
+        ]
+        return (rows[-1].id if len(rows) == _READ_BATCHES else None), found
 
-        return await asyncio.to_thread(scan)
+    async def count_old(self, now: datetime, *, retention: timedelta = RETENTION) -> int:
+        """How many batches `prune` would forget."""
+        query = select(func.count()).select_from(issuance).where(issuance.c.last_not_after < to_micros(now - retention))
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def prune(self, now: datetime, *, retention: timedelta = RETENTION) -> int:
         """Forget batches all of whose certificates and tokens expired more than `retention` ago; returns how many."""

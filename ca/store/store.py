@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ca.ports import Clock
 from ca.store.agents import Agents, read_all_agents
+from ca.store.audit import AuditLog
 from ca.store.authorities import Authorities
 from ca.store.bundles import Bundles, read_all_bundles
 from ca.store.changes import ChangeLog
@@ -18,6 +19,7 @@ from ca.store.entries import Entries, read_all_entries
 from ca.store.issuance import IssuanceLog
 from ca.store.lock import DatabaseLock
 from ca.store.migrate import migrate
+from ca.store.prune import Pruning
 from ca.store.tables import store as store_table
 from ca.store.tokens import Tokens
 from ca.store.values import Snapshot
@@ -37,6 +39,8 @@ class Store:
         self.bundles = Bundles(database)
         self.authorities = Authorities(database)
         self.issuance = IssuanceLog(database, clock)
+        self.audit = AuditLog(database)
+        self.pruning = Pruning(database)
         self.changes = ChangeLog(database, epoch)
 
     @classmethod

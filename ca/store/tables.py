@@ -146,3 +146,20 @@ issuance = Table(
     Column("body", LargeBinary, nullable=False),  # see issuance_codec.py
     sqlite_autoincrement=True,
 )
+
+# Every administrative call: a row before it runs, filled in before it is answered.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False, index=True),
+    Column("server", String(255), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("call", String(255), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("code", String(32), nullable=False),  # empty until the call has ended
+    Column("reason", String(64), nullable=False),
+    Column("subjects", Text, nullable=False),  # JSON, [[name, about, code], …]
+    sqlite_autoincrement=True,
+)
