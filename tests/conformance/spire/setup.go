@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -11,7 +12,7 @@ import (
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 )
 
-// do prepares what later steps need: {"do": "agent"|"svid"|"stranger"|"expire", "with": {"name": ...}}.
+// do prepares what later steps need: {"do": "agent"|"svid"|"stranger"|"expire"|"wait", "with": {...}}.
 func (w *world) do(s step) error {
 	with := func(key string) string {
 		text, _ := s.With[key].(string)
@@ -32,6 +33,8 @@ func (w *world) do(s step) error {
 		return err
 	case "expire":
 		return w.expire(name)
+	case "wait":
+		return waitUntil(with("until"))
 	}
 	return fmt.Errorf("nothing is done by %q", s.Do)
 }
@@ -109,6 +112,20 @@ func (w *world) expire(name string) error {
 	wait := time.Until(identity.Leaf.NotAfter.Add(time.Second))
 	if wait > time.Minute {
 		return fmt.Errorf("%s does not expire for %s", name, wait)
+	}
+	time.Sleep(wait)
+	return nil
+}
+
+// waitUntil sleeps until a second after a time in Unix seconds.
+func waitUntil(text string) error {
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return err
+	}
+	wait := time.Until(time.Unix(seconds+1, 0))
+	if wait > time.Minute {
+		return fmt.Errorf("that is in %s", wait)
 	}
 	time.Sleep(wait)
 	return nil
