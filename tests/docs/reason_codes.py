@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,6 +17,7 @@ _CODE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
 def reason_codes() -> dict[str, set[str]]:
     """Code → the files that give it.
 
@@ -38,10 +40,10 @@ def _files() -> Iterator[Path]:
         yield from (path for path in (ROOT / room).rglob("*.py") if "proto" not in path.parts)
 
 
-def _reason_places(trees: Iterator[ast.AST] | object) -> dict[str, set[int]]:
+def _reason_places(trees: Iterable[ast.AST]) -> dict[str, set[int]]:
     """Name of a function → the positions (without self) at which it takes a reason."""
     places: dict[str, set[int]] = {}
-    for tree in trees:  # type: ignore[attr-defined]
+    for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, _Function):
                 names = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
