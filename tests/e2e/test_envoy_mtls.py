@@ -1,120 +1,37 @@
-"""Two real Envoys in mTLS through our SDS: identities seen, rotation under load, restarts, strangers."""
+"""Two real Envoys in mTLS through our SDS, state of the world and delta: rotation under load, restarts, strangers."""
 
 from __future__ import annotations
 
-import threading
+import dataclasses
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
 
-import httpx
 import pytest
 
-from ca.up.envoy_config import INBOUND, OUTBOUND, Peering, inbound, outbound
+from ca.proto.burgee import agent_pb2
+from ca.up.envoy_config import INBOUND, OUTBOUND
 from tests.support.envoys import Envoy
-from tests.support.pair import TRUST_DOMAIN, Pair, pair, until
+from tests.support.mesh import Load, Mesh
+from tests.support.pair import TRUST_DOMAIN, pair, until
 
 pytestmark = [pytest.mark.real("envoy"), pytest.mark.xdist_group("envoy")]
-SVID_SECONDS = 10
 
 
-class _Application(BaseHTTPRequestHandler):
-    """Answers every GET; Envoy speaks HTTP/1.1 to it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def address_string(self) -> str:
-        return "envoy"
-
-    def log_message(self, *_: object) -> None:
-        """Quiet: the test asks the client."""
-
-
-class _Server(ThreadingMixIn, UnixStreamServer):
-    daemon_threads = True
-
-
-class Mesh:
-    """web → web's Envoy ══ mTLS ══► api's Envoy → application."""
-
-    def __init__(self, nodes: Pair) -> None:
-        self.pair = nodes
-        home = nodes.home
-        self.web, self.api = Envoy("web", home / "web"), Envoy("api", home / "api")
-        for envoy in (self.web, self.api):
-            nodes.create_entry(f"/{envoy.name}", envoy.selector, x509_svid_ttl=SVID_SECONDS)
-        socket_path = home / "app.sock"
-        self.application = _Server(str(socket_path), _Application)
-        threading.Thread(target=self.application.serve_forever, daemon=True).start()
-        self.api.start(inbound(self.peering("api", "web"), socket_path))
-        self.inner = self.api.port(INBOUND)
-        self.web.start(outbound(self.peering("web", "api"), self.inner))
-        self.outer = self.web.port(OUTBOUND)
-        until("the first request passes", lambda: self.get().status_code == 200)
-
-    def peering(self, own: str, peer: str, *, directory: Path | None = None) -> Peering:
-        return Peering(
-            name=own,
-            own_id=f"spiffe://{TRUST_DOMAIN}/{own}",
-            peer_id=f"spiffe://{TRUST_DOMAIN}/{peer}",
-            trust_domain_id=f"spiffe://{TRUST_DOMAIN}",
-            workload_socket=self.pair.workload_socket,
-            admin_socket=(directory or self.pair.home / own) / "admin.sock",
-        )
-
-    def get(self, port: int | None = None) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{port or self.outer}/", timeout=10)
-
-    def close(self) -> None:
-        for envoy in (self.web, self.api):
-            envoy.stop()
-        self.application.shutdown()
-        self.application.server_close()
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
+@pytest.fixture(scope="module", params=["GRPC", "DELTA_GRPC"])
+def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     with pair() as nodes:
-        made = Mesh(nodes)
+        made = Mesh(nodes, request.param)
         try:
             yield made
         finally:
             made.close()
 
 
-class _Load(threading.Thread):
-    """Requests one after the other until told to stop; keeps what went wrong."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        super().__init__(daemon=True)
-        self.mesh = mesh
-        self.done = threading.Event()
-        self.sent = 0
-        self.failed: list[str] = []
-
-    def run(self) -> None:
-        with httpx.Client(timeout=10) as client:
-            while not self.done.wait(0.005):
-                self.sent += 1
-                try:
-                    answer = client.get(f"http://127.0.0.1:{self.mesh.outer}/")
-                    if answer.status_code != 200:
-                        self.failed.append(f"{answer.status_code} {answer.text}")
-                except httpx.HTTPError as error:
-                    self.failed.append(repr(error))
-
-    def finish(self) -> None:
-        self.done.set()
-        self.join(15)
-        assert self.sent > 100
-        assert self.failed == []
+def resources(mesh: Mesh, node: str) -> dict[str, agent_pb2.SdsResource]:
+    """What the operator is shown of an Envoy: each of its secrets by name."""
+    return {r.name: r for client in mesh.pair.sds_clients() if client.node_id == node for r in client.resources}
 
 
 def test_both_envoys_see_the_others_identity(mesh: Mesh) -> None:
@@ -127,7 +44,7 @@ def test_both_envoys_see_the_others_identity(mesh: Mesh) -> None:
 
 def test_rotation_under_load_fails_no_request(mesh: Mesh) -> None:
     """10 s SVIDs, requests all the time: several rotations on both sides and not one failed request."""
-    load = _Load(mesh)
+    load = Load(mesh)
     load.start()
     for _ in range(2):
         web, api = mesh.web.serial(), mesh.api.serial()
@@ -137,7 +54,7 @@ def test_rotation_under_load_fails_no_request(mesh: Mesh) -> None:
 
 def test_agent_restart_under_load_fails_no_request(mesh: Mesh) -> None:
     """The agent is killed and started again; the Envoys reconnect and go on rotating."""
-    load = _Load(mesh)
+    load = Load(mesh)
     load.start()
     mesh.pair.stop("agent")
     mesh.pair.start_agent()
@@ -153,7 +70,7 @@ def test_agent_restarted_without_a_server_serves_from_its_sealed_cache(mesh: Mes
     mesh.pair.stop("server")
     try:
         mesh.pair.stop("agent")
-        mesh.pair._start("agent", "sds.agent", mesh.pair.agent_config())
+        mesh.pair.launch("agent")
         until("the agent serves", lambda: mesh.pair.status().x509_svids >= 1)
         until("Envoy has it", lambda: len(mesh.pair.sds_clients()) >= 2, seconds=40)
     finally:
@@ -165,7 +82,7 @@ def test_agent_restarted_without_a_server_serves_from_its_sealed_cache(mesh: Mes
 def test_a_restarted_envoy_gets_its_certificate_at_once(mesh: Mesh) -> None:
     """A new subscription is answered although no version changed."""
     mesh.web.stop()
-    mesh.web.start(outbound(mesh.peering("web", "api"), mesh.inner))
+    mesh.start_outer(mesh.web, mesh.peering("web", "api"))
     mesh.outer = mesh.web.port(OUTBOUND)
     until("requests pass", lambda: mesh.get().status_code == 200)
     assert mesh.web.stats("init_fetch_timeout") == dict.fromkeys(mesh.web.stats("init_fetch_timeout"), 0)
@@ -176,7 +93,7 @@ def test_an_envoy_with_another_identity_is_refused(mesh: Mesh) -> None:
     other = Envoy("other", mesh.pair.home / "other")
     mesh.pair.create_entry("/other", other.selector, x509_svid_ttl=60)
     try:
-        other.start(outbound(mesh.peering("other", "api"), mesh.inner))
+        mesh.start_outer(other, mesh.peering("other", "api"))
         port = other.port(OUTBOUND)
         time.sleep(0.1)
         assert mesh.get(port).status_code == 503
@@ -185,30 +102,53 @@ def test_an_envoy_with_another_identity_is_refused(mesh: Mesh) -> None:
         other.stop()
 
 
-def test_an_envoy_without_an_entry_gets_no_certificate(mesh: Mesh) -> None:
-    """It waits, its name is shown to the operator, and nobody else's stream ends for it."""
-    stranger = Envoy("stranger", mesh.pair.home / "stranger")
+def test_an_envoy_without_an_entry_waits_and_gets_its_certificate_with_it(mesh: Mesh) -> None:
+    """Its name is shown to the operator, nobody else's stream ends for it, and its entry opens its listener."""
+    stranger, name = Envoy("stranger", mesh.pair.home / "stranger"), f"spiffe://{TRUST_DOMAIN}/stranger"
     try:
-        stranger.start(outbound(mesh.peering("stranger", "api"), mesh.inner))
-        shown = until(
-            "the operator sees the unknown name",
-            lambda: [
-                resource
-                for client in mesh.pair.sds_clients()
-                for resource in client.resources
-                if resource.name == f"spiffe://{TRUST_DOMAIN}/stranger" and resource.state == "UNKNOWN"
-            ],
-        )
-        assert shown[0].detail
+        mesh.start_inner(stranger, mesh.peering("stranger", "web"))
+        until("the operator sees the unknown name", lambda: resources(mesh, "stranger")[name].state == "UNKNOWN")
+        assert "no registration entry" in resources(mesh, "stranger")[name].detail
         assert mesh.get().status_code == 200
+        entry = mesh.pair.create_entry("/stranger", stranger.selector, x509_svid_ttl=60)
+        assert stranger.port(INBOUND)
+        until("it is accepted", lambda: resources(mesh, "stranger")[name].state == "ACKED")
+        mesh.pair.delete_entry(entry)
+        until("it is shown as gone", lambda: "no longer given" in resources(mesh, "stranger")[name].detail)
+        assert stranger.serial()
     finally:
         stranger.stop()
 
 
 def test_a_nack_is_kept_in_envoys_own_words(mesh: Mesh) -> None:
-    """The Envoys of the mesh have acknowledged what they were sent."""
+    """An Envoy that takes a trust bundle for its certificate rejects it, and the operator reads why."""
+    wrong, bundle = Envoy("wrong", mesh.pair.home / "wrong"), f"spiffe://{TRUST_DOMAIN}"
+    peering = dataclasses.replace(mesh.peering("wrong", "web"), own_id=bundle)
+    try:
+        mesh.start_inner(wrong, peering)
+
+        def rejected() -> list[agent_pb2.SdsResource]:
+            listed = [client for client in mesh.pair.sds_clients() if client.node_id == "wrong"]
+            return [r for client in listed for r in client.resources if r.state == "NACKED"]
+
+        shown = until("Envoy rejects it", rejected)
+        assert (shown[0].name, len(shown)) == (bundle, 1)
+        assert "private key" in shown[0].detail  # Envoy's words
+        assert shown[0].answered_at
+        command = [sys.executable, "-m", "ca.cli.caadmin", "agent", "sds", "--agent-socket"]
+        printed = subprocess.run([*command, mesh.pair.agent_admin_socket], capture_output=True, text=True, check=True)
+        assert f"`{bundle}` NACKED: {shown[0].detail.strip()}" in " ".join(printed.stdout.split())
+        assert mesh.get().status_code == 200
+    finally:
+        wrong.stop()
+
+
+def test_the_envoys_of_the_mesh_accepted_everything(mesh: Mesh) -> None:
+    """After all of the above: no secret that was sent stayed unaccepted, none timed out."""
 
     def states() -> set[str]:
-        return {r.state for c in mesh.pair.sds_clients() if c.node_id in {"web", "api"} for r in c.resources}
+        return {r.state for node in ("web", "api") for r in resources(mesh, node).values()}
 
     until("everything is acknowledged", lambda: states() == {"ACKED"})
+    for envoy in (mesh.web, mesh.api):
+        assert set(envoy.stats("sds.*(init_fetch_timeout|update_rejected)").values()) == {0}

@@ -92,3 +92,17 @@ class Envoy:
     def stats(self, pattern: str) -> dict[str, int]:
         found = self.admin(f"/stats?format=json&filter={pattern}")
         return {stat["name"]: stat["value"] for stat in found["stats"] if "name" in stat and "value" in stat}
+
+    def secrets(self) -> dict[str, Any]:
+        """Name → what it holds of a secret from SDS; private keys come redacted."""
+        dumped = self.admin("/config_dump?resource=dynamic_active_secrets").get("configs", [])
+        return {config["name"]: config["secret"] for config in dumped}
+
+
+def speaking(api_type: str, config: Any) -> Any:
+    """The same configuration with SDS over another variant of xDS: GRPC (state of the world) or DELTA_GRPC."""
+    if isinstance(config, dict):
+        return {key: api_type if key == "api_type" else speaking(api_type, value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [speaking(api_type, item) for item in config]
+    return config
