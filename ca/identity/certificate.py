@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.utils import CryptographyDeprecationWarning
 
 from ca.errors import InvalidArgument
@@ -17,9 +18,16 @@ MAX_CERTIFICATE_BYTES = 64 * 1024
 def load_authority(der: bytes) -> x509.Certificate:
     """An authority's certificate, remembered: handshakes meet the same few again and again.
 
-    Raises InvalidArgument (reason CERTIFICATE_MALFORMED).
+    Raises InvalidArgument (reason CERTIFICATE_MALFORMED), also for a key or extensions that cannot be read: the
+    library looks at those when asked, and an authority is of no use without them.
     """
-    return load_certificate(der)
+    certificate = load_certificate(der)
+    try:
+        certificate.public_key()
+        _ = certificate.extensions
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise InvalidArgument("malformed or unsupported authority", reason="CERTIFICATE_MALFORMED") from error
+    return certificate
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
@@ -55,5 +63,3 @@ def authority_id(certificate_der: bytes) -> str:
         return found.value.digest.hex()
     except x509.ExtensionNotFound:
         return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key()).digest.hex()
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise InvalidArgument("malformed certificate extensions", reason="CERTIFICATE_MALFORMED") from error

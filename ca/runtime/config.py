@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from ca.errors import ConfigError
+from ca.identity.text import quote
 from ca.runtime.yaml_source import Location, Source, parse_yaml
 
 
@@ -59,19 +60,19 @@ def _problem(source: Source, model: type[BaseModel], item: ErrorDetails) -> tupl
     """(sentence, hint) for one finding of pydantic's; the value itself is never repeated: it could be a secret."""
     location: Location = item["loc"]
     place = source.place(location) if source.lines else source.name
-    key = ".".join(str(part) for part in location)
+    key = quote(".".join(str(part) for part in location))
     match item["type"]:
         case "extra_forbidden":
             known = _keys_at(model, location[:-1])
             near = difflib.get_close_matches(str(location[-1]), known, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-            return f"{place}: unknown key `{key}`", hint
+            return f"{place}: unknown key {key}", hint
         case "missing":
-            return f"{place}: `{key}` is missing", ""
+            return f"{place}: {key} is missing", ""
         case _:
             text = item["msg"].removeprefix("Value error, ")
             text = text[:1].lower() + text[1:]
-            return (f"{place}: `{key}`: {text}" if key else f"{place}: {text}"), ""
+            return (f"{place}: {key}: {text}" if location else f"{place}: {text}"), ""
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from ca.errors import ConfigError
+from ca.identity.text import quote
 
 MAX_CONFIG_BYTES = 1 << 20
+_TEXT = "tag:yaml.org,2002:str"
 
 Location = tuple[str | int, ...]
 """Where a value stands: keys and list indexes from the top."""
@@ -75,6 +77,8 @@ def parse_yaml(text: str, name: str) -> Source:
         raise ConfigError(f"{name}: not YAML: {str(error).splitlines()[0]}", reason="CONFIG_SYNTAX") from error
     except RecursionError as error:
         raise ConfigError(f"{name}: nested too deeply", reason="CONFIG_SYNTAX") from error
+    except (OverflowError, ValueError) as error:  # from within PyYAML
+        raise ConfigError(f"{name}: an escape names no character", reason="CONFIG_SYNTAX") from error
     return Source(name, {} if values is None else values, lines)
 
 
@@ -84,7 +88,19 @@ def _value(loader: _Loader, node: yaml.Node, at: Location, lines: dict[Location,
         return _mapping(loader, node, at, lines, name)
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*at, index), lines, name) for index, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    return _scalar(loader, node, name)
+
+
+def _scalar(loader: _Loader, node: yaml.Node, name: str) -> Any:
+    """Text, number, true, false or null, as it is written: a tag could ask for other types, which JSON has not."""
+    line = node.start_mark.line + 1
+    plain = isinstance(node, yaml.ScalarNode) and loader.resolve(yaml.ScalarNode, node.value, (True, False))
+    if node.tag not in (plain, _TEXT):
+        raise ConfigError(f"{name}:{line}: tags are not allowed", reason="CONFIG_SYNTAX", hint="quote text, if it is")
+    try:
+        return loader.construct_object(node)
+    except ValueError as error:
+        raise ConfigError(f"{name}:{line}: a number is out of range", reason="CONFIG_SYNTAX") from error
 
 
 def _mapping(
@@ -93,13 +109,15 @@ def _mapping(
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node, deep=True)
+        key = _scalar(loader, key_node, name)
         if not isinstance(key, str):
             raise ConfigError(f"{name}:{line}: a key must be text", reason="CONFIG_SYNTAX", hint="quote it")
         if key in found:
             first = lines[(*at, key)]
             raise ConfigError(
-                f"{name}:{line}: key `{key}` is there twice", reason="CONFIG_DUPLICATE_KEY", hint=f"see line {first}"
+                f"{name}:{line}: key {quote(key)} is there twice",
+                reason="CONFIG_DUPLICATE_KEY",
+                hint=f"see line {first}",
             )
         lines[(*at, key)] = line
         found[key] = _value(loader, value_node, (*at, key), lines, name)

@@ -7,10 +7,13 @@ lack of memory ends without the others. Saved inputs are named for what they sho
 from __future__ import annotations
 
 import argparse
+import ctypes
+import io
 import os
 import shutil
 import sys
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from tests.fuzz.report import Result, print_table, read_result
@@ -24,6 +27,7 @@ RSS_LIMIT_MB = 1024
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz Burgee's parsers and listeners.")
     parser.add_argument("--seconds", type=float, default=600, help="for all targets together (600)")
+    parser.add_argument("--runs", type=int, default=-1, help="executions of each target at most (no bound)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at a time (as many as cores)")
     parser.add_argument("--target", action="append", default=[], help="only this target; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="for the fuzzer's choices; 0 takes a new one each time")
@@ -41,7 +45,7 @@ def main() -> int:
     except ImportError:
         print("needs atheris, which has wheels for Linux on x86_64; `replay` works without it", file=sys.stderr)
         return 2
-    with atheris.instrument_imports(include=PACKAGES):
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=PACKAGES):  # it names every module
         from tests.fuzz.targets import TARGETS
     unknown = set(options.target) - TARGETS.keys()
     if unknown:
@@ -86,8 +90,13 @@ def start(name: str, seconds: int, options: argparse.Namespace, scratch: str) ->
         os.dup2(log, 2)
         tempfile.tempdir = scratch
         fuzz(name, seconds, options)
+    except SystemExit:
+        pass  # how the fuzzer's Python side ends on a broken promise
     except BaseException:
         sys.excepthook(*sys.exc_info())
+    sys.stderr.flush()
+    # Straight to C's exit, where the fuzzer saves the input: this stack is the parent's and not ours to unwind.
+    ctypes.CDLL(None).exit(3)
     os._exit(3)
 
 
@@ -99,17 +108,18 @@ def fuzz(name: str, seconds: int, options: argparse.Namespace) -> None:
 
     target = TARGETS[name]
     found, crashes = options.work / name, options.crashes / name
-    for directory in (found, crashes, target.corpus):
+    for directory in (found, crashes):
         directory.mkdir(parents=True, exist_ok=True)
+    corpus = [os.fspath(directory) for directory in (found, target.corpus) if directory.is_dir()]
     dictionary = options.work / f"{name}.dict"
     dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
     argv = [
         f"fuzz-{name}",
-        os.fspath(found),
-        os.fspath(target.corpus),
+        *corpus,
         f"-artifact_prefix={crashes}/",
         f"-dict={dictionary}",
         f"-max_total_time={seconds}",
+        f"-runs={options.runs}",
         f"-max_len={target.max_bytes}",
         f"-timeout={UNIT_TIMEOUT_SECONDS}",
         f"-rss_limit_mb={RSS_LIMIT_MB}",

@@ -113,7 +113,11 @@ def documents() -> Seeds:
     rsa_key = {"kty": "RSA", "use": "jwt-svid", "kid": "r", "n": "u" * 342, "e": "AQAB"}
     yield "bundle_json", "rsa", json.dumps({"keys": [rsa_key, {"kty": "OKP"}, {"kty": "oct", "k": "AA"}]}).encode()
     yield "bundle_pem", "one", bundle_pem.format_pem(bundle).encode()
-    yield "bundle_pem", "between-text", b"# CA\r\n" + bundle_pem.format_pem(bundle).replace("\n", "\r\n").encode() + b"\xff"
+    yield (
+        "bundle_pem",
+        "between-text",
+        b"# CA\r\n" + bundle_pem.format_pem(bundle).replace("\n", "\r\n").encode() + b"\xff",
+    )
     yield from _configurations()
 
 
@@ -216,6 +220,26 @@ def messages() -> Seeds:
     yield "acknowledgement", "acknowledge-first", records.join([(b"m", bare[1])])
 
 
+def known_faults() -> Seeds:
+    """Each stays until it is mended; the tests then say so."""
+    ids = {
+        "spiffe_id": types_pb2.SPIFFEID(trust_domain="example.org", path="/web"),
+        "parent_id": types_pb2.SPIFFEID(trust_domain="example.org", path="/spire/agent/a"),
+        "selectors": [types_pb2.Selector(type="unix", value="uid:1")],
+    }
+    twice = types_pb2.Entry(**ids, dns_names=["a\nb", "a\nb"])  # type: ignore[arg-type]
+    yield "entry", "known-line-break-in-a-detail", twice.SerializeToString()
+    late = types_pb2.Entry(**ids, id="e", expires_at=2**62)  # type: ignore[arg-type]
+    push = node_pb2.SyncResponse(resources=[node_pb2.Resource(kind="entry", payload=late.SerializeToString())])
+    yield "push", "known-time-out-of-range", records.join([(b"s", push.SerializeToString())])
+    for name, text in (("known-time-out-of-range", "9999-12-31 23:59:59 -2359 UTC"), ("known-line-break", "a\nb")):
+        agents = server_agent_pb2.ListAgentsRequest.Filter(by_expires_before=text)
+        yield "filter", name, server_agent_pb2.ListAgentsRequest(filter=agents).SerializeToString()
+    match = types_pb2.SelectorMatch(selectors=ids["selectors"], match=99)  # type: ignore[arg-type]
+    wanted = server_agent_pb2.ListAgentsRequest.Filter(by_selector_match=match)
+    yield "filter", "known-match-of-no-name", server_agent_pb2.ListAgentsRequest(filter=wanted).SerializeToString()
+
+
 def connections() -> Seeds:
     http = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
     pieces = [(b"c", PREFACE[at : at + 5]) for at in range(0, 24, 5)]
@@ -228,11 +252,24 @@ def connections() -> Seeds:
         yield "gate_tls", name, records.join([(letter, b""), (b"c", PREFACE), (b"c", b"rest")])
     yield "gate_tls", "unknown-alpn", records.join([(b"x", b"spdy/3"), (b"c", b"x")])
     yield "gate_tls", "plain-http", records.join([(b"r", b""), (b"c", http)])
-    yield "gate_tls", "no-client-hello", records.join([(b"r", b""), (b"c", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00")])
+    yield (
+        "gate_tls",
+        "no-client-hello",
+        records.join([(b"r", b""), (b"c", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00")]),
+    )
 
 
 def main() -> None:
-    for make in (requests_and_certificates, texts, documents, json_web_tokens, envoy_streams, messages, connections):
+    for make in (
+        requests_and_certificates,
+        texts,
+        documents,
+        json_web_tokens,
+        envoy_streams,
+        messages,
+        known_faults,
+        connections,
+    ):
         for target, name, data in make():
             (CORPUS / target).mkdir(parents=True, exist_ok=True)
             (CORPUS / target / name).write_bytes(data)

@@ -343,6 +343,33 @@ class TestAuthorityId:
             authority_id(b"junk")
 
 
+class TestAnAuthorityWhoseKeyCannotBeRead:
+    """The library looks at a certificate's key and extensions only when asked."""
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            (b"\x03\x42\x00\x04", b"\x03\x42\x00\x05"),  # no uncompressed point
+            (
+                b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07",
+                b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x70",
+            ),  # no known curve
+            (b"\x06\x03\x55\x1d\x0e", b"\x06\x03\x55\x1d\x13"),  # basic constraints twice
+        ],
+    )
+    def test_is_passed_over_or_refused(self, old: bytes, new: bytes) -> None:
+        broken = ROOT.der.replace(old, new)
+        assert broken != ROOT.der
+        with pytest.raises(InvalidArgument):
+            authority_id(broken)
+        assert parse(document(x509_key(x5c=[b64(broken)]))).x509_authorities == ()
+        with pytest.raises(InvalidArgument) as caught:
+            parse_pem(certificate_pem(broken), TD)
+        assert caught.value.reason == "PEM_MALFORMED"
+        with pytest.raises(InvalidArgument):
+            format_spiffe_bundle(TrustBundle(trust_domain=TD, x509_authorities=(X509Authority(certificate=broken),)))
+
+
 def test_values_are_frozen_and_hashable() -> None:
     assert {FULL: 1}[parse(format_spiffe_bundle(FULL))] == 1
     for value, name in (

@@ -120,12 +120,43 @@ def test_nothing_is_converted_and_nothing_is_guessed(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [", "\t- x", "a: &x 1\nb: *x", "a: !!python/object:os.system x", "---\na: 1\n---\nb: 2", "1: x", "? [a]\n: b"],
+    [
+        "a: [",
+        "\t- x",
+        "a: &x 1\nb: *x",
+        "a: !!python/object:os.system x",
+        "---\na: 1\n---\nb: 2",
+        "1: x",
+        "? [a]\n: b",
+        "a: !!int x",
+        "a: !!bool 7",
+        "a: !!timestamp 2026-01-01",
+        "a: !!binary aGVsbG8=",
+        "a: !!float .nan",
+        "a: " + "9" * 5000,
+        "!!timestamp 2026-01-01: a",
+    ],
 )
 def test_syntax_and_the_dangerous_parts_of_yaml_are_refused(text: str) -> None:
     assert refused(text).reason == "CONFIG_SYNTAX"
     assert refused("[" * 100_000).reason == "CONFIG_SYNTAX"
     assert refused("#" * (2 << 20)).reason == "CONFIG_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: !!timestamp x", "a: !!binary aGk=", "a: !!int ''", "a: !!float x", "!!null a: b"),
+        *("a: " + "9" * 5000, "9" * 5000 + ": a", 'a: "\\UFFFFFFFF"', 'a: "\\U00110000"'),
+    ],
+)
+def test_text_that_pyyaml_chokes_on_is_refused(text: str) -> None:
+    assert refused(text).reason == "CONFIG_SYNTAX"
+
+
+@pytest.mark.parametrize("text", ['name: n\n"a\\nb": 1', 'name: n\n"a\\nb": 1\n"a\\nb": 2'])
+def test_a_strange_key_is_shown_on_one_line(text: str) -> None:
+    assert "`a\\nb`" in refused(text).detail
 
 
 def test_a_value_is_never_repeated_since_it_could_be_a_secret() -> None:

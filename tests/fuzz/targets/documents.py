@@ -64,23 +64,19 @@ def _load(text: str, model: type[BaseModel]) -> None:
     assert again == config
 
 
+_JSON = (
+    *(b'"keys"', b'"use"', b'"x509-svid"', b'"jwt-svid"', b'"x5c"', b'"kid"', b'"kty"', b'"EC"', b'"RSA"', b'"OKP"'),
+    *(b'"crv"', b'"P-521"', b'"spiffe_sequence"', b'"spiffe_refresh_hint"', b"\\ud800", b"NaN", b"1e999"),
+)
+_PEM = (b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n", b"-----BEGIN ", b"\r\n", b"==")
+_YAML = (
+    *(b"!!int ", b"!!float ", b"!!binary ", b"!!timestamp ", b"!!set ", b"!!python/none ", b"&a ", b"*a", b"<<: "),
+    *(b"? ", b"- ", b"|\n", b">-\n", b"---\n", b"%YAML 1.1\n", b"trust_domain: ", b"data_dir: ", b"servers: "),
+    *(b"~", b"'", b'"\\x00"', b'"\\U00110000"', b"0x1F", b"1e5", b".inf", b"9" * 30),
+)
+
 TARGETS = (
-    Target(
-        name="bundle_json",
-        run=run_bundle,
-        words=(b'"keys"', b'"use"', b'"x509-svid"', b'"jwt-svid"', b'"x5c"', b'"kid"', b'"kty"', b'"EC"', b'"RSA"')
-        + (b'"OKP"', b'"crv"', b'"P-521"', b'"spiffe_sequence"', b'"spiffe_refresh_hint"', b"\\ud800", b"NaN", b"1e999"),
-    ),
-    Target(
-        name="bundle_pem",
-        run=run_pem,
-        words=(b"-----BEGIN CERTIFICATE-----\n", b"-----END CERTIFICATE-----\n", b"-----BEGIN ", b"\r\n", b"=="),
-    ),
-    Target(
-        name="config",
-        run=run_config,
-        words=(b"!!int ", b"!!float ", b"!!binary ", b"!!timestamp ", b"!!set ", b"!!python/none ", b"&a ", b"*a", b"<<: ")
-        + (b"? ", b"- ", b"|\n", b">-\n", b"---\n", b"%YAML 1.1\n", b"trust_domain: ", b"data_dir: ", b"servers: ", b"~")
-        + (b"'", b'"\\x00"', b"0x1F", b"1e5", b".inf", b"9" * 30),
-    ),
+    Target(name="bundle_json", run=run_bundle, words=_JSON),
+    Target(name="bundle_pem", run=run_pem, words=_PEM),
+    Target(name="config", run=run_config, words=_YAML),
 )

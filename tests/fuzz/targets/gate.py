@@ -63,9 +63,7 @@ class Stand:
     def _material(self) -> TlsMaterial:
         # A leaf serves as the server's own: what the client makes of it is not looked at here.
         leaf = (SVID.corpus / "a-good-leaf").read_bytes()
-        return TlsMaterial(
-            chain_pem=pem_of([leaf]), key_pem=key_pem(keys.key("leaf")), client_authorities=(root(),)
-        )
+        return TlsMaterial(chain_pem=pem_of([leaf]), key_pem=key_pem(keys.key("leaf")), client_authorities=(root(),))
 
     async def _start(self) -> Gate:
         (self.directory / "private").mkdir(mode=0o700)
@@ -103,7 +101,8 @@ class Stand:
             client.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the gate was first
-        while self.gate._connections or not all(sink.ended for sink in self.heard):
+        # The gate has no event for it; `run` has a deadline.
+        while self.gate._connections or not all(sink.ended for sink in self.heard):  # noqa: ASYNC110
             await asyncio.sleep(0)
         client.close()
         for _ in range(3):

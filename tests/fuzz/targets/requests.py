@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca.errors import Internal, InvalidArgument
+from ca.identity.bundle import TrustBundle, X509Authority
 from ca.identity.dns_name import check_dns_name
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import verify_x509_svid
-from ca.identity.bundle import TrustBundle, X509Authority
 from ca.issuing import der, lint
 from ca.issuing.csr import Csr, parse_csr
 from ca.issuing.issuer import IssuerTemplate
@@ -78,7 +78,7 @@ def run_csr(data: bytes) -> None:
     csr = outcome(parse_csr, data, refusal=InvalidArgument)
     if csr is None:
         return
-    _compare_with_cryptography(csr, x509.load_der_x509_csr(data))
+    _compare_with_cryptography(csr, data)
     names = outcome(lambda: (csr.uri_sans, csr.dns_names), refusal=InvalidArgument) or ((), ())
     subject = outcome(lambda: csr.subject, refusal=InvalidArgument)
     usable = tuple(dict.fromkeys(name for name in names[1] if _is_dns_name(name)))
@@ -89,13 +89,18 @@ def run_csr(data: bytes) -> None:
             check_certificate(certificate, csr.public_key_der, usable)
 
 
-def _compare_with_cryptography(csr: Csr, seen: x509.CertificateSigningRequest) -> None:
+def _compare_with_cryptography(csr: Csr, data: bytes) -> None:
+    """It reads a subject and attributes that we pass over, more strictly; what both read must be the same."""
+    try:
+        seen = x509.load_der_x509_csr(data)
+    except ValueError:
+        return
     assert seen.is_signature_valid
     assert seen.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == csr.public_key_der
     try:
         names = seen.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
-        return  # it reads attributes more strictly than we must; that both read the same is what counts
+        return
     uris = outcome(lambda: csr.uri_sans, refusal=InvalidArgument)
     assert uris is None or uris == tuple(names.get_values_for_type(x509.UniformResourceIdentifier))
     dns_names = outcome(lambda: csr.dns_names, refusal=InvalidArgument)
