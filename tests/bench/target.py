@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.pair import TRUST_DOMAIN, pair, until
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,40 +42,22 @@ def cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def ours() -> Iterator[Target]:
-    """`burgee up --no-demo` in a directory of its own."""
-    with tempfile.TemporaryDirectory(prefix="bg-bench-") as directory:
-        command = [str(Path(sys.executable).parent / "burgee"), "up", "--no-demo", "--dir", directory, "--port", "0"]
+    """A pair of ours: attested, stopped, and started again at once; that second start is the one that is timed."""
+    with pair() as nodes:
+        nodes.stop("agent")
+        nodes.stop("server")
         began = time.monotonic()
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            status = _wait_ready(Path(directory) / "status.json", child)
-            took = time.monotonic() - began
-            server, agent = status["server"], status["agent"]
-            yield Target(
-                trust_domain=status["trust_domain"],
-                address=server["address"],
-                admin_socket=server["admin_socket"],
-                workload_socket=agent["workload_socket"],
-                agent_path=agent["spiffe_id"].removeprefix(f"spiffe://{status['trust_domain']}"),
-                server_pid=server["pid"],
-                agent_pid=agent["pid"],
-                start_seconds=took,
-            )
-        finally:
-            child.send_signal(signal.SIGINT)
-            child.wait(30)
-
-
-def _wait_ready(path: Path, child: subprocess.Popen[str]) -> dict:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise RuntimeError(f"burgee up ended: {child.stderr.read() if child.stderr else ''}")
-        try:
-            status = json.loads(path.read_text())
-        except (OSError, ValueError):
-            status = {}
-        if status.get("ready"):
-            return status
-        time.sleep(0.02)
-    raise RuntimeError("burgee up was not ready within a minute")
+        nodes.launch("server")
+        nodes.launch("agent")
+        until("both are healthy", lambda: nodes.count_agents() and nodes.status().last_sync_at, every=0.005)
+        took = time.monotonic() - began
+        yield Target(
+            trust_domain=TRUST_DOMAIN,
+            address=f"127.0.0.1:{nodes.port}",
+            admin_socket=str(nodes.admin_socket),
+            workload_socket=str(nodes.workload_socket),
+            agent_path=nodes.agent_path(),
+            server_pid=nodes.pid("server"),
+            agent_pid=nodes.pid("agent"),
+            start_seconds=took,
+        )

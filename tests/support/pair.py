@@ -93,15 +93,23 @@ class Pair:
             "metrics_address": None,
         } | self.agent_options
 
+    def launch(self, name: str) -> None:
+        """Start `server` or `agent` and wait for nothing."""
+        module, config = {
+            "server": ("ca.server", self.server_config),
+            "agent": ("sds.agent", self.agent_config),
+        }[name]
+        self._start(name, module, config())
+
     def start_server(self) -> None:
-        self._start("server", "ca.server", self.server_config())
+        self.launch("server")
         until("the server administers", lambda: self.count_agents() is not None or True)
 
     def start_agent(self, *, token: bool = True) -> None:
         if token and not (self.home / "token").exists():
             (self.home / "token").write_text(self.create_token())
             (self.home / "token").chmod(0o600)
-        self._start("agent", "sds.agent", self.agent_config())
+        self.launch("agent")
         until("the agent is OK", lambda: self.status().state == "OK")
 
     def _start(self, name: str, module: str, config: dict[str, Any]) -> None:

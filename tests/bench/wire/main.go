@@ -8,6 +8,7 @@
 //	wire attach  -sock S -n N                                dial, attest, first X.509-SVID
 //	wire latency -admin S -sock S -td TD -parent P -n N      entry created -> its SVID on an open stream
 //	wire fanout  -admin S -sock S -td TD -parent P -streams N   entry created -> on the last of N open streams
+//	wire fleet   -addr A -admin S -td TD -dir D -n N -seconds N -pid PID   N agents attached (Burgee's push service), idle
 package main
 
 import (
@@ -23,7 +24,7 @@ import (
 
 type options struct {
 	addr, admin, sock, td, token, dir, ids, parent, selector, prefix string
-	n, size, calls, callers, streams, pid                            int
+	n, size, calls, callers, streams, seconds, pid                   int
 }
 
 type report map[string]any
@@ -32,10 +33,10 @@ func main() {
 	var o options
 	verbs := map[string]func(options) (report, error){
 		"attest": attest, "entries": entries, "batch": batch, "jwt": jwt,
-		"attach": attach, "latency": latency, "fanout": fanout,
+		"attach": attach, "latency": latency, "fanout": fanout, "fleet": fleet,
 	}
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: wire attest|entries|batch|jwt|attach|latency|fanout [flags]")
+		fmt.Fprintln(os.Stderr, "usage: wire attest|entries|batch|jwt|attach|latency|fanout|fleet [flags]")
 		os.Exit(2)
 	}
 	f := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -54,6 +55,7 @@ func main() {
 	f.IntVar(&o.calls, "calls", 10, "calls")
 	f.IntVar(&o.callers, "callers", 1, "concurrent callers")
 	f.IntVar(&o.streams, "streams", 1000, "open streams")
+	f.IntVar(&o.seconds, "seconds", 10, "how long to watch")
 	f.IntVar(&o.pid, "pid", 0, "process whose CPU time is counted")
 	_ = f.Parse(os.Args[2:])
 	out, err := verbs[os.Args[1]](o)
