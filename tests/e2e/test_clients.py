@@ -133,7 +133,7 @@ def test_another_user_gets_no_identity(nodes: Pair) -> None:
         "except grpc.RpcError as e:\n    print(e.code().name, e.details())\n"
     )
     # The interpreter lives where only root may look: leave root's rights inside, after the imports.
-    drop = "import grpc, os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+    drop = "import grpc, grpc._channel, os; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     done = subprocess.run(
         [sys.executable, "-c", drop + code, str(nodes.workload_socket)], capture_output=True, text=True, timeout=60
     )
