@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import queue
 import shutil
-import subprocess
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conformance.programs import go_program
+from tests.conformance.workload_lines import Command, Lines, follow, ids, next_until, run
 from tests.support.pair import TRUST_DOMAIN, Pair, pair, until
 
 pytestmark = pytest.mark.xdist_group("go-spiffe")
@@ -38,34 +35,14 @@ class Workloads:
     def entry(self, name: str, path: str, **fields: Any) -> str:
         return self.nodes.create_entry(path, f"unix:path:{self.add(name)}", **fields)
 
-    def command(self, name: str, *words: str) -> Sequence[str | Path]:
+    def command(self, name: str, *words: str) -> Command:
         return [self.add(name), "-socket", str(self.nodes.workload_socket), *words]
 
     def run(self, name: str, *words: str) -> Any:
-        done = subprocess.run(self.command(name, *words), capture_output=True, text=True, timeout=40)
-        return json.loads(done.stdout)
+        return run(self.command(name, *words))
 
-    @contextmanager
-    def start(self, name: str, *words: str) -> Iterator[queue.Queue[Any]]:
-        """The JSON lines of a program that goes on running."""
-        process = subprocess.Popen(self.command(name, *words), stdout=subprocess.PIPE, text=True)
-        lines: queue.Queue[Any] = queue.Queue()
-
-        def read() -> None:
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.put(json.loads(line))
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        try:
-            yield lines
-        finally:
-            process.kill()
-            process.wait()
-            reader.join(5)
-            assert process.stdout is not None
-            process.stdout.close()
+    def start(self, name: str, *words: str) -> AbstractContextManager[Lines]:
+        return follow(self.command(name, *words))
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +50,6 @@ def workloads() -> Iterator[Workloads]:
     program = go_program("conformance-gospiffe")
     with pair() as nodes:
         yield Workloads(nodes, program)
-
-
-def next_until(lines: queue.Queue[Any], wanted: str, holds: Any) -> Any:
-    """The first line that holds; fails with what came instead."""
-    seen = []
-    try:
-        while True:
-            seen.append(lines.get(timeout=20))
-            if holds(seen[-1]):
-                return seen[-1]
-    except queue.Empty:
-        raise AssertionError(f"{wanted} never came; these did: {seen}") from None
-
-
-def ids(context: Any) -> list[str]:
-    return sorted(svid["id"] for svid in context.get("svids") or [])
 
 
 def test_fetch_and_verify(workloads: Workloads) -> None:
