@@ -26,7 +26,10 @@ def agent_version() -> str:
 
 
 class AgentApi(agent_pb2_grpc.AgentServicer):
-    """The service on the admin socket. `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address, `sync_mode` push or poll."""
+    """The service on the admin socket.
+
+    `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address, `sync_mode` push or poll.
+    """
 
     def __init__(
         self,

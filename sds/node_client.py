@@ -185,7 +185,9 @@ class NodeClient:
             if self.sync_mode != POLL:
                 log.info("the server does not push: polling it", server=self.server_address)
             self.sync_mode = POLL
-            return await self._until_rotated(link, self._poller, self._poller.run(link.channel))
+            return await self._until_rotated(
+                link, self._poller, self._poller.run(link.channel, lambda: link.relay.dialled)
+            )
         finally:
             posting.cancel()
             await asyncio.gather(posting, return_exceptions=True)

@@ -71,8 +71,12 @@ class Poller:
         """The feed has heard from elsewhere, or has not taken something over: begin anew with a snapshot."""
         self._fed = None
 
-    async def run(self, channel: grpc.aio.Channel) -> None:
-        """Poll until it is time to ask for the push service again. Raises what a poll or the feed failed with."""
+    async def run(self, channel: grpc.aio.Channel, connection: Callable[[], int]) -> None:
+        """Poll until it is time to ask for the push service again: after ten minutes, or on another `connection`.
+
+        Raises what a poll or the feed failed with.
+        """
+        began = connection()
         until = self._clock.monotonic() + self._spread(PUSH_RETRY_SECONDS)
         self._entries.whole = False
         try:
@@ -81,6 +85,8 @@ class Poller:
                 self.live = True
                 self.backoff.reset()
                 self._synced()
+                if connection() != began:
+                    return
                 await self._clock.sleep(self._spread(INTERVAL_SECONDS))
         finally:
             self.live = False
