@@ -9,10 +9,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CACHE  ?= $(CURDIR)/.cache
 ARGS   ?=
+FUZZ_SECONDS ?= 600
 PROTOS := $(wildcard ca/proto/*/*.proto)
 WIRE   := $(CACHE)/bin/wire
 
-.PHONY: help up test check proto bench docs lock clean prerequisites fmt
+.PHONY: help up test check proto bench fuzz docs lock clean prerequisites fmt
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -68,6 +69,9 @@ bench: $(VENV)/.dev ## Measure through the public wire and print the table besid
 	@CACHE="$(CACHE)" bash tests/support/build-go.sh
 	BURGEE_CACHE="$(CACHE)" $(BIN)/python -m tests.bench $(ARGS)
 
+fuzz: $(VENV)/.dev ## Fuzz every parser and listener for ten minutes (FUZZ_SECONDS=60; ARGS="--target jwt")
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --work "$(CACHE)/fuzz" $(ARGS)
+
 docs: $(VENV)/.dev ## Serve the documentation on this machine
 	$(BIN)/mkdocs serve
 
@@ -75,7 +79,7 @@ lock: $(VENV)/.dev ## Renew both lock files (names and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
 	  --extra demo --group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
-	  --extra demo --extra postgres --extra vault --group build --group test --group dev \
+	  --no-strip-markers --extra demo --extra postgres --extra vault --group build --group test --group dev \
 	  --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove everything that was made here, state of `make up` included
