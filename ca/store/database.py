@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL, Engine, create_engine, event, insert, make_url, select, update
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ca.errors import ConfigError, Internal, Unavailable
@@ -103,7 +104,9 @@ class Database:
     def blocking_engine(self) -> Engine:
         """An engine of one connection for a thread of its own (the issuance log)."""
         url = self._url.set(drivername=_BLOCKING_DRIVERS[self.backend])
-        engine = create_engine(url, pool_size=1, max_overflow=1, pool_pre_ping=self.backend == "postgresql")
+        engine = create_engine(
+            url, pool_size=1, max_overflow=1, pool_pre_ping=self.backend == "postgresql", hide_parameters=True
+        )
         if self.backend == "sqlite":
             _tune_sqlite(engine)
         return engine
@@ -120,7 +123,7 @@ def unavailable() -> Iterator[None]:
     """The database is gone, full or locked: the caller learns that much, the log the rest."""
     try:
         yield
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         raise Unavailable(
             "the store cannot be reached or written now", reason="STORE_UNAVAILABLE", hint="the log has the cause"
         ) from error
@@ -143,13 +146,16 @@ def parse_url(text: str) -> URL:
 
 
 def _async_engine(url: URL) -> AsyncEngine:
+    """Its errors name no parameters: they go to the log, and an alias entry's parent holds a join token."""
     try:
         if url.get_backend_name() == "postgresql":
-            return create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True)
+            return create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True, hide_parameters=True)
         path = Path(url.database or "")
         # The write-ahead log and its index take over this mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        engine = create_async_engine(url, pool_size=4, max_overflow=4, async_creator=partial(connect, str(path)))
+        engine = create_async_engine(
+            url, pool_size=4, max_overflow=4, async_creator=partial(connect, str(path)), hide_parameters=True
+        )
         _tune_sqlite(engine.sync_engine)
         return engine
     except OSError as error:
