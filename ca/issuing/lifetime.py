@@ -55,7 +55,6 @@ def plan_lifetime(
     if requested_seconds < 0:
         raise InvalidArgument(f"ttl of {requested_seconds} seconds is negative", reason="TTL_NEGATIVE")
     wanted_seconds = requested_seconds or default_seconds
-    wanted_seconds = requested_seconds or default_seconds
     issued_at = now.replace(microsecond=0)
     not_after = issued_at + timedelta(seconds=wanted_seconds)
     caps: tuple[Cap, ...] = ()

@@ -17,6 +17,9 @@ MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192
 """Verification grows with the square of the modulus; nobody needs more."""
 MIN_RSA_EXPONENT = 65537  # FIPS 186-5 §5.1
+MAX_RSA_EXPONENT = 2**31 - 1
+"""Go's crypto refuses a key with a greater one, and verifying with one of thousands of bits takes a hundred times as
+long: who has no certificate yet could keep us busy with it."""
 
 # RFC 5480 §2.1.1: id-ecPublicKey with a named curve; then the BIT STRING of an uncompressed point (0x04).
 _P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
@@ -106,6 +109,12 @@ def _check_rsa(modulus: int, exponent: int) -> None:
     if bits > MAX_RSA_BITS:
         raise InvalidArgument(
             f"RSA key of {bits} bits is too big", reason="KEY_TOO_BIG", hint=f"use at most {MAX_RSA_BITS} bits"
+        )
+    if exponent > MAX_RSA_EXPONENT:
+        raise InvalidArgument(
+            "RSA key has an exponent of more than 31 bits",
+            reason="KEY_TOO_BIG",
+            hint=f"the usual exponent is {MIN_RSA_EXPONENT}",
         )
     if exponent < MIN_RSA_EXPONENT or exponent % 2 == 0:
         raise InvalidArgument(

@@ -190,6 +190,9 @@ def rsa_spki(modulus: int, exponent: int) -> bytes:
         (rsa_spki(2**2047 + 1, 65538), "KEY_TOO_WEAK"),
         (rsa_spki(2**2046 + 1, 65537), "KEY_TOO_WEAK"),
         (rsa_spki(2**8192 + 1, 65537), "KEY_TOO_BIG"),
+        (rsa_spki(2**2047 + 1, 2**31 + 1), "KEY_TOO_BIG"),  # Go refuses it
+        (rsa_spki(2**3071 + 1, 2**3070 + 1), "KEY_TOO_BIG"),  # a hundred times the work
+        (rsa_spki(2**2047 + 1, 2**31 - 1), "CSR_SIGNATURE"),
         (rsa_spki(2**2047 + 1, 65537)[:-1] + b"\x00\x00", "CSR_MALFORMED"),
         (der.tlv(0x30, bytes.fromhex("300d06092a864886f70d0101010500") + b"\x03\x01\x01"), "KEY_MALFORMED"),
         (der.tlv(0x30, b""), "KEY_MALFORMED"),
