@@ -72,6 +72,13 @@ def test_files_exist(page: Path) -> None:
     assert not {name for name in named if not (ROOT / name).exists()}
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Of the pages outside of the site; inside, its strict build looks after them."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert not {t for t in targets if "://" not in t and not (page.parent / t).exists()}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_reason_codes_exist(page: Path) -> None:
     """Also outside of the page of reasons."""
