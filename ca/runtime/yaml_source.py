@@ -94,7 +94,9 @@ def _value(loader: _Loader, node: yaml.Node, at: Location, lines: dict[Location,
 def _scalar(loader: _Loader, node: yaml.Node, name: str) -> Any:
     """Text, number, true, false or null, as it is written: a tag could ask for other types, which JSON has not."""
     line = node.start_mark.line + 1
-    plain = isinstance(node, yaml.ScalarNode) and loader.resolve(yaml.ScalarNode, node.value, (True, False))
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{name}:{line}: a key must be text", reason="CONFIG_SYNTAX")
+    plain = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
     if node.tag not in (plain, _TEXT):
         raise ConfigError(f"{name}:{line}: tags are not allowed", reason="CONFIG_SYNTAX", hint="quote text, if it is")
     try:
