@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
 from importlib.metadata import version as package_version
 from pathlib import Path
 
-from ca.api.access import Access
 from ca.api.admin import AdminService
 from ca.api.agent import AgentService
+from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
 from ca.api.bundle import BundleService
 from ca.api.entry import EntryService
 from ca.api.health import HealthService
@@ -33,14 +35,16 @@ from ca.errors import BurgeeError, ConfigError
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
-from ca.runtime import log, metrics, plugins
+from ca.runtime import log, metrics, notify, plugins
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values, load_yaml
+from ca.runtime.debug_report import DebugReport
 from ca.runtime.files import atomic_write, make_private_dir
 from ca.runtime.gate import Gate, GateLimits, PeerCred
 from ca.runtime.health import Health
+from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
-from ca.runtime.server_config import ServerConfig
+from ca.runtime.server_config import PruneConfig, ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
 from ca.runtime.tasks import Tasks
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
@@ -51,6 +55,7 @@ from ca.service.issuance import Issuer, IssueSettings
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.pruning import PrunePolicy, Pruner
 from ca.service.revocation import Revocation
 from ca.service.rotation import AuthorityManager, RotationSettings
 from ca.service.server_svid import ServerSvid
@@ -62,12 +67,25 @@ from ca.store.store import Store
 logger = log.get("server")
 
 WORKERS = 2
-STOP_SECONDS = 2.0
-"""What calls under way get when the server stops."""
 SOCKET_PATH_BYTES = 100
 
 _connected = metrics.gauge("connected_agents", "Agents with an open push stream.")
 _lag = metrics.gauge("sync_lag_seconds", "Since the server's memory last agreed with the store.")
+
+
+LIVE = frozenset(
+    {
+        "log",
+        "admin_socket.admin_uids",
+        "x509_svid_ttl_seconds",
+        "jwt_svid_ttl_seconds",
+        "agent_ttl_seconds",
+        "audit",
+        "prune",
+        "stop_grace_seconds",
+    }
+)
+"""What a reload applies; every other key waits for a restart."""
 
 
 def check(config: ServerConfig) -> None:
@@ -111,7 +129,24 @@ class Server:
     async def stop(self) -> None:
         """Calls under way end, streams are told, then everything is closed in the reverse order of its start."""
         self.feed.drain()
+        for service in self._services:
+            if isinstance(service, AdminService):
+                service.drain()
         await self._stack.aclose()
+
+    def reconfigure(self, config: ServerConfig) -> None:
+        """Goes on with `config`, which differs in `LIVE` keys alone."""
+        self.config = config
+        log.configure(config.log.format, config.log.level)
+        self.issuer.settings = replace(
+            self.issuer.settings,
+            x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
+            jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
+            agent_ttl_seconds=config.agent_ttl_seconds,
+        )
+        self.pruner.policy = _prune_policy(config.prune)
+        self._maintenance.every_seconds = config.prune.every_seconds
+        self.auditor.reads = config.audit.reads
 
     async def _start(self) -> None:
         make_private_dir(self.config.data_dir)
@@ -177,6 +212,12 @@ class Server:
         """What answers calls."""
         self.feed = Feed(store=self.store, index=self.index, trust=self.trust, follower=self.follower, clock=self.clock)
         self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.clock)
+        self.auditor = Auditor(
+            records=self.store.audit,
+            server=self.issuer.settings.server,
+            clock=self.clock,
+            reads=self.config.audit.reads,
+        )
         host = Host(self.trust_domain, self.store, self.clock)
         attestation = NodeAttestation(
             trust_domain=self.trust_domain,
@@ -186,6 +227,9 @@ class Server:
             agents=self.agents,
         )
         tokens = JwtIssuer(self.issuer)
+        self.pruner = Pruner(
+            store=self.store, follower=self.follower, clock=self.clock, policy=_prune_policy(self.config.prune)
+        )
         own = self.trust_domain
         self._services: list[Service] = [
             AgentService(
@@ -201,6 +245,16 @@ class Server:
                 feed=self.feed,
                 health=self.health,
                 version=package_version("burgee"),
+                started_at=self.clock.now(),
+                store=self.store,
+                pruner=self.pruner,
+                clock=self.clock,
+            ),
+            DebugReport(
+                program="server",
+                config=lambda: self.config,
+                health=self.health,
+                clock=self.clock,
                 started_at=self.clock.now(),
             ),
             HealthService(self.health),
@@ -227,16 +281,16 @@ class Server:
             clock=self.clock,
         )
         self._stack.push_async_callback(self.gate.close)
-        access = Access(agents=self.authorizer, index=self.index, clock=self.clock)
+        access = AuditedAccess(agents=self.authorizer, index=self.index, clock=self.clock, auditor=self.auditor)
         rpc = grpc_server(
             str(private),
-            [self.gate.interceptor(), AccessInterceptor(access)],
+            [self.gate.interceptor(), AccessInterceptor(access), AuditInterceptor(self.auditor)],
             max_receive_bytes=limits.max_message_bytes,
             max_connection_age_seconds=limits.max_connection_age_seconds,
         )
         register(rpc, self._services)
         await rpc.start()
-        self._stack.push_async_callback(rpc.stop, STOP_SECONDS)
+        self._stack.push_async_callback(lambda: rpc.stop(self.config.stop_grace_seconds))
         self.address = await self.gate.listen_tcp(
             "tcp", config.bind_address, config.bind_port, tls=self.server_svid.material, verify_client=self._verify
         )
@@ -271,7 +325,10 @@ class Server:
         tasks.spawn("authority", self.authority.run)
         tasks.spawn("server-svid", self.server_svid.run)
         tasks.spawn("store-watch", store_watch.run)
-        tasks.spawn("maintenance", Maintenance(store=self.store, clock=self.clock).run)
+        self._maintenance = Maintenance(
+            pruner=self.pruner, clock=self.clock, every_seconds=self.config.prune.every_seconds
+        )
+        tasks.spawn("maintenance", self._maintenance.run)
         _connected.set_function(lambda: self.feed.connected)
         _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
         if self.config.metrics_address is not None:
@@ -295,8 +352,20 @@ class Server:
         return socket
 
     def _admits(self) -> Callable[[PeerCred], bool]:
-        uids = frozenset({0, os.geteuid(), *self.config.admin_socket.admin_uids})
-        return lambda cred: cred.uid in uids
+        own = {0, os.geteuid()}
+        return lambda cred: cred.uid in own or cred.uid in self.config.admin_socket.admin_uids
+
+
+def _prune_policy(config: PruneConfig) -> PrunePolicy:
+    agents = config.agents_expired_for_seconds
+    return PrunePolicy(
+        agents_expired_for=None if agents is None else timedelta(seconds=agents),
+        first_use_agents=config.first_use_agents,
+        entries_expired_for=timedelta(seconds=config.entries_expired_for_seconds),
+        issuance_retention=timedelta(seconds=config.issuance_retention_seconds),
+        audit_retention=timedelta(seconds=config.audit_retention_seconds),
+        changes_kept=config.changes_kept,
+    )
 
 
 def _key_manager(config: ServerConfig) -> KeyManager:
@@ -328,8 +397,8 @@ def _server_name(data_dir: Path) -> str:
     return path.read_text(encoding="ascii").strip()
 
 
-async def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT."""
+async def run(config: ServerConfig, path: Path | None = None) -> None:
+    """Serves until SIGTERM or SIGINT; SIGHUP reads `path` again."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -343,8 +412,15 @@ async def run(config: ServerConfig) -> None:
         admin_socket=str(config.admin_socket_path),
         metrics_address=server.metrics_address,
     )
+    if path is not None:
+        file = path
+        loop.add_signal_handler(
+            signal.SIGHUP, lambda: reload(file, server.config, live=LIVE, check=check, apply=server.reconfigure)
+        )
+    notify.ready()
     await stop.wait()
-    logger.info("stopping")
+    logger.info("stopping", grace_seconds=server.config.stop_grace_seconds)
+    notify.stopping()
     await server.stop()
 
 
@@ -361,7 +437,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(config)
             print(f"{options.config}: the configuration is valid")
             return 0
-        asyncio.run(run(config))
+        asyncio.run(run(config, options.config))
     except BurgeeError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
         print(f"error: {error.detail}{hint}", file=sys.stderr)

@@ -1,22 +1,32 @@
-"""burgee.admin.v1.Admin: the server's state, and minting that says why a life is shorter than asked."""
+"""burgee.admin.v1.Admin: the server's state, minting that says why a life is shorter than asked, records, pruning."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
 
 from ca.api.convert.ids import seconds
 from ca.api.convert.svids import jwt_message, lifetime_message, x509_message
+from ca.api.records import audited, issued
 from ca.api.svid import audience, minted_id, require_csr
+from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
+from ca.ports import Clock
 from ca.proto.burgee import admin_pb2 as pb
 from ca.proto.burgee import admin_pb2_grpc
 from ca.runtime.health import Health
 from ca.service.feed import Feed
 from ca.service.issuance import Issuer
 from ca.service.issuance_jwt import JwtIssuer
+from ca.service.pruning import PrunePolicy, Pruner
+from ca.store.store import Store
+
+MAX_AGE_SECONDS = 100 * 366 * 86400
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,6 +44,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         health: Health,
         version: str,
         started_at: datetime,
+        store: Store,
+        pruner: Pruner,
+        clock: Clock,
     ) -> None:
         self._trust_domain = trust_domain
         self._issuer = issuer
@@ -42,6 +55,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._health = health
         self._version = version
         self._started_at = started_at
+        self._store = store
+        self._pruner = pruner
+        self._clock = clock
+        self._stopping = asyncio.Event()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
         problems = self._health.problems()
@@ -64,3 +81,38 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         spiffe_id = minted_id(request, self._trust_domain)
         svid = await self._tokens.mint(spiffe_id, audience(request.audience), request.ttl_seconds)
         return pb.MintJWTSVIDResponse(svid=jwt_message(svid), lifetime=lifetime_message(svid.lifetime))
+
+    async def ListIssued(self, request: pb.ListIssuedRequest, context: Context) -> AsyncIterator[pb.ListIssuedResponse]:
+        async for page in issued(self._store.issuance, request, self._clock):
+            yield page
+
+    async def ListAudit(self, request: pb.ListAuditRequest, context: Context) -> AsyncIterator[pb.ListAuditResponse]:
+        async for page in audited(self._store.audit, request, self._clock, self._stopping):
+            yield page
+
+    async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:
+        policy = _policy(self._pruner.policy, request)
+        done = await (self._pruner.rehearse(policy) if request.dry_run else self._pruner.prune(policy))
+        return pb.PruneResponse(
+            agents=[str(agent) for agent in done.agents],
+            entries=done.entries,
+            join_tokens=done.join_tokens,
+            issuance_batches=done.issuance_batches,
+            audit_records=done.audit_records,
+            changes=done.changes,
+        )
+
+    def drain(self) -> None:
+        """The server stops: streams without an end of their own end."""
+        self._stopping.set()
+
+
+def _policy(configured: PrunePolicy, request: pb.PruneRequest) -> PrunePolicy:
+    if not 0 <= request.agents_expired_for_seconds <= MAX_AGE_SECONDS:
+        raise InvalidArgument("`agents_expired_for_seconds` is out of range", reason="PRUNE_AGE")
+    given = request.agents_expired_for_seconds
+    return replace(
+        configured,
+        agents_expired_for=timedelta(seconds=given) if given else configured.agents_expired_for,
+        first_use_agents=request.first_use_agents or configured.first_use_agents,
+    )

@@ -12,10 +12,13 @@ from ca.api.entry import EntryService
 from ca.api.health import HealthService
 from ca.api.node import NodeService
 from ca.api.svid import SvidService
-from ca.proto.burgee import admin_pb2_grpc, node_pb2_grpc
+from ca.proto.burgee import admin_pb2_grpc, debug_pb2_grpc, node_pb2_grpc
 from ca.proto.spire import server_agent_pb2_grpc, server_bundle_pb2_grpc, server_entry_pb2_grpc, server_svid_pb2_grpc
+from ca.runtime.debug_report import DebugReport
 
-Service = AdminService | AgentService | BundleService | EntryService | HealthService | NodeService | SvidService
+Service = (
+    AdminService | AgentService | BundleService | DebugReport | EntryService | HealthService | NodeService | SvidService
+)
 
 
 def register(server: grpc.aio.Server, services: list[Service]) -> None:
@@ -28,6 +31,8 @@ def register(server: grpc.aio.Server, services: list[Service]) -> None:
                 server_agent_pb2_grpc.add_AgentServicer_to_server(service, server)
             case BundleService():
                 server_bundle_pb2_grpc.add_BundleServicer_to_server(service, server)
+            case DebugReport():
+                debug_pb2_grpc.add_DebugServicer_to_server(service, server)
             case EntryService():
                 server_entry_pb2_grpc.add_EntryServicer_to_server(service, server)
             case HealthService():

@@ -71,6 +71,10 @@ TIERS: dict[str, Tier] = {
     _ADMIN + "GetStatus": MANAGERS,
     _ADMIN + "MintX509SVID": MANAGERS,
     _ADMIN + "MintJWTSVID": MANAGERS,
+    _ADMIN + "ListIssued": MANAGERS,
+    _ADMIN + "ListAudit": MANAGERS,
+    _ADMIN + "Prune": MANAGERS,
+    "/burgee.debug.v1.Debug/GetReport": MANAGERS,
 }
 
 LOCAL_SERVICES = frozenset({"grpc.health.v1.Health"})

@@ -6,6 +6,7 @@ import itertools
 import logging
 import secrets
 import sys
+from collections import deque
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO, cast
 
@@ -18,6 +19,11 @@ Level = Literal["debug", "info", "warning", "error", "critical"]
 request_id: ContextVar[str] = ContextVar("burgee_request_id", default="")
 """The id of the call being served, empty outside of one. It is in every log line of the call and in its errors."""
 
+RECENT_LINES = 1000
+RECENT_LINE_CHARACTERS = 2000
+"""What is kept of the log in memory, for bug reports."""
+
+_recent: deque[str] = deque(maxlen=RECENT_LINES)
 _run = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
@@ -67,6 +73,12 @@ def _library_threshold(threshold: int) -> int:
     return max(threshold, logging.WARNING)
 
 
+def recent(lines: int = 0) -> list[str]:
+    """The last lines that were logged here, oldest first: all that are kept, or at most `lines`."""
+    kept = list(_recent)
+    return kept[-lines:] if lines > 0 else kept
+
+
 class _Stream:
     """Standard error, or another stream, as a text file that never fails: who serves calls does not stop serving
     them because nobody reads its log."""
@@ -79,6 +91,7 @@ class _Stream:
         return self._stream or sys.stderr
 
     def write(self, text: str) -> int:
+        _recent.extend(line[:RECENT_LINE_CHARACTERS] for line in text.splitlines() if line)
         try:
             return self._target.write(text)
         except (OSError, ValueError):

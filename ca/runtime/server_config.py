@@ -79,6 +79,38 @@ class LogConfig(StrictModel):
     """The least severe level that is written."""
 
 
+class AuditConfig(StrictModel):
+    """Administrative calls that change something, mint, or were denied are always recorded."""
+
+    reads: bool = False
+    """Record calls that only read, too."""
+
+
+class PruneConfig(StrictModel):
+    """How long what is over is kept. A pass runs soon after the start and then regularly."""
+
+    every_seconds: Seconds = 3_600
+    """Time between two passes."""
+
+    agents_expired_for_seconds: Seconds | None = 2_592_000
+    """Agents are forgotten when their SVID expired so long ago (30 days); null keeps them. Banned ones always stay."""
+
+    first_use_agents: bool = False
+    """Also forget agents that were trusted on first use: their evidence could then be used once more, by anybody."""
+
+    entries_expired_for_seconds: Annotated[int, Field(ge=0, le=10 * 366 * 86400)] = 0
+    """Entries are deleted when their `expires_at` passed so long ago."""
+
+    issuance_retention_seconds: Seconds = 604_800
+    """Issuance records are kept so long after the expiry of what was issued (7 days)."""
+
+    audit_retention_seconds: Seconds = 7_776_000
+    """Audit records are kept so long (90 days)."""
+
+    changes_kept: Annotated[int, Field(ge=1_000)] = 100_000
+    """Changes that an agent may sleep through and still resume; a longer sleep costs it a snapshot."""
+
+
 class LimitsConfig(StrictModel):
     """What the server bears before it refuses."""
 
@@ -163,6 +195,15 @@ class ServerConfig(StrictModel):
 
     log: LogConfig = LogConfig()
     """Logs."""
+
+    audit: AuditConfig = AuditConfig()
+    """The record of administrative calls."""
+
+    prune: PruneConfig = PruneConfig()
+    """What is forgotten, and when."""
+
+    stop_grace_seconds: Annotated[float, Field(ge=0, le=300)] = 5.0
+    """What calls under way get to finish when the server stops."""
 
     limits: LimitsConfig = LimitsConfig()
     """Limits."""

@@ -1,0 +1,141 @@
+"""What a call was about, for the audit log: names out of its messages, never a secret."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cryptography import x509
+from google.protobuf.message import Message
+
+from ca.errors import STATUS
+from ca.proto.burgee import admin_pb2
+from ca.proto.spire import server_agent_pb2, server_svid_pb2, types_pb2
+from ca.store.audit import AuditItem
+
+_MintX509 = admin_pb2.MintX509SVIDRequest | server_svid_pb2.MintX509SVIDRequest
+_MintJwt = admin_pb2.MintJWTSVIDRequest | server_svid_pb2.MintJWTSVIDRequest
+
+_CODES = {0: "OK", **{number: code.value for code, (number, _) in STATUS.items()}}
+
+
+def asked(request: Any) -> list[AuditItem]:
+    """The items that a request names. Only fields that are known to hold names are looked at: what a message of
+    another kind holds might be a secret."""
+    special = _SPECIAL.get(type(request).__name__)
+    return special(request) if special else _named(request)
+
+
+def answered(request: Any, response: Any) -> list[AuditItem]:
+    """The same items with their results; where a batch answers item by item, each with its own."""
+    if isinstance(response, types_pb2.JoinToken):
+        return [AuditItem(_digest(response.value), item.about, "OK") for item in asked(request)]
+    items = asked(request)
+    if "results" in _fields(response) and len(response.results) == len(items):
+        return [_with_result(item, result) for item, result in zip(items, response.results, strict=True)]
+    if "svid" in _fields(response):
+        items = [_issued(item, response.svid) for item in items or [AuditItem("")]]
+    if not items:
+        items = _named(response)
+    return [AuditItem(item.name, item.about, "OK") for item in items]
+
+
+def _with_result(item: AuditItem, result: Any) -> AuditItem:
+    """A created entry is called by the ID that it got."""
+    fields = _fields(result)
+    name = result.entry.id if "entry" in fields and result.entry.id else item.name
+    code = result.status.code if "status" in fields else 0
+    return AuditItem(name, item.about, _CODES.get(code, f"Code{code}"))
+
+
+def _issued(item: AuditItem, svid: Any) -> AuditItem:
+    name = _id(svid.id) or item.name
+    if isinstance(svid, types_pb2.X509SVID) and svid.cert_chain:
+        return AuditItem(name, f"serial {x509.load_der_x509_certificate(svid.cert_chain[0]).serial_number}")
+    return AuditItem(name, item.about)
+
+
+def _named(message: Any) -> list[AuditItem]:
+    found: list[AuditItem] = []
+    for field in _fields(message):
+        read = _READERS.get(field)
+        if read is not None:
+            found += [item for value in _each(getattr(message, field)) if (item := read(value)).name or item.about]
+    return found
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return [value] if isinstance(value, str | int | Message) else value
+
+
+def _fields(message: Any) -> frozenset[str]:
+    return frozenset(message.DESCRIPTOR.fields_by_name) if isinstance(message, Message) else frozenset()
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, types_pb2.SPIFFEID):
+        return f"spiffe://{value.trust_domain}{value.path}" if value.trust_domain else ""
+    return str(value)
+
+
+def _entry(value: Any) -> AuditItem:
+    if isinstance(value, str):
+        return AuditItem(value)
+    return AuditItem(value.id, _id(value.spiffe_id))
+
+
+def _trust_domain(value: Any) -> AuditItem:
+    return AuditItem(value if isinstance(value, str) else value.trust_domain)
+
+
+def _authority(value: Any) -> AuditItem:
+    return AuditItem(value if isinstance(value, str) else value.authority_id)
+
+
+_READERS: dict[str, Callable[[Any], AuditItem]] = {
+    "id": lambda value: AuditItem(_id(value)),
+    "ids": lambda value: AuditItem(_id(value)),
+    "agents": lambda value: AuditItem(_id(value)),
+    "entries": _entry,
+    "trust_domain": _trust_domain,
+    "trust_domains": _trust_domain,
+    "bundle": _trust_domain,
+    "bundles": _trust_domain,
+    "federation_relationship": _trust_domain,
+    "federation_relationships": _trust_domain,
+    "authority_id": _authority,
+    "prepared_authority": _authority,
+    "subject_key_id": lambda value: AuditItem(str(value)),
+    "upstream_authority_subject_key_id": lambda value: AuditItem(str(value)),
+    "new_level": lambda value: AuditItem(types_pb2.LogLevel.Name(value) if value in range(7) else str(value)),
+}
+
+
+def _join_token(request: server_agent_pb2.CreateJoinTokenRequest) -> list[AuditItem]:
+    """The token is a secret until it is used; its digest tells whether a token at hand is this one."""
+    return [AuditItem(_digest(request.token) if request.token else "", _id(request.agent_id))]
+
+
+def _digest(token: str) -> str:
+    return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _mint_x509(request: _MintX509) -> list[AuditItem]:
+    try:
+        names = x509.load_der_x509_csr(request.csr).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        uris = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, TypeError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return []
+    return [AuditItem(uri) for uri in uris[:1]]
+
+
+def _mint_jwt(request: _MintJwt) -> list[AuditItem]:
+    return [AuditItem(_id(request.id), f"audience {' '.join(request.audience)}")]
+
+
+_SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
+    "CreateJoinTokenRequest": _join_token,
+    "MintX509SVIDRequest": _mint_x509,
+    "MintJWTSVIDRequest": _mint_jwt,
+}
