@@ -197,6 +197,15 @@ class Pair:
         assert result.status.code == 0, result.status.message
         return result.entry.id
 
+    def set_dns_names(self, entry_id: str, *names: str) -> None:
+        """Change what an entry's certificate says, so that it is issued anew."""
+        request = server_entry_pb2.BatchUpdateEntryRequest(
+            entries=[types_pb2.Entry(id=entry_id, dns_names=names)], input_mask=types_pb2.EntryMask(dns_names=True)
+        )
+        with self._channel(self.admin_socket) as channel:
+            answer = server_entry_pb2_grpc.EntryStub(channel).BatchUpdateEntry(request, timeout=5)
+        assert answer.results[0].status.code == 0, answer.results[0].status.message
+
     def delete_entry(self, entry_id: str) -> None:
         with self._channel(self.admin_socket) as channel:
             stub = server_entry_pb2_grpc.EntryStub(channel)
