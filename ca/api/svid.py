@@ -81,6 +81,8 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         raise Unimplemented(_WIT)
 
     async def BatchNewWITSVID(self, request: pb.BatchNewWITSVIDRequest, context: Context) -> pb.BatchNewWITSVIDResponse:
+        if not request.params:
+            raise InvalidArgument("missing parameters", reason="PARAMETERS_MISSING")
         raise Unimplemented(_WIT)
 
     async def NewDownstreamX509CA(

@@ -286,7 +286,7 @@ async def test_what_is_not_built_yet_says_so_after_authorization(server: Running
     down = await server.caller(await server.mint("/down"))
     for method, request in (
         (server.local.svids.MintWITSVID, pb.MintWITSVIDRequest()),
-        (agent.svids.BatchNewWITSVID, pb.BatchNewWITSVIDRequest()),
+        (agent.svids.BatchNewWITSVID, pb.BatchNewWITSVIDRequest(params=[pb.NewWITSVIDParams()])),
         (down.svids.NewDownstreamX509CA, pb.NewDownstreamX509CARequest()),
     ):
         with refused(Code.UNIMPLEMENTED, "not yet implemented"):
