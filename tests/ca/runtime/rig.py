@@ -166,14 +166,24 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    *, limits: GateLimits | None = None, tcp: bool = False, max_receive_bytes: int = 4 << 20, **gate_options: Any
+    *,
+    limits: GateLimits | None = None,
+    tcp: bool = False,
+    max_receive_bytes: int = 4 << 20,
+    max_streams_per_connection: int = 4096,
+    **gate_options: Any,
 ) -> AsyncIterator[Rig]:
     directory = Path(tempfile.mkdtemp(prefix="bg-"))
     (directory / "priv").mkdir(mode=0o700)
     admit = gate_options.pop("admit", lambda cred: True)
     gate = Gate(grpc_socket=directory / "priv" / "grpc.sock", limits=limits, **gate_options)
     it = Rig(gate, directory, Pki())
-    server = grpc_server(it.private, [gate.interceptor()], max_receive_bytes=max_receive_bytes)
+    server = grpc_server(
+        it.private,
+        [gate.interceptor()],
+        max_receive_bytes=max_receive_bytes,
+        max_streams_per_connection=max_streams_per_connection,
+    )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Probe", SERVICE),))
     await server.start()
     it.server = server

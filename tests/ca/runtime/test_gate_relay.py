@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import ssl
+import struct
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ca.runtime.gate import GateLimits, Peer
-from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, FrameTracker
+from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
 from ca.runtime.gate_leg import CHUNK_BYTES
 from tests.ca.identity import forge
 from tests.ca.runtime import rig as rig_module
@@ -242,3 +243,13 @@ def test_a_goaway_never_stands_between_headers_and_their_continuation() -> None:
     assert tracker.between_frames
     tracker.feed(memoryview(GOAWAY_NO_ERROR))
     assert tracker.between_frames
+
+
+async def test_a_server_says_how_many_calls_a_connection_may_have_open() -> None:
+    async with rig(max_streams_per_connection=7) as it:
+        reader, writer = await asyncio.open_unix_connection(str(it.unix))
+        writer.write(PREFACE + b"\x00\x00\x00\x04" + bytes(5))
+        size, kind = struct.unpack(">IB", b"\x00" + (await reader.readexactly(9))[:4])
+        settings = dict(struct.iter_unpack(">HI", await reader.readexactly(size)))
+        assert (kind, settings[3]) == (4, 7)  # RFC 9113 §6.5.2: SETTINGS_MAX_CONCURRENT_STREAMS
+        writer.close()
