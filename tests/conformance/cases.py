@@ -8,6 +8,13 @@ that `@with` spreads. A case is one step of the player (see spire/steps.go for i
   result; a result of OK carries `back`, or else the item with `echo` and the case's `change` laid over it;
 - `{tiers, rows}` tries each row's method as every caller that `tiers` names.
 
+The player knows these strings in requests and expectations: `${name}` (a value that was kept), `@id PATH[|DOMAIN]`,
+`@sel TYPE:VALUE …`, `@mask FIELD …`, `@x COUNT`, `@bytes TEXT`, `@csr [key=NAME] [uri=…] [dns=…] [cn=…] [broken]`,
+`@ca DOMAIN …`, `@pkix KEY`, `@jwk KEY-ID [tainted]`, `@fed DOMAIN HINT SEQUENCE`; and in lists `{@times, of}`.
+Expectations know more: `get` is exact, `has` a subset; `null` must be absent, `"?"` may be, `"*"` is anything;
+`@keep NAME [MATCHER]`, `@uuid`, `@re`, `@in SECONDS`, `@not`, `@chain PATH …`, `@jwt PATH …`; lists by
+`{@len, @first, @each, @set, @sorted}`; `status` is the name of a code.
+
 `xfail` says why a case cannot pass yet (null takes a group's back); `deviation` says why ours is asserted instead of
 SPIRE's answer.
 """

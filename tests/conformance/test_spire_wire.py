@@ -118,3 +118,17 @@ def test_every_method_of_the_api_is_called() -> None:
 def test_every_field_of_every_request_is_sent() -> None:
     (api,) = player("api")
     assert set(api["fields"]) - usage()[1] == NEVER_SENT
+
+
+@pytest.mark.xdist_group("wire-judge")
+def test_the_player_sees_what_differs() -> None:
+    """A judge that lets everything pass would be none: each of these expectations is wrong."""
+    wrong = json.loads((Path(__file__).parent / "wrong.json").read_text(encoding="utf-8"))
+    said = [step.pop("said") for step in wrong]
+    play = cases.Play(name="wrong", about="", server={}, let={}, steps=wrong)
+    with server({}) as pair:
+        address = f"127.0.0.1:{pair.port}"
+        target = {"trust_domain": TRUST_DOMAIN, "admin": str(pair.admin_socket), "address": address}
+        reports = player("play", play, target)
+    for step, words, report in zip(wrong, said, reports, strict=True):
+        assert any(words in problem for problem in report["problems"]), (step, report)
