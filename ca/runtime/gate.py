@@ -80,6 +80,7 @@ class Gate:
         self._host = _Host(self, os.fspath(grpc_socket), http_protocol_factory, self._table)
         self._listeners: list[Listener] = []
         self._tls: dict[str, _TlsListener] = {}
+        self._tls_is_old = False
         self._admit: dict[str, Callable[[PeerCred], bool]] = {}
         self._connections: dict[int, Connection] = {}
         self._places = Places(self.limits, raise_open_files_limit())
@@ -131,10 +132,15 @@ class Gate:
         self._listeners.append(Listener(self._host.loop, name, sock, self._accept_unix))
 
     def reload_tls(self) -> None:
-        """Ask every TCP listener's material anew; open connections go on. Raises ssl.SSLError: all keep the old one."""
+        """Ask every TCP listener's material anew; open connections go on.
+
+        Raises ssl.SSLError or OSError: then all keep the old one, and the gate tries again every second by itself.
+        """
+        self._tls_is_old = True
         fresh = {name: server_context(listener.material()) for name, listener in self._tls.items()}
         for name, context in fresh.items():
             self._tls[name].context = context
+        self._tls_is_old = False
 
     # ---- callers
 
@@ -255,12 +261,21 @@ class Gate:
         while True:
             await self._clock.sleep(SWEEP_SECONDS)
             self._end_expired()
+            if self._tls_is_old:
+                self._reload_again()
             now = self._host.loop.time()
             for connection in list(self._connections.values()):
                 if connection.stalled_for(now) > self.limits.stall_timeout_seconds:
                     connection.close("CLIENT_STALLED")
                 elif connection.anonymous and now - connection.began > self.limits.max_anonymous_seconds:
                     self._go_away(connection, "ANONYMOUS_TOO_LONG")
+
+    def _reload_again(self) -> None:
+        """Whoever asked for new material may not ask again before the old one has expired."""
+        try:
+            self.reload_tls()
+        except Exception as error:
+            _log.error("cannot reload TLS material", reason="TLS_RELOAD_FAILED", exc_info=error)
 
     def _end_expired(self) -> None:
         now = self._clock.now()

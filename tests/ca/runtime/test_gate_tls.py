@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from ca.runtime.gate import GateLimits
+from ca.runtime.gate import GateLimits, TlsMaterial
 from ca.runtime.gate_tls import TlsEngine, server_context
 from tests.ca.identity import forge
 from tests.ca.runtime.rig import Pki, Rig, call, rig, until
@@ -255,6 +255,30 @@ async def test_a_reload_with_bad_material_keeps_the_old_one() -> None:
             it.gate.reload_tls()
         async with it.tls_client() as client:
             assert await call(client.channel, "Who")
+
+
+async def test_a_reload_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked for it has new material already, and so no reason to ask again before the old has expired."""
+    monkeypatch.setattr("ca.runtime.gate.SWEEP_SECONDS", 0.02)
+    async with rig(tcp=True) as it:
+        good = it.gate._tls["public"].material
+        it.pki.server_ids.append("spiffe://example.org/spire/server2")
+        failures = 2
+
+        def out_of_files() -> TlsMaterial:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise OSError(24, "Too many open files")
+            return good()
+
+        it.gate._tls["public"].material = out_of_files
+        with pytest.raises(OSError, match="Too many"):
+            it.gate.reload_tls()
+        await until(lambda: not failures and not it.gate._tls_is_old)
+        async with it.tls_client() as client:
+            await call(client.channel, "Who")
+            assert client.server_id == "spiffe://example.org/spire/server2"
 
 
 async def test_a_ban_ends_open_streams_within_half_a_second() -> None:
