@@ -48,6 +48,7 @@ up: $(VENV)/.up ## Run server, agent and two Envoys speaking mTLS (ARGS="--once"
 test: $(VENV)/.dev ## Install what the tests need and run them all (ARGS="-k name" to choose)
 	@bash tests/support/install-real-parts.sh
 	@CACHE="$(CACHE)" bash tests/support/build-go.sh
+	@CACHE="$(CACHE)" bash tests/support/build-java.sh
 	BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, import rules, generated files, docs
