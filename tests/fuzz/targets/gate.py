@@ -242,6 +242,8 @@ async def _handshake(client: socket.socket, engine: TlsEngine) -> bool:
 _PARTS = tuple(PREFACE[at:] for at in range(0, 24, 6))
 
 TARGETS = (
-    Target(name="gate_unix", run=run_unix, mutate=records.mutate, words=(*_PARTS, b"GET / HTTP/1.1\r\n\r\n")),
-    Target(name="gate_tls", run=run_tls, mutate=records.mutate, words=(b"\x16\x03\x01", b"h2", b"http/1.1", PREFACE)),
+    Target(name="gate_unix", run=run_unix, mutate=records.mutating(), words=(*_PARTS, b"GET / HTTP/1.1\r\n\r\n")),
+    Target(
+        name="gate_tls", run=run_tls, mutate=records.mutating(), words=(b"\x16\x03\x01", b"h2", b"http/1.1", PREFACE)
+    ),
 )

@@ -24,7 +24,7 @@ from ca.service.feed import Acknowledged, Update
 from sds import wire
 from sds.cache import Cache
 from sds.feed import Snapshot
-from tests.fuzz import records
+from tests.fuzz import records, wire_mutator
 from tests.fuzz.harness import Target, check_refusal, outcome
 from tests.support.clock import FakeClock
 
@@ -198,18 +198,20 @@ async def _sync(requests: list[node_pb2.SyncRequest]) -> None:
     assert all(len(kind) <= node.MAX_KIND_CHARACTERS and len(said.error) <= 1024 for kind, said in nothing.heard)
 
 
-_FILTER_FAULTS = frozenset(f"ca.api.convert.filters.{name}" for name in ("_time", "_selector_match"))
+_FILTER_FAULTS = frozenset(f"ca.api.convert.filters.{name}" for name in ("_time", "_selector_match", "_domain_match"))
 
 TARGETS = (
     Target(
         name="entry",
         run=run_entry,
+        mutate=wire_mutator.mutate,
         known=frozenset({"ca.api.convert.entries._unique"}),
         words=(b"example.org", b"/web", b"unix", b"*.example.org", b"\xff" * 9 + b"\x01"),
     ),
     Target(
         name="filter",
         run=run_filters,
+        mutate=wire_mutator.mutate,
         known=_FILTER_FAULTS,
         words=(b"2026-01-31T12:00:00Z", b"9999-12-31 23:59:59 -2359 UTC", b"0001-01-01"),
     ),
@@ -217,8 +219,13 @@ TARGETS = (
         name="push",
         run=run_push,
         known=frozenset({"sds.wire.time_from_wire"}),
-        mutate=records.mutate,
+        mutate=records.mutating(wire_mutator.mutate),
         words=(b"entry", b"bundle", b"example.org", b"\xff" * 9),
     ),
-    Target(name="acknowledgement", run=run_ack, mutate=records.mutate, words=(b"entry", b"bundle", b"\xff" * 9)),
+    Target(
+        name="acknowledgement",
+        run=run_ack,
+        mutate=records.mutating(wire_mutator.mutate),
+        words=(b"entry", b"bundle", b"\xff" * 9),
+    ),
 )

@@ -23,7 +23,7 @@ from sds.envoy_subscriber import MAX_NAMES, Subscriber
 from sds.feed import BUNDLE, ENTRY
 from sds.secrets import Form, Missing, resolve
 from sds.views import BundleForms, Content, WorkloadSvid, asked_for, build
-from tests.fuzz import records
+from tests.fuzz import records, wire_mutator
 from tests.fuzz.harness import Target, check_refusal
 from tests.fuzz.targets.requests import root
 
@@ -184,6 +184,12 @@ def _step(talk: Talk, letter: bytes, content: bytes) -> None:
 _NAMES = (b"default", b"ROOTCA", b"ALL", b"file-root:x", b"spiffe://example.org/a", b"spiffe://fed.org", b"$")
 
 TARGETS = (
-    Target(name="sds", run=run_sds, mutate=records.mutate, words=_NAMES, max_bytes=8192),
-    Target(name="sds_delta", run=run_delta, mutate=records.mutate, words=(*_NAMES, b"*"), max_bytes=8192),
+    Target(name="sds", run=run_sds, mutate=records.mutating(wire_mutator.mutate), words=_NAMES, max_bytes=8192),
+    Target(
+        name="sds_delta",
+        run=run_delta,
+        mutate=records.mutating(wire_mutator.mutate),
+        words=(*_NAMES, b"*"),
+        max_bytes=8192,
+    ),
 )
