@@ -23,16 +23,21 @@ from ca.api.admin import AdminService
 from ca.api.agent import AgentService
 from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
 from ca.api.bundle import BundleService
+from ca.api.debug import DebugService
 from ca.api.entry import EntryService
 from ca.api.health import HealthService
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
+from ca.api.local_authority import LocalAuthorityService
+from ca.api.logger import LoggerService
 from ca.api.node import NodeService
-from ca.api.services import Service, register
+from ca.api.rest import application
+from ca.api.services import register
 from ca.api.svid import SvidService
+from ca.api.trust_domain import TrustDomainService
 from ca.authority.ttls import check_ttls
 from ca.errors import BurgeeError, ConfigError
-from ca.identity.spiffe_id import TrustDomain
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
 from ca.runtime import log, metrics, notify, plugins
@@ -42,6 +47,7 @@ from ca.runtime.debug_report import DebugReport
 from ca.runtime.files import atomic_write, make_private_dir
 from ca.runtime.gate import Gate, GateLimits, PeerCred
 from ca.runtime.health import Health
+from ca.runtime.log_levels import LogLevels
 from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
 from ca.runtime.server_config import PruneConfig, ServerConfig
@@ -52,6 +58,7 @@ from ca.service.bundle_file import BundleFile
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer, IssueSettings
+from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentAuthorizer, AgentTable
@@ -129,9 +136,7 @@ class Server:
     async def stop(self) -> None:
         """Calls under way end, streams are told, then everything is closed in the reverse order of its start."""
         self.feed.drain()
-        for service in self._services:
-            if isinstance(service, AdminService):
-                service.drain()
+        self.admin.drain()
         await self._stack.aclose()
 
     def reconfigure(self, config: ServerConfig) -> None:
@@ -231,25 +236,42 @@ class Server:
             store=self.store, follower=self.follower, clock=self.clock, policy=_prune_policy(self.config.prune)
         )
         own = self.trust_domain
-        self._services: list[Service] = [
+        self.admin = AdminService(
+            trust_domain=own,
+            issuer=self.issuer,
+            tokens=tokens,
+            feed=self.feed,
+            health=self.health,
+            version=package_version("burgee"),
+            started_at=self.clock.now(),
+            store=self.store,
+            pruner=self.pruner,
+            clock=self.clock,
+        )
+        self._services: list[object] = [
             AgentService(
                 trust_domain=own, store=self.store, attestation=attestation, follower=self.follower, clock=self.clock
             ),
             EntryService(trust_domain=own, store=self.store, index=self.index, follower=self.follower),
-            SvidService(trust_domain=own, issuer=self.issuer, tokens=tokens, index=self.index),
-            BundleService(self.trust),
-            AdminService(
-                trust_domain=own,
+            SvidService(
+                trust=self.trust,
                 issuer=self.issuer,
                 tokens=tokens,
-                feed=self.feed,
-                health=self.health,
-                version=package_version("burgee"),
-                started_at=self.clock.now(),
-                store=self.store,
-                pruner=self.pruner,
+                downstream=DownstreamIssuer(self.issuer, ttl_seconds=self.config.ca_ttl_seconds),
+                index=self.index,
+            ),
+            BundleService(trust=self.trust, store=self.store, follower=self.follower),
+            TrustDomainService(),
+            LocalAuthorityService(lambda: self.authority.authorities),
+            DebugService(
+                chain=self.server_svid.chain_to_root,
+                agents=self.agents,
+                index=self.index,
+                trust=self.trust,
                 clock=self.clock,
             ),
+            LoggerService(LogLevels(self.config.log.level)),
+            self.admin,
             DebugReport(
                 program="server",
                 config=lambda: self.config,
@@ -268,9 +290,18 @@ class Server:
         """The private grpcio server, and the gate before it."""
         config, limits = self.config, self.config.limits
         private = self._private_socket()
+        access = AuditedAccess(
+            agents=self.authorizer,
+            index=self.index,
+            clock=self.clock,
+            admin_ids=frozenset(SpiffeId.parse(admin) for admin in config.admin_ids),
+            auditor=self.auditor,
+        )
         self.gate = Gate(
             grpc_socket=str(private),
-            http_protocol_factory=HttpSide(package_version("burgee")),
+            http_protocol_factory=HttpSide(
+                lambda: application(version=package_version("burgee"), access=access, status=self.admin.status)
+            ),
             limits=GateLimits(
                 max_connections=limits.max_connections,
                 max_connections_per_address=limits.max_connections_per_address,
@@ -281,7 +312,6 @@ class Server:
             clock=self.clock,
         )
         self._stack.push_async_callback(self.gate.close)
-        access = AuditedAccess(agents=self.authorizer, index=self.index, clock=self.clock, auditor=self.auditor)
         rpc = grpc_server(
             str(private),
             [self.gate.interceptor(), AccessInterceptor(access), AuditInterceptor(self.auditor)],

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ca.api.tiers import LOCAL_SERVICES, TIERS, Tier, service_of
 from ca.errors import Denied, Unauthenticated, Unimplemented
+from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.runtime import log
@@ -22,11 +24,13 @@ _caller: ContextVar[Caller] = ContextVar("burgee_caller")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls, and as what it was let in. `agent` is there for Tier.AGENT."""
+    """Who calls, and as what it was let in. `agent` is there for Tier.AGENT; `entry` gives the rights of
+    Tier.DOWNSTREAM, and of Tier.ADMIN unless the configuration does."""
 
     peer: Peer
     tier: Tier
     agent: AttestedAgent | None = None
+    entry: RegistrationEntry | None = None
 
 
 def current_caller() -> Caller:
@@ -42,6 +46,14 @@ def current_agent() -> AttestedAgent:
     return agent
 
 
+def current_downstream() -> RegistrationEntry:
+    """The entry that makes the caller a downstream server; only for methods whose row is Tier.DOWNSTREAM."""
+    caller = _caller.get()
+    if caller.tier is not Tier.DOWNSTREAM or caller.entry is None:
+        raise Unauthenticated("the caller is no downstream server")
+    return caller.entry
+
+
 def current_svid() -> X509Svid:
     """The caller's X.509-SVID; only for methods that no anonymous or local caller reaches."""
     svid = _caller.get().peer.svid
@@ -51,16 +63,30 @@ def current_svid() -> X509Svid:
 
 
 class Access:
-    """Evaluates in SPIRE's order: anyone, local, admin or downstream by entry, agent."""
+    """Evaluates in SPIRE's order: anyone, local, admin by configuration, admin or downstream by entry, agent.
 
-    def __init__(self, *, agents: AgentAuthorizer, index: AuthorizedIndex, clock: Clock) -> None:
+    `admin_ids` may be of federated trust domains: a peer's SVID was verified against the bundle of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        agents: AgentAuthorizer,
+        index: AuthorizedIndex,
+        clock: Clock,
+        admin_ids: frozenset[SpiffeId] = frozenset(),
+    ) -> None:
         self._agents = agents
         self._index = index
+        self._admin_ids = admin_ids
         self._clock = clock
 
     async def admit(self, method: str, peer: Peer) -> Caller:
-        """The caller, also kept for `current_caller`. Raises Denied; its reason is AGENT_* where an agent was asked
-        for and the caller's SVID is not an acting agent's. Raises Unimplemented where the service is not served."""
+        """The caller, also kept for `current_caller`. `method` names a row of the tier table.
+
+        Raises Denied; its reason is AGENT_* where an agent was asked for and the caller's SVID is not an acting
+        agent's. Raises Unimplemented where the service is not served.
+        """
         caller = await self._judge(method, peer)
         _caller.set(caller)
         return caller
@@ -86,11 +112,13 @@ class Access:
 
     async def _judge_svid(self, method: str, peer: Peer, svid: X509Svid, allowed: Tier) -> Caller:
         if allowed & (Tier.ADMIN | Tier.DOWNSTREAM) and self._clock.now() < svid.not_after:
+            if Tier.ADMIN in allowed and svid.id in self._admin_ids:
+                return Caller(peer=peer, tier=Tier.ADMIN)
             for entry in self._index.by_spiffe_id(svid.id):
                 if entry.admin and Tier.ADMIN in allowed:
-                    return Caller(peer=peer, tier=Tier.ADMIN)
+                    return Caller(peer=peer, tier=Tier.ADMIN, entry=entry)
                 if entry.downstream and Tier.DOWNSTREAM in allowed:
-                    return Caller(peer=peer, tier=Tier.DOWNSTREAM)
+                    return Caller(peer=peer, tier=Tier.DOWNSTREAM, entry=entry)
         if Tier.AGENT in allowed:
             try:
                 agent = await self._agents.authorize(svid)

@@ -61,6 +61,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._stopping = asyncio.Event()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
+        return self.status()
+
+    def status(self) -> pb.Status:
+        """The state of now, also for the HTTP face."""
         problems = self._health.problems()
         return pb.Status(
             trust_domain=self._trust_domain.name,

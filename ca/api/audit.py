@@ -12,6 +12,7 @@ from ca.api.access import Access, Caller, current_caller
 from ca.api.audit_items import answered, asked
 from ca.api.tiers import MANAGERS, TIERS, Tier
 from ca.errors import BurgeeError, Code, Denied, Unavailable
+from ca.identity.spiffe_id import SpiffeId
 from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.gate import Peer
@@ -130,8 +131,16 @@ class Auditor:
 class AuditedAccess(Access):
     """Access that records whom it denies."""
 
-    def __init__(self, *, agents: AgentAuthorizer, index: AuthorizedIndex, clock: Clock, auditor: Auditor) -> None:
-        super().__init__(agents=agents, index=index, clock=clock)
+    def __init__(
+        self,
+        *,
+        agents: AgentAuthorizer,
+        index: AuthorizedIndex,
+        clock: Clock,
+        admin_ids: frozenset[SpiffeId],
+        auditor: Auditor,
+    ) -> None:
+        super().__init__(agents=agents, index=index, clock=clock, admin_ids=admin_ids)
         self._auditor = auditor
 
     async def admit(self, method: str, peer: Peer) -> Caller:

@@ -1,38 +1,40 @@
-"""spire.api.server.bundle.v1.Bundle: our own trust bundle, and those of federated trust domains to read."""
+"""spire.api.server.bundle.v1.Bundle: our own trust bundle; those of federated trust domains are in the base class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
-from ca.api.convert.bundles import bundle_message
+from ca.api.convert.bundles import (
+    bundle_message,
+    jwt_authorities,
+    jwt_authority,
+    jwt_authority_message,
+    x509_authorities,
+)
 from ca.api.convert.entries import optional_mask
-from ca.api.convert.ids import trust_domain
 from ca.api.convert.text import named
-from ca.errors import InvalidArgument, NotFound, Unimplemented
+from ca.api.federated_bundles import FederatedBundleMethods
+from ca.api.later import WIT, later
+from ca.errors import InvalidArgument
+from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.proto.spire import server_bundle_pb2 as pb
-from ca.proto.spire import server_bundle_pb2_grpc, types_pb2
+from ca.proto.spire import types_pb2
+from ca.service.authority_values import append
+from ca.service.follower import Follower
 from ca.service.trust import Trust
+from ca.store.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def _later(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """A method that authorization guards already and that is not built yet."""
+class BundleService(FederatedBundleMethods):
+    """Reads are answered from memory."""
 
-    async def method(self: object, request: object, context: Context) -> object:
-        raise Unimplemented(f"{name} is not yet implemented")
-
-    return method
-
-
-class BundleService(server_bundle_pb2_grpc.BundleServicer):
-    """Answers from memory. Calls that are not built here answer Unimplemented, after authorization."""
-
-    def __init__(self, trust: Trust) -> None:
-        self._trust = trust
+    def __init__(self, *, trust: Trust, store: Store, follower: Follower) -> None:
+        super().__init__(trust=trust, store=store, follower=follower)
         self._seen: types_pb2.Bundle | None = None
         trust.on_change(lambda _: self._forget())
 
@@ -46,27 +48,33 @@ class BundleService(server_bundle_pb2_grpc.BundleServicer):
     async def CountBundles(self, request: pb.CountBundlesRequest, context: Context) -> pb.CountBundlesResponse:
         return pb.CountBundlesResponse(count=len(self._trust.bundles))
 
-    async def GetFederatedBundle(self, request: pb.GetFederatedBundleRequest, context: Context) -> types_pb2.Bundle:
-        domain = named("trust domain argument is not valid", lambda: trust_domain(request.trust_domain))
-        if domain == self._trust.trust_domain:
-            raise InvalidArgument(
-                "getting a federated bundle for the server's own trust domain is not allowed",
-                reason="OWN_TRUST_DOMAIN",
-                hint="GetBundle returns it",
-            )
-        bundle = self._trust.get(domain)
-        if bundle is None:
-            raise NotFound("bundle not found", reason="BUNDLE_NOT_FOUND")
+    async def AppendBundle(self, request: pb.AppendBundleRequest, context: Context) -> types_pb2.Bundle:
+        if not request.x509_authorities and not request.jwt_authorities:
+            raise InvalidArgument("no authorities to append", reason="AUTHORITIES_MISSING")
+        bundle = await self._append(
+            named("failed to convert X.509 authority", lambda: x509_authorities(request.x509_authorities)),
+            named("failed to convert JWT authority", lambda: jwt_authorities(request.jwt_authorities)),
+        )
         return bundle_message(bundle, optional_mask(request, "output_mask"))
 
-    AppendBundle = _later("AppendBundle")
-    PublishJWTAuthority = _later("PublishJWTAuthority")
-    PublishWITAuthority = _later("PublishWITAuthority")
-    ListFederatedBundles = _later("ListFederatedBundles")
-    BatchCreateFederatedBundle = _later("BatchCreateFederatedBundle")
-    BatchUpdateFederatedBundle = _later("BatchUpdateFederatedBundle")
-    BatchSetFederatedBundle = _later("BatchSetFederatedBundle")
-    BatchDeleteFederatedBundle = _later("BatchDeleteFederatedBundle")
+    async def PublishJWTAuthority(
+        self, request: pb.PublishJWTAuthorityRequest, context: Context
+    ) -> pb.PublishJWTAuthorityResponse:
+        if not request.HasField("jwt_authority"):
+            raise InvalidArgument("missing JWT authority", reason="AUTHORITIES_MISSING")
+        authority = named("invalid JWT authority", lambda: jwt_authority(request.jwt_authority))
+        bundle = await self._append((), (authority,))
+        return pb.PublishJWTAuthorityResponse(
+            jwt_authorities=[jwt_authority_message(member) for member in bundle.jwt_authorities]
+        )
+
+    PublishWITAuthority = later(WIT)
+
+    async def _append(self, x509: Sequence[X509Authority], jwt: Sequence[JwtAuthority]) -> TrustBundle:
+        own = self._trust.trust_domain
+        bundle = await self._store.bundles.update(own, lambda before: append(before, x509, jwt))
+        await self._follower.catch_up()
+        return bundle
 
     def _forget(self) -> None:
         self._seen = None

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ca.runtime.gate import Peer
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -17,24 +14,12 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 MAX_HEADER_BYTES = 16 * 1024
 
 
-def application(version: str) -> FastAPI:
-    """The application; FastAPI is imported here, since it costs more than all else that the server imports."""
-    from fastapi import FastAPI
-
-    app = FastAPI(title="Burgee", version=version, openapi_url=None, docs_url=None, redoc_url=None)
-
-    async def show_version() -> dict[str, str]:
-        return {"name": "burgee", "version": version}
-
-    app.get("/version")(show_version)
-    return app
-
-
 class HttpSide:
-    """Makes one HTTP protocol per connection. The application is built, in a thread, when the first one comes."""
+    """Makes one HTTP protocol per connection. `make` builds the application, in a thread, when the first one comes:
+    what it imports costs more than all else that the server does."""
 
-    def __init__(self, version: str) -> None:
-        self._version = version
+    def __init__(self, make: Callable[[], App]) -> None:
+        self._make = make
         self._parts: asyncio.Future[tuple[Any, Any, App]] | None = None
 
     def __call__(self, peer: Peer) -> asyncio.Protocol:
@@ -44,7 +29,7 @@ class HttpSide:
     async def protocol(self, peer: Peer) -> asyncio.Protocol:
         """The protocol that serves this peer."""
         if self._parts is None:
-            self._parts = asyncio.ensure_future(asyncio.to_thread(_build, self._version))
+            self._parts = asyncio.ensure_future(asyncio.to_thread(_build, self._make))
         config, state, app = await asyncio.shield(self._parts)
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -77,12 +62,12 @@ class _Waiting(asyncio.Protocol):
         transport.resume_reading()
 
 
-def _build(version: str) -> tuple[Any, Any, App]:
+def _build(make: Callable[[], App]) -> tuple[Any, Any, App]:
     """uvicorn's configuration and state, and the application: half a second of imports."""
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    app = application(version)
+    app = make()
     config = Config(
         app,
         http="h11",

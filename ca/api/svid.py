@@ -6,18 +6,21 @@ from typing import Any
 
 import grpc
 
-from ca.api.access import current_agent
+from ca.api.access import current_agent, current_downstream
 from ca.api.convert.ids import workload_id
 from ca.api.convert.status import failed, ok
 from ca.api.convert.svids import jwt_message, x509_message
 from ca.api.convert.text import named
+from ca.api.later import WIT, later
 from ca.errors import BurgeeError, Exhausted, InvalidArgument, NotFound, Unimplemented
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_svid_pb2 as pb
 from ca.proto.spire import server_svid_pb2_grpc
 from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest
+from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
+from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 
 MAX_CSRS = 500
@@ -26,7 +29,6 @@ MAX_CSRS = 500
 _NOT_FOUND = NotFound("entry not found or not authorized", reason="ENTRY_NOT_AUTHORIZED")
 _NO_ENTRY = InvalidArgument("missing entry ID", reason="ENTRY_ID_MISSING")
 _NO_CSR = InvalidArgument("missing CSR", reason="CSR_MISSING")
-_WIT = "WIT-SVID functionality is not yet implemented"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Result = pb.BatchNewX509SVIDResponse.Result
@@ -35,10 +37,14 @@ _Result = pb.BatchNewX509SVIDResponse.Result
 class SvidService(server_svid_pb2_grpc.SVIDServicer):
     """Checks whose entry it is; the issuer does the rest."""
 
-    def __init__(self, *, trust_domain: TrustDomain, issuer: Issuer, tokens: JwtIssuer, index: AuthorizedIndex) -> None:
-        self._trust_domain = trust_domain
+    def __init__(
+        self, *, trust: Trust, issuer: Issuer, tokens: JwtIssuer, downstream: DownstreamIssuer, index: AuthorizedIndex
+    ) -> None:
+        self._trust = trust
+        self._trust_domain = trust.trust_domain
         self._issuer = issuer
         self._tokens = tokens
+        self._downstream = downstream
         self._index = index
 
     async def MintX509SVID(self, request: pb.MintX509SVIDRequest, context: Context) -> pb.MintX509SVIDResponse:
@@ -77,18 +83,21 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         svid = await self._tokens.for_workload(agent_id, entry, names)
         return pb.NewJWTSVIDResponse(svid=jwt_message(svid))
 
-    async def MintWITSVID(self, request: pb.MintWITSVIDRequest, context: Context) -> pb.MintWITSVIDResponse:
-        raise Unimplemented(_WIT)
+    MintWITSVID = later(WIT)
 
     async def BatchNewWITSVID(self, request: pb.BatchNewWITSVIDRequest, context: Context) -> pb.BatchNewWITSVIDResponse:
         if not request.params:
             raise InvalidArgument("missing parameters", reason="PARAMETERS_MISSING")
-        raise Unimplemented(_WIT)
+        raise Unimplemented(WIT, reason="NOT_BUILT")
 
     async def NewDownstreamX509CA(
         self, request: pb.NewDownstreamX509CARequest, context: Context
     ) -> pb.NewDownstreamX509CAResponse:
-        raise Unimplemented("downstream authorities are not yet implemented")
+        issued = await self._downstream.issue(current_downstream(), request.csr, request.preferred_ttl)
+        return pb.NewDownstreamX509CAResponse(
+            ca_cert_chain=issued.chain,
+            x509_authorities=[authority.certificate for authority in self._trust.own.x509_authorities],
+        )
 
     def _wanted(self, agent_id: SpiffeId, params: pb.NewX509SVIDParams) -> WorkloadRequest | BurgeeError:
         if not params.entry_id:

@@ -1,4 +1,4 @@
-"""Who may call what: one row for every method; a method without a row is refused to everyone."""
+"""Who may call what: one row for every method, of gRPC and of HTTP; what has no row is refused to everyone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Tier(Flag):
     LOCAL = auto()
     """The server's own Unix socket."""
     ADMIN = auto()
-    """An X.509-SVID whose SPIFFE ID has an entry with `admin`."""
+    """An X.509-SVID whose SPIFFE ID is in `admin_ids`, or has an entry with `admin`."""
     AGENT = auto()
     """The active X.509-SVID of an attested agent that is neither banned nor expired."""
     DOWNSTREAM = auto()
@@ -25,6 +25,10 @@ _AGENT = "/spire.api.server.agent.v1.Agent/"
 _ENTRY = "/spire.api.server.entry.v1.Entry/"
 _SVID = "/spire.api.server.svid.v1.SVID/"
 _BUNDLE = "/spire.api.server.bundle.v1.Bundle/"
+_TRUST_DOMAIN = "/spire.api.server.trustdomain.v1.TrustDomain/"
+_AUTHORITY = "/spire.api.server.localauthority.v1.LocalAuthority/"
+_DEBUG = "/spire.api.server.debug.v1.Debug/"
+_LOGGER = "/spire.api.server.logger.v1.Logger/"
 _HEALTH = "/grpc.health.v1.Health/"
 _ADMIN = "/burgee.admin.v1.Admin/"
 
@@ -64,6 +68,35 @@ TIERS: dict[str, Tier] = {
     _BUNDLE + "BatchUpdateFederatedBundle": MANAGERS,
     _BUNDLE + "BatchSetFederatedBundle": MANAGERS,
     _BUNDLE + "BatchDeleteFederatedBundle": MANAGERS,
+    _TRUST_DOMAIN + "ListFederationRelationships": MANAGERS,
+    _TRUST_DOMAIN + "GetFederationRelationship": MANAGERS,
+    _TRUST_DOMAIN + "BatchCreateFederationRelationship": MANAGERS,
+    _TRUST_DOMAIN + "BatchUpdateFederationRelationship": MANAGERS,
+    _TRUST_DOMAIN + "BatchDeleteFederationRelationship": MANAGERS,
+    _TRUST_DOMAIN + "RefreshBundle": MANAGERS,
+    _AUTHORITY + "GetX509AuthorityState": MANAGERS,
+    _AUTHORITY + "PrepareX509Authority": MANAGERS,
+    _AUTHORITY + "ActivateX509Authority": MANAGERS,
+    _AUTHORITY + "TaintX509Authority": MANAGERS,
+    _AUTHORITY + "RevokeX509Authority": MANAGERS,
+    _AUTHORITY + "TaintX509UpstreamAuthority": MANAGERS,
+    _AUTHORITY + "RevokeX509UpstreamAuthority": MANAGERS,
+    _AUTHORITY + "GetJWTAuthorityState": MANAGERS,
+    _AUTHORITY + "PrepareJWTAuthority": MANAGERS,
+    _AUTHORITY + "ActivateJWTAuthority": MANAGERS,
+    _AUTHORITY + "TaintJWTAuthority": MANAGERS,
+    _AUTHORITY + "RevokeJWTAuthority": MANAGERS,
+    _AUTHORITY + "GetWITAuthorityState": MANAGERS,
+    _AUTHORITY + "PrepareWITAuthority": MANAGERS,
+    _AUTHORITY + "ActivateWITAuthority": MANAGERS,
+    _AUTHORITY + "TaintWITAuthority": MANAGERS,
+    _AUTHORITY + "RevokeWITAuthority": MANAGERS,
+    _DEBUG + "GetInfo": Tier.LOCAL,
+    _LOGGER + "GetLogger": Tier.LOCAL,
+    _LOGGER + "SetLogLevel": Tier.LOCAL,
+    _LOGGER + "ResetLogLevel": Tier.LOCAL,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Tier.LOCAL,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Tier.LOCAL,
     _HEALTH + "Check": Tier.LOCAL,
     _HEALTH + "List": Tier.LOCAL,
     _HEALTH + "Watch": Tier.LOCAL,
@@ -75,9 +108,20 @@ TIERS: dict[str, Tier] = {
     _ADMIN + "ListAudit": MANAGERS,
     _ADMIN + "Prune": MANAGERS,
     "/burgee.debug.v1.Debug/GetReport": MANAGERS,
+    "GET /version": Tier.ANYONE,
+    "GET /v1/status": MANAGERS,
 }
+"""gRPC methods by their full names, HTTP ones by verb and route."""
 
-LOCAL_SERVICES = frozenset({"grpc.health.v1.Health"})
+LOCAL_SERVICES = frozenset(
+    {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "spire.api.server.debug.v1.Debug",
+        "spire.api.server.logger.v1.Logger",
+    }
+)
 """Services that do not exist for callers from the network: these get Unimplemented, as for an unknown service."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from ca.errors import InvalidArgument
-from ca.identity.spiffe_id import TrustDomain
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import KeyType
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
@@ -20,6 +20,16 @@ def _trust_domain(name: str) -> str:
         return TrustDomain(name).name
     except InvalidArgument as error:
         raise ValueError(error.detail) from error
+
+
+def _spiffe_id(text: str) -> str:
+    try:
+        identity = SpiffeId.parse(text)
+    except InvalidArgument as error:
+        raise ValueError(error.detail) from error
+    if identity.is_trust_domain_id:
+        raise ValueError("must have a path: no workload's SPIFFE ID is without")
+    return str(identity)
 
 
 def _host_port(text: str) -> str:
@@ -34,6 +44,7 @@ def _default_attestors() -> dict[str, dict[str, Any]]:
 
 
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
+SpiffeIdText = Annotated[str, AfterValidator(_spiffe_id)]
 HostPort = Annotated[str, AfterValidator(_host_port)]
 Seconds = Annotated[int, Field(gt=0, le=10 * 366 * 86400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -150,6 +161,9 @@ class ServerConfig(StrictModel):
 
     admin_socket: AdminSocketConfig = AdminSocketConfig()
     """Administration over a Unix socket."""
+
+    admin_ids: tuple[SpiffeIdText, ...] = ()
+    """SPIFFE IDs that may administer over the network, also of federated trust domains, as `admin` entries may."""
 
     store: StoreConfig = StoreConfig()
     """Persistent state."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ca.authority.state import Authority, AuthorityKind, AuthorityState
+from ca.errors import AlreadyExists
 from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.store.values import AuthorityRecord
 
@@ -44,17 +45,30 @@ def from_record(record: AuthorityRecord) -> Authority:
 
 def publish(bundle: TrustBundle, authorities: Sequence[Authority]) -> TrustBundle:
     """The bundle with these authorities in it; what is there already stays as it is."""
-    x509 = {member.certificate: member for member in bundle.x509_authorities}
-    jwt = {member.key_id: member for member in bundle.jwt_authorities}
-    for one in authorities:
-        if one.kind == AuthorityKind.X509:
-            x509.setdefault(one.certificate, X509Authority(certificate=one.certificate, tainted=one.tainted))
-        else:
-            member = JwtAuthority(
-                key_id=one.authority_id, public_key=one.public_key, expires_at=one.not_after, tainted=one.tainted
-            )
-            jwt.setdefault(one.authority_id, member)
-    return replace(bundle, x509_authorities=tuple(x509.values()), jwt_authorities=tuple(jwt.values()))
+    return append(
+        bundle,
+        [X509Authority(certificate=a.certificate, tainted=a.tainted) for a in authorities if a.certificate],
+        [
+            JwtAuthority(key_id=a.authority_id, public_key=a.public_key, expires_at=a.not_after, tainted=a.tainted)
+            for a in authorities
+            if a.public_key
+        ],
+    )
+
+
+def append(bundle: TrustBundle, x509: Iterable[X509Authority], jwt: Iterable[JwtAuthority]) -> TrustBundle:
+    """The bundle with these members in it; what is there already stays as it is.
+
+    Raises AlreadyExists (KEY_ID_IN_USE) where a key id is another key's: one of the two would verify nothing.
+    """
+    certificates = {member.certificate: member for member in bundle.x509_authorities}
+    keys = {member.key_id: member for member in bundle.jwt_authorities}
+    for root in x509:
+        certificates.setdefault(root.certificate, root)
+    for key in jwt:
+        if keys.setdefault(key.key_id, key).public_key != key.public_key:
+            raise AlreadyExists(f"key ID `{key.key_id[:64]}` is in use by another key", reason="KEY_ID_IN_USE")
+    return replace(bundle, x509_authorities=tuple(certificates.values()), jwt_authorities=tuple(keys.values()))
 
 
 def withdraw(bundle: TrustBundle, authority: Authority) -> TrustBundle:

@@ -26,7 +26,7 @@ _NONE: frozenset[bytes] = frozenset()
 
 
 class Revocation:
-    """Listens to agents and to what the follower applied; streams are told first, so that the agent learns the reason."""
+    """Listens to agents and to the follower; streams are told first, so that the agent learns the reason."""
 
     def __init__(self, *, gate: Gate, feed: Feed, trust: Trust, clock: Clock) -> None:
         self._gate = gate

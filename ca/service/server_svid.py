@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from ca.errors import BurgeeError, Unavailable
 from ca.identity.bundle_pem import certificate_pem
+from ca.identity.certificate import authority_id, load_certificate
 from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.health import Problem
@@ -56,6 +58,16 @@ class ServerSvid:
             key_pem=self._held.key_pem,
             client_authorities=tuple(dict.fromkeys(authorities)),
         )
+
+    def chain_to_root(self) -> tuple[bytes, ...]:
+        """The chain, then the authority of our bundle that it ends in, DER."""
+        if self._held is None:
+            raise Unavailable("the server has no SVID yet", reason="NO_SERVER_SVID")
+        chain = self._held.svid.chain
+        last = load_certificate(chain[-1]).extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+        signer = (last.value.key_identifier or b"").hex()
+        roots = (authority.certificate for authority in self._trust.own.x509_authorities)
+        return (*chain, *(root for root in roots if authority_id(root) == signer))
 
     async def renew(self) -> None:
         """Issues a new one now."""
