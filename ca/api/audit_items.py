@@ -69,8 +69,9 @@ def _each(value: Any) -> Iterable[Any]:
     return [value] if isinstance(value, str | int | Message) else value
 
 
-def _fields(message: Any) -> frozenset[str]:
-    return frozenset(message.DESCRIPTOR.fields_by_name) if isinstance(message, Message) else frozenset()
+def _fields(message: Any) -> tuple[str, ...]:
+    """In the order of the declaration."""
+    return tuple(field.name for field in message.DESCRIPTOR.fields) if isinstance(message, Message) else ()
 
 
 def _id(value: Any) -> str:

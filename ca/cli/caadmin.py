@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from ca.cli import agent, bundle, config, entry, svid, token
+from ca.cli import agent, bundle, config, debug, entry, remote, svid, token
+from ca.cli.audit import audit
 from ca.cli.exits import EXPLAINED, run
 from ca.cli.health import health
+from ca.cli.issued import issued
+from ca.cli.prune import prune
 from ca.cli.version import version
 
 app = typer.Typer(
@@ -24,10 +27,15 @@ for _noun, _commands in {
     "bundle": bundle.app,
     "svid": svid.app,
     "config": config.app,
+    "debug": debug.app,
 }.items():
     app.add_typer(_commands, name=_noun, no_args_is_help=True)
+app.command()(issued)
+app.command()(audit)
+app.command()(prune)
 app.command()(health)
 app.command()(version)
+remote.offer(app)
 
 
 def main() -> None:

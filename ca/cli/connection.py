@@ -1,4 +1,4 @@
-"""Where the sockets are, and calls on them whose errors are the error family's."""
+"""Where server and agent are, and calls on them whose errors are the error family's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,8 +46,35 @@ AgentSocketOption = Annotated[
 ]
 
 
-def server_socket(given: Path | None) -> Path:
-    """The server's admin socket."""
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A server on another machine, as `host:port`, and as whom to administer it (see `ca.cli.remote`)."""
+
+    address: str
+    svid_dir: Path | None = None
+    spiffe_id: str | None = None
+
+
+_chosen: list[Remote] = []
+
+
+@contextmanager
+def administering(remote: Remote | None) -> Iterator[None]:
+    """Commands in the `with` administer this server instead of the local one; None changes nothing."""
+    if remote is None:
+        yield
+        return
+    _chosen.append(remote)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def server_socket(given: Path | None) -> Path | Remote:
+    """The server's admin socket, or the remote server that was chosen instead."""
+    if _chosen:
+        return _chosen[-1]
     return given or _running("server", "admin_socket") or SERVER_SOCKET
 
 
@@ -71,10 +99,16 @@ def _running(part: str, key: str) -> Path | None:
 
 
 @contextmanager
-def channel(socket: Path, *, who: str = "server") -> Iterator[grpc.Channel]:
-    """A channel to a Unix socket, for the length of a `with`. Raises the error that the other side reported."""
+def channel(socket: Path | Remote, *, who: str = "server") -> Iterator[grpc.Channel]:
+    """A channel for the length of a `with`. Raises the error that the other side reported."""
     import grpc
 
+    if isinstance(socket, Remote):
+        from ca.cli.remote import remote_channel
+
+        with remote_channel(socket) as opened:
+            yield opened
+        return
     opened = grpc.insecure_channel(
         f"unix:{socket.absolute()}",
         options=[("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)],

@@ -11,6 +11,7 @@ from ca.cli.connection import (
     AGENT_SOCKET,
     AGENT_VARIABLE,
     CALL_SECONDS,
+    Remote,
     SocketOption,
     agent_socket,
     channel,
@@ -38,12 +39,13 @@ def health(
     ] = None,
 ) -> None:
     """Say whether the server (or agent) can do its work, and if not, why and what to do. Exits with 1 if not."""
-    data = _agent(agent_socket(agent_socket_path)) if agent else _server(server_socket(socket))
+    data = agent_status(agent_socket(agent_socket_path)) if agent else server_status(server_socket(socket))
     emit(data, output, lambda: _agent_table(data) if agent else _server_table(data))
     leave(Exit.OK if data["healthy"] else Exit.FAILED)
 
 
-def _server(socket: Path) -> dict[str, Any]:
+def server_status(socket: Path | Remote) -> dict[str, Any]:
+    """What the server says of itself."""
     from ca.proto.burgee import admin_pb2, admin_pb2_grpc
 
     with channel(socket) as opened:
@@ -60,7 +62,8 @@ def _server(socket: Path) -> dict[str, Any]:
     }
 
 
-def _agent(socket: Path) -> dict[str, Any]:
+def agent_status(socket: Path) -> dict[str, Any]:
+    """What the agent says of itself."""
     from ca.proto.burgee import agent_pb2, agent_pb2_grpc
 
     with channel(socket, who="agent") as opened:

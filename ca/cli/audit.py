@@ -1,0 +1,120 @@
+"""`caadmin audit`: who administered what, with which result."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.cli.arguments import DURATION_HELP, duration, instant
+from ca.cli.connection import SocketOption, channel, server_socket
+from ca.cli.output import Output, OutputOption, columns, emit, red
+from ca.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import admin_pb2
+
+STREAM_SECONDS = 600.0
+_HEADERS = ["TIME", "ACTOR", "FROM", "CALL", "RESULT", "ITEMS"]
+_WIDTHS = [24, 10, 12, 20, 20]
+"""While following, columns cannot know what comes."""
+_SHOWN_ITEMS = 3
+
+
+def audit(
+    since: Annotated[
+        str, typer.Option(help=f"Only from then on: a time, or how long ago. {DURATION_HELP}", show_default=False)
+    ] = "",
+    actor: Annotated[str, typer.Option(help="Only by this one: uid:1000, or a SPIFFE ID.")] = "",
+    call: Annotated[str, typer.Option(help="Only this call, such as BatchCreateEntry.")] = "",
+    item: Annotated[str, typer.Option(help="Only about this: an entry's ID, a SPIFFE ID, a trust domain.")] = "",
+    limit: Annotated[int, typer.Option(help="The newest so many; 0 for all.", min=0)] = 100,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on and show calls as they end.")] = False,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show administrative calls, oldest first: when, by whom, from where, which, with what result.
+
+    Recorded are calls that change something, that mint, and that were denied; with `audit.reads` in the server's
+    configuration also those that read. JSON with --follow: one object per line.
+    """
+    from ca.proto.burgee import admin_pb2, admin_pb2_grpc
+
+    request = admin_pb2.ListAuditRequest(
+        since=_since(since), actor=actor, call=call, item=item, limit=limit, follow=follow
+    )
+    with channel(server_socket(socket)) as opened:
+        pages = admin_pb2_grpc.AdminStub(opened).ListAudit(request, timeout=None if follow else STREAM_SECONDS)
+        found = (_value(record) for page in pages for record in page.records)
+        if follow:
+            _follow(found, output)
+            return
+        records = list(found)
+    emit({"records": records}, output, lambda: columns(_HEADERS, map(_cells, records), empty="no calls"))
+
+
+def _since(text: str) -> int:
+    """Unix seconds; 0 for no text. A duration has a unit, else digits are Unix seconds."""
+    if not text:
+        return 0
+    if text[-1:] in "dhms" and text[:1].isdigit():
+        return int(time.time()) - duration(text)
+    moment = instant(text)
+    if moment < 0:
+        raise InvalidArgument(f"`{text}` is before 1970", reason="TIME")
+    return moment
+
+
+def _value(record: admin_pb2.AuditRecord) -> dict[str, Any]:
+    at = datetime.fromtimestamp(record.at_micros / 1_000_000, UTC)
+    return {
+        "id": record.id,
+        "at": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "actor": record.actor,
+        "origin": record.origin,
+        "call": record.call,
+        "request_id": record.request_id,
+        "server": record.server,
+        "code": record.code,
+        "reason": record.reason,
+        "items": [{"name": item.name, "about": item.about, "code": item.code} for item in record.items],
+    }
+
+
+def _follow(records: Any, output: Output) -> None:
+    if output is Output.TABLE:
+        print("  ".join(header.ljust(width) for header, width in zip(_HEADERS, [*_WIDTHS, 0], strict=True)).rstrip())
+    for record in records:
+        if output is Output.TABLE:
+            cells = [cell.ljust(width) for cell, width in zip(_cells(record), [*_WIDTHS, 0], strict=True)]
+            print("  ".join(cells).rstrip())
+        elif output is Output.JSON:
+            print(json.dumps(record))
+        else:
+            emit([record], output, str)
+        sys.stdout.flush()
+
+
+def _cells(record: dict[str, Any]) -> list[str]:
+    result = record["code"] if not record["reason"] else f"{record['code']} ({record['reason']})"
+    shown = [_item(item) for item in record["items"][:_SHOWN_ITEMS]]
+    more = len(record["items"]) - len(shown)
+    if more:
+        shown.append(f"and {more} more")
+    return [
+        record["at"],
+        record["actor"],
+        record["origin"],
+        record["call"].rpartition("/")[2],
+        result if record["code"] == "OK" else red(result),
+        "; ".join(shown) or "-",
+    ]
+
+
+def _item(item: dict[str, Any]) -> str:
+    text = " ".join(part for part in (item["name"], item["about"]) if part)
+    return text if item["code"] in ("", "OK") else f"{text} {item['code']}"

@@ -1,0 +1,270 @@
+"""Administration over the network: an X.509-SVID whose entry has `admin`, and a server that proves to be the server."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ca.cli.connection import Remote, administering
+from ca.errors import Code, InvalidArgument, Unauthenticated
+from ca.identity.bundle import TrustBundle
+from ca.identity.spiffe_id import SpiffeId, server_id
+from ca.identity.svid import X509Svid, parse_x509_svid, verify_x509_svid
+
+if TYPE_CHECKING:
+    import grpc
+
+    from ca.runtime.tls import TlsMaterial
+    from ca.runtime.tls_relay import TlsRelay
+
+T = TypeVar("T")
+
+SERVER_VARIABLE = "BURGEE_SERVER"
+SVID_DIR_VARIABLE = "BURGEE_SVID_DIR"
+FETCH_SECONDS = 10.0
+START_SECONDS = 10.0
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="HOST:PORT",
+        envvar=SERVER_VARIABLE,
+        show_default=False,
+        help="Administer this server over the network instead of a local one, with an X.509-SVID whose entry has "
+        "`admin`.",
+    ),
+]
+SvidDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--svid-dir",
+        envvar=SVID_DIR_VARIABLE,
+        show_default=False,
+        help="With --server: svid.pem, svid.key and bundle.pem, as `svid watch --write` keeps them. Default: what the "
+        "Workload API gives.",
+    ),
+]
+AsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as", show_default=False, help="With --server: which of several SVIDs of the Workload API; its SPIFFE ID."
+    ),
+]
+
+
+def offer(app: typer.Typer) -> None:
+    """Give every command that talks to the server the options of remote administration."""
+    for command in app.registered_commands:
+        if command.callback is not None and "socket" in inspect.signature(command.callback).parameters:
+            command.callback = _with_remote(command.callback)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            offer(group.typer_instance)
+
+
+def _with_remote(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def wrapped(*, server: str | None, svid_dir: Path | None, as_id: str | None, **others: Any) -> Any:
+        with administering(_remote(server, svid_dir, as_id)):
+            return command(**others)
+
+    signature = inspect.signature(command, eval_str=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    options = {"server": ServerOption, "svid_dir": SvidDirOption, "as_id": AsOption}
+    added = [inspect.Parameter(name, kind, default=None, annotation=option) for name, option in options.items()]
+    kept = [parameter.replace(kind=kind) for parameter in signature.parameters.values()]
+    wrapped.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _remote(server: str | None, svid_dir: Path | None, as_id: str | None) -> Remote | None:
+    from ca.runtime.addresses import split_address
+
+    if server is None:
+        if as_id is not None:
+            raise InvalidArgument("--as is of use with --server alone", reason="USAGE")
+        return None
+    try:
+        split_address(server)
+    except ValueError as error:
+        raise InvalidArgument(str(error), reason="USAGE") from error
+    return Remote(server, svid_dir, as_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """As whom we come, and by what we know the server."""
+
+    svid: X509Svid
+    material: TlsMaterial
+    bundle: TrustBundle
+
+    def verify_server(self, chain: Sequence[bytes]) -> X509Svid:
+        """Chain and SPIFFE ID of the server. Raises Unauthenticated."""
+        domain = self.bundle.trust_domain
+        shown = verify_x509_svid(chain, {domain: self.bundle}, now=datetime.now(UTC))
+        if shown.id != server_id(domain):
+            raise Unauthenticated(
+                f"`{shown.id}` is not the server of `{domain}`", reason="SERVER_ID_MISMATCH", hint="see --server"
+            )
+        return shown
+
+
+@contextmanager
+def remote_channel(remote: Remote) -> Iterator[grpc.Channel]:
+    """A channel through a relay of this process. Raises what the server reported, or why it was not let through."""
+    import grpc
+
+    from ca.runtime.clock import SystemClock
+    from ca.runtime.rpc_errors import error_of
+    from ca.runtime.tls_relay import TlsRelay
+
+    credentials = _credentials(remote)
+    directory = Path(tempfile.mkdtemp(prefix="burgee-"))
+    try:
+        with _background() as run:
+            relay = run(
+                _started(
+                    lambda: TlsRelay(
+                        servers=[remote.address],
+                        verify=credentials.verify_server,
+                        material=credentials.material,
+                        directory=directory,
+                        clock=SystemClock(),
+                    )
+                )
+            )
+            options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
+            try:
+                with grpc.insecure_channel(f"unix:{relay.path}", options=options) as opened:
+                    yield opened
+            except grpc.RpcError as error:
+                reported: Any = error  # the declared type hides that a call's error has code() and details()
+                found = error_of(reported)
+                if relay.refusal is not None and found.code is Code.UNAVAILABLE:
+                    raise relay.refusal.error from error
+                raise found from error
+            finally:
+                run(relay.close())
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _started(make: Callable[[], TlsRelay]) -> TlsRelay:
+    relay = make()
+    await relay.start()
+    return relay
+
+
+@contextmanager
+def _background() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
+    """An event loop in a thread of its own, for the length of a `with`; what is given runs a coroutine there."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="relay", daemon=True)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(START_SECONDS)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(START_SECONDS)
+        loop.close()
+
+
+def _credentials(remote: Remote) -> Credentials:
+    return _from_directory(remote.svid_dir) if remote.svid_dir is not None else _from_workload_api(remote.spiffe_id)
+
+
+def _from_directory(directory: Path) -> Credentials:
+    """Raises InvalidArgument (FILE, SVID_KEY_MISMATCH), FailedPrecondition (NOT_PRIVATE) and what is wrong with an
+    SVID."""
+    from ca.identity.bundle_pem import parse_pem
+    from ca.runtime.files import read_private
+
+    try:
+        chain_pem = (directory / "svid.pem").read_bytes()
+        key_pem = read_private(directory / "svid.key")
+        bundle_pem = (directory / "bundle.pem").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not ASCII"
+        name = getattr(error, "filename", None) or directory
+        raise InvalidArgument(
+            f"cannot read `{name}`: {why}", reason="FILE", hint="`caadmin svid watch --write DIR` writes these files"
+        ) from error
+    chain = [_der(block) for block in _pem_blocks(chain_pem)]
+    svid = parse_x509_svid(chain)
+    return _made(svid, chain_pem, key_pem, parse_pem(bundle_pem, svid.id.trust_domain))
+
+
+def _from_workload_api(spiffe_id: str | None) -> Credentials:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_der_private_key,
+    )
+
+    from ca.cli.mint import pem
+    from ca.cli.workload import workload_client
+    from ca.cli.workload_values import split_der, x509_bundles
+
+    wanted = None if spiffe_id is None else str(SpiffeId.parse(spiffe_id))
+    with workload_client(None) as client:
+        given = client.fetch_x509_once(FETCH_SECONDS).svids
+    chosen = next((svid for svid in given if wanted in (None, svid.spiffe_id)), None)
+    if chosen is None:
+        names = ", ".join(svid.spiffe_id for svid in given)
+        raise InvalidArgument(
+            f"the Workload API gives this process no SVID `{wanted}`", reason="SVID_NOT_GIVEN", hint=f"it gives {names}"
+        )
+    chain = split_der(chosen.x509_svid)
+    svid = parse_x509_svid(chain)
+    key = load_der_private_key(chosen.x509_svid_key, None)
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    bundles = x509_bundles({f"spiffe://{svid.id.trust_domain}": chosen.bundle})
+    return _made(svid, pem(chain), key_pem, bundles[svid.id.trust_domain])
+
+
+def _made(svid: X509Svid, chain_pem: bytes, key_pem: bytes, bundle: TrustBundle) -> Credentials:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from ca.runtime.tls import TlsMaterial
+
+    try:
+        key = load_pem_private_key(key_pem, None)
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument("the private key is malformed", reason="SVID_KEY_MISMATCH") from error
+    if key.public_key() != x509.load_der_x509_certificate(svid.chain[0]).public_key():
+        raise InvalidArgument(
+            "key and certificate do not belong together", reason="SVID_KEY_MISMATCH", hint="try again: they are renewed"
+        )
+    material = TlsMaterial(chain_pem=chain_pem, key_pem=key_pem)
+    return Credentials(svid=svid, material=material, bundle=bundle)
+
+
+def _pem_blocks(data: bytes) -> list[str]:
+    text = data.decode("ascii", "replace")
+    end = "-----END CERTIFICATE-----"
+    return [f"{block}{end}" for block in text.split(end)[:-1]]
+
+
+def _der(block: str) -> bytes:
+    import ssl
+
+    try:
+        return ssl.PEM_cert_to_DER_cert(block[block.index("-----BEGIN CERTIFICATE-----") :])
+    except ValueError as error:
+        raise InvalidArgument("svid.pem holds something that is no certificate", reason="FILE") from error
