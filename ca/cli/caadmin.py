@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from ca.cli import agent, bundle, config, debug, entry, remote, svid, token
+from ca.cli import agent, bundle, config, debug, entry, svid, token
 from ca.cli.audit import audit
 from ca.cli.exits import EXPLAINED, run
 from ca.cli.health import health
 from ca.cli.issued import issued
 from ca.cli.prune import prune
+from ca.cli.remote_options import offer
 from ca.cli.version import version
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ app.command()(audit)
 app.command()(prune)
 app.command()(health)
 app.command()(version)
-remote.offer(app)
+offer(app)
 
 
 def main() -> None:

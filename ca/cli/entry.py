@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,21 +10,20 @@ import typer
 from ca.cli import entry_options as opt
 from ca.cli.arguments import DURATION_HELP
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
+from ca.cli.entry_batches import batches, creating, outcome, send, show_batch, updating
 from ca.cli.exits import exit_of_batch, leave
-from ca.cli.output import Output, OutputOption, columns, emit, fields, red, until
+from ca.cli.output import Output, OutputOption, columns, emit, fields, until
 from ca.cli.values import entry_value, status_value
 from ca.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import grpc
 
-    from ca.proto.spire import server_entry_pb2, server_entry_pb2_grpc, types_pb2
+    from ca.proto.spire import server_entry_pb2_grpc, types_pb2
 
 app = typer.Typer(help="Registration entries: which selectors under which parent earn which SPIFFE ID.")
 
 PAGE = 500
-BATCH = 500
-"""Entries of one batch call; a longer file is sent in several."""
 
 
 @app.command()
@@ -73,7 +71,7 @@ def create(
             expires_at=expires_at,
         )
         entries = [opt.new_entry(changes, entry_id)]
-    _show_batch(_create(entries, socket), output, "created")
+    leave(show_batch(send(entries, "created", creating(), socket), output, _details))
 
 
 @app.command("list")
@@ -139,7 +137,7 @@ def update(
         if entry_id is not None:
             raise InvalidArgument("an ID and --file exclude each other", reason="USAGE")
         entries = opt.from_file(file, spiffe_id, parent_id, selector)
-        _show_batch(_update(entries, None, socket), output, "updated")
+        leave(show_batch(send(entries, "updated", updating(None), socket), output, _details))
         return
     changes = opt.Changes(
         spiffe_id=spiffe_id,
@@ -156,7 +154,7 @@ def update(
         expires_at=expires_at,
     )
     entry, mask = opt.changed_entry(changes, entry_id)
-    _show_batch(_update([entry], mask, socket), output, "updated")
+    leave(show_batch(send([entry], "updated", updating(mask), socket), output, _details))
 
 
 @app.command()
@@ -170,11 +168,11 @@ def delete(
 
     results: list[Any] = []
     with channel(server_socket(socket)) as opened:
-        for some in _batches(entry_ids):
+        for some in batches(entry_ids):
             request = server_entry_pb2.BatchDeleteEntryRequest(ids=some)
             results += _stub(opened).BatchDeleteEntry(request, timeout=CALL_SECONDS).results
     shown = [{"id": result.id, "status": status_value(result.status)} for result in results]
-    emit({"results": shown}, output, lambda: "\n".join(_outcome(r["id"], r["status"], "deleted") for r in shown))
+    emit({"results": shown}, output, lambda: "\n".join(outcome(r["id"], r["status"], "deleted") for r in shown))
     leave(exit_of_batch(result.status.code for result in results))
 
 
@@ -218,63 +216,6 @@ def _pages(stub: server_entry_pb2_grpc.EntryStub, entry_filter: opt.Filter) -> I
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token
-
-
-def _create(
-    entries: list[types_pb2.Entry], socket: Path | None
-) -> list[server_entry_pb2.BatchCreateEntryResponse.Result]:
-    from ca.proto.spire import server_entry_pb2
-
-    results: list[server_entry_pb2.BatchCreateEntryResponse.Result] = []
-    with channel(server_socket(socket)) as opened:
-        for some in _batches(entries):
-            request = server_entry_pb2.BatchCreateEntryRequest(entries=some)
-            results += _stub(opened).BatchCreateEntry(request, timeout=CALL_SECONDS).results
-    return results
-
-
-def _update(
-    entries: list[types_pb2.Entry], mask: types_pb2.EntryMask | None, socket: Path | None
-) -> list[server_entry_pb2.BatchUpdateEntryResponse.Result]:
-    from ca.proto.spire import server_entry_pb2
-
-    results: list[server_entry_pb2.BatchUpdateEntryResponse.Result] = []
-    with channel(server_socket(socket)) as opened:
-        for some in _batches(entries):
-            request = server_entry_pb2.BatchUpdateEntryRequest(entries=some, input_mask=mask)
-            results += _stub(opened).BatchUpdateEntry(request, timeout=CALL_SECONDS).results
-    return results
-
-
-def _batches(items: list[Any]) -> Iterator[list[Any]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-
-
-def _show_batch(results: Iterable[Any], output: Output, done: str) -> None:
-    """One line per failure and the entry of each success; the exit code tells whether all went well."""
-    results = list(results)
-    shown: list[dict[str, Any]] = [
-        {"status": status_value(result.status), "entry": entry_value(result.entry) if result.entry.id else None}
-        for result in results
-    ]
-
-    def table() -> str:
-        good = [_details(item["entry"]) for item in shown if item["status"]["code"] == "OK" and item["entry"]]
-        bad = [
-            _outcome(f"item {number}", item["status"], done)
-            for number, item in enumerate(shown, start=1)
-            if item["status"]["code"] != "OK"
-        ]
-        return "\n".join(["\n\n".join(good), *bad] if good else bad)
-
-    emit({"results": shown}, output, table)
-    leave(exit_of_batch(result.status.code for result in results))
-
-
-def _outcome(name: str, status: dict[str, Any], done: str) -> str:
-    if status["code"] == "OK":
-        return f"{name} {done}"
-    return red(f"{name} not {done}: {status['message']} ({status['code']})")
 
 
 def _table(entries: list[dict[str, Any]]) -> str:

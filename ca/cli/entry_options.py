@@ -46,7 +46,11 @@ FederatesWithOption = Annotated[
 ]
 FileOption = Annotated[
     Path | None,
-    typer.Option("--file", help="Entries as JSON or YAML, shaped as `entry list -o json` prints; - for stdin."),
+    typer.Option(
+        "--file",
+        "-f",
+        help="Entries as YAML or JSON, shaped as `entry list -o json` prints or as SPIRE's -data files; - for stdin.",
+    ),
 ]
 MatchOption = Annotated[
     Match, typer.Option("--match-selectors", help="How the entries' selectors relate to the given ones.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +16,9 @@ from ca.cli import mint
 from ca.cli.exits import Exit, leave, show_error
 from ca.cli.files import write_files
 from ca.cli.output import Output, OutputOption, columns, emit, until
+from ca.cli.svid_files import SvidFiles, command_line
 from ca.cli.workload import workload_client
-from ca.errors import BurgeeError, Code, Unavailable
+from ca.errors import BurgeeError, Code, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from ca.proto.burgee import workload_pb2
@@ -68,28 +71,95 @@ def fetch(
 @app.command()
 def watch(
     count: Annotated[int, typer.Option(help="End after so many updates; 0 for never.", min=0)] = 0,
+    once: Annotated[bool, typer.Option("--once", help="End after the first update, as --count 1 does.")] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep svid.key, svid.pem, bundle.pem and federated bundles (0600) in this directory, each replaced "
+            "atomically, with the first SVID or that of --spiffe-id."
+        ),
+    ] = None,
+    reload: Annotated[
+        str | None,
+        typer.Option(
+            help="With --write: run this command after each change, such as 'systemctl reload nginx'. It is split "
+            "into arguments and run without a shell.",
+            show_default=False,
+        ),
+    ] = None,
+    spiffe_id: Annotated[
+        str | None, typer.Option("--spiffe-id", help="With --write: the SVID to be kept.", show_default=False)
+    ] = None,
     endpoint: EndpointOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show X.509-SVIDs and each update of them, reconnecting as a workload would. JSON: one object per line."""
-    seen, backoff = 0, FIRST_BACKOFF_SECONDS
+    """Show X.509-SVIDs and each update of them, or keep them in files, reconnecting as a workload would.
+
+    A restart of the agent, or an identity that is taken away, leaves the files as they are. JSON: one object per line.
+    """
+    if write is None and (reload is not None or spiffe_id is not None):
+        raise InvalidArgument("--reload and --spiffe-id need --write", reason="USAGE")
+    files = None if write is None else SvidFiles(write, command_line(reload) if reload is not None else (), spiffe_id)
+    _follow(endpoint, _Updates(files, output, 1 if once else count).take)
+
+
+def _follow(endpoint: str | None, take: Callable[[workload_pb2.X509SVIDResponse], bool]) -> None:
+    """Every update, until `take` has had enough; a stream that ends is opened again, ever more slowly."""
+    backoff = FIRST_BACKOFF_SECONDS
     while True:
         try:
             with workload_client(endpoint) as client:
                 for response in client.fetch_x509():
-                    seen, backoff = seen + 1, FIRST_BACKOFF_SECONDS
-                    _show_update(seen, response, output)
-                    if seen == count:
+                    backoff = FIRST_BACKOFF_SECONDS
+                    if take(response):
                         return
             error: BurgeeError = Unavailable("the stream ended", reason="STREAM_ENDED")
         except BurgeeError as failed:
-            if failed.code is Code.INVALID_ARGUMENT:  # SPIFFE Workload Endpoint: not to be retried
+            if failed.code is Code.INVALID_ARGUMENT:  # SPIFFE Workload Endpoint §6: not to be retried
                 raise
             error = failed
+        except _Last as last:
+            raise last.error from last
         show_error(error)
         print(f"trying again in {backoff:g} s", file=sys.stderr)
         time.sleep(backoff)
         backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
+
+
+@dataclass
+class _Updates:
+    """Shows updates, or writes them. What goes wrong with the last one is raised; before that it is told, and the
+    next update tries anew."""
+
+    files: SvidFiles | None
+    output: Output
+    last: int
+    seen: int = 0
+
+    def take(self, response: workload_pb2.X509SVIDResponse) -> bool:
+        """True after the last one."""
+        self.seen += 1
+        if self.files is None:
+            _show_update(self.seen, response, self.output)
+            return self.seen == self.last
+        try:
+            names = self.files.take(response)
+        except BurgeeError as error:
+            if self.seen == self.last:
+                raise _Last(error) from error
+            show_error(error)
+            names = []
+        for name in names:
+            print(f"wrote {name}", file=sys.stderr, flush=True)
+        return self.seen == self.last
+
+
+class _Last(Exception):
+    """Carries the error that ends the program past those that are tried again."""
+
+    def __init__(self, error: BurgeeError) -> None:
+        super().__init__(error.detail)
+        self.error = error
 
 
 @app.command()

@@ -1,0 +1,111 @@
+"""Keeps an X.509-SVID in files for programs that cannot ask for it themselves."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ca.cli.files import write_files
+from ca.errors import FailedPrecondition, InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import workload_pb2
+
+RELOAD_SECONDS = 60.0
+
+
+def command_line(text: str) -> list[str]:
+    """A command as an argument list, split as a shell would but run without one. Raises InvalidArgument."""
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise InvalidArgument(f"the reload command is malformed: {error}", reason="USAGE") from error
+    if not arguments:
+        raise InvalidArgument("the reload command is empty", reason="USAGE")
+    return arguments
+
+
+@dataclass
+class SvidFiles:
+    """`svid.key`, `svid.pem`, `bundle.pem` and `federated_bundle.NAME.pem` in `directory`, each replaced atomically.
+
+    The key is written first. Between two of the renames a reader can meet a new key with the old certificate; one
+    that is told by `reload` cannot, and others should try again when the two do not fit.
+    """
+
+    directory: Path
+    reload: Sequence[str] = ()
+    spiffe_id: str | None = None
+    _written: dict[str, bytes] = field(default_factory=dict)
+
+    def take(self, response: workload_pb2.X509SVIDResponse) -> list[str]:
+        """Write what changed and then run the reload command; returns the files' paths, none when all was the same.
+
+        Raises NotFound (SVID_NOT_GIVEN), InvalidArgument (FILE), FailedPrecondition (RELOAD_COMMAND).
+        """
+        contents = _contents(self._chosen(response), response)
+        if contents == self._written:
+            return []
+        names = write_files(self.directory, contents)
+        for gone in self._stale(contents):
+            (self.directory / gone).unlink(missing_ok=True)
+        self._written = contents
+        if self.reload:
+            _run(self.reload)
+        return names
+
+    def _stale(self, contents: dict[str, bytes]) -> set[str]:
+        """Bundles of trust domains that are no longer federated with, also from an earlier run."""
+        found = {path.name for path in self.directory.glob("federated_bundle.*.pem")}
+        return found - set(contents)
+
+    def _chosen(self, response: workload_pb2.X509SVIDResponse) -> workload_pb2.X509SVID:
+        """The first, which is the default identity (Workload API §4.2), or the one that was asked for."""
+        for svid in response.svids:
+            if self.spiffe_id in (None, svid.spiffe_id):
+                return svid
+        wanted = f"SVID `{self.spiffe_id}`" if self.spiffe_id else "SVID"
+        names = ", ".join(svid.spiffe_id for svid in response.svids)
+        raise NotFound(
+            f"the Workload API gives this process no {wanted}",
+            reason="SVID_NOT_GIVEN",
+            hint=f"it gives {names}" if names else "",
+        )
+
+
+def _contents(svid: workload_pb2.X509SVID, response: workload_pb2.X509SVIDResponse) -> dict[str, bytes]:
+    from cryptography.hazmat.primitives import serialization
+
+    from ca.cli.mint import pem
+    from ca.cli.workload_values import split_der
+    from ca.identity.spiffe_id import TrustDomain
+
+    key = serialization.load_der_private_key(svid.x509_svid_key, None)
+    contents = {
+        "svid.key": key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+        "svid.pem": pem(split_der(svid.x509_svid)),
+        "bundle.pem": pem(split_der(svid.bundle)),
+    }
+    for name, blob in sorted(response.federated_bundles.items()):
+        # A parsed trust domain name has no slash: it cannot lead out of the directory.
+        contents[f"federated_bundle.{TrustDomain.parse(name).name}.pem"] = pem(split_der(blob))
+    return contents
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Its output goes to standard error, where it is not mistaken for ours."""
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, "timeout": RELOAD_SECONDS}
+    try:
+        code = subprocess.run(list(arguments), check=False, **options).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = f"no end within {RELOAD_SECONDS:g} s" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
+        raise FailedPrecondition(f"the reload command failed: {why}", reason="RELOAD_COMMAND") from error
+    if code != 0:
+        raise FailedPrecondition(f"the reload command failed: it ended with {code}", reason="RELOAD_COMMAND")
