@@ -81,9 +81,16 @@ def repackaged(file: Files, name: str, package: str) -> Files:
 
 
 def proto_of(file: Any) -> Files:
-    """A file's descriptor as a message."""
+    """A file's descriptor as a message. Python's generated code leaves `json_name` out; tools print JSON by it."""
     proto = Files()
     file.CopyToProto(proto)
+    messages = list(proto.message_type)
+    while messages:
+        message = messages.pop()
+        messages += message.nested_type
+        for field in message.field:
+            head, *rest = field.name.split("_")
+            field.json_name = field.json_name or head + "".join(part.capitalize() for part in rest)
     return proto
 
 
