@@ -83,6 +83,7 @@ _lag = metrics.gauge("sync_lag_seconds", "Since the server's memory last agreed 
 LIVE = frozenset(
     {
         "log",
+        "admin_ids",
         "admin_socket.admin_uids",
         "x509_svid_ttl_seconds",
         "jwt_svid_ttl_seconds",
@@ -143,6 +144,8 @@ class Server:
         """Goes on with `config`, which differs in `LIVE` keys alone."""
         self.config = config
         log.configure(config.log.format, config.log.level)
+        self.log_levels.configured(config.log.level)
+        self.access.admin_ids = _admin_ids(config)
         self.issuer.settings = replace(
             self.issuer.settings,
             x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
@@ -235,6 +238,7 @@ class Server:
         self.pruner = Pruner(
             store=self.store, follower=self.follower, clock=self.clock, policy=_prune_policy(self.config.prune)
         )
+        self.log_levels = LogLevels(self.config.log.level)
         own = self.trust_domain
         self.admin = AdminService(
             trust_domain=own,
@@ -270,7 +274,7 @@ class Server:
                 trust=self.trust,
                 clock=self.clock,
             ),
-            LoggerService(LogLevels(self.config.log.level)),
+            LoggerService(self.log_levels),
             self.admin,
             DebugReport(
                 program="server",
@@ -290,11 +294,11 @@ class Server:
         """The private grpcio server, and the gate before it."""
         config, limits = self.config, self.config.limits
         private = self._private_socket()
-        access = AuditedAccess(
+        self.access = access = AuditedAccess(
             agents=self.authorizer,
             index=self.index,
             clock=self.clock,
-            admin_ids=frozenset(SpiffeId.parse(admin) for admin in config.admin_ids),
+            admin_ids=_admin_ids(config),
             auditor=self.auditor,
         )
         self.gate = Gate(
@@ -384,6 +388,10 @@ class Server:
     def _admits(self) -> Callable[[PeerCred], bool]:
         own = {0, os.geteuid()}
         return lambda cred: cred.uid in own or cred.uid in self.config.admin_socket.admin_uids
+
+
+def _admin_ids(config: ServerConfig) -> frozenset[SpiffeId]:
+    return frozenset(SpiffeId.parse(admin) for admin in config.admin_ids)
 
 
 def _prune_policy(config: PruneConfig) -> PrunePolicy:

@@ -65,7 +65,8 @@ def current_svid() -> X509Svid:
 class Access:
     """Evaluates in SPIRE's order: anyone, local, admin by configuration, admin or downstream by entry, agent.
 
-    `admin_ids` may be of federated trust domains: a peer's SVID was verified against the bundle of its own.
+    `admin_ids` may be of federated trust domains: a peer's SVID was verified against the bundle of its own. It may be
+    replaced at any time.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Access:
     ) -> None:
         self._agents = agents
         self._index = index
-        self._admin_ids = admin_ids
+        self.admin_ids = admin_ids
         self._clock = clock
 
     async def admit(self, method: str, peer: Peer) -> Caller:
@@ -112,7 +113,7 @@ class Access:
 
     async def _judge_svid(self, method: str, peer: Peer, svid: X509Svid, allowed: Tier) -> Caller:
         if allowed & (Tier.ADMIN | Tier.DOWNSTREAM) and self._clock.now() < svid.not_after:
-            if Tier.ADMIN in allowed and svid.id in self._admin_ids:
+            if Tier.ADMIN in allowed and svid.id in self.admin_ids:
                 return Caller(peer=peer, tier=Tier.ADMIN)
             for entry in self._index.by_spiffe_id(svid.id):
                 if entry.admin and Tier.ADMIN in allowed:

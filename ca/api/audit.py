@@ -42,7 +42,7 @@ def administrative(method: str) -> bool:
 
 def reads(method: str) -> bool:
     """It changes nothing and issues nothing."""
-    return method.rpartition("/")[2].startswith(READS)
+    return method.startswith("GET ") or method.rpartition("/")[2].startswith(READS)
 
 
 @dataclass(frozen=True, slots=True)

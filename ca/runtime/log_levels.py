@@ -50,6 +50,11 @@ class LogLevels:
             raise InvalidArgument(f"there is no log level `{level}`", reason="LOG_LEVEL_UNKNOWN")
         return self._set(level)
 
+    def configured(self, level: Level) -> None:
+        """The configuration was read again: this is the level now, and what a reset returns to."""
+        self._launch = self._current = CONFIGURED[level]
+        set_level(level)
+
     def reset(self) -> types_pb2.Logger:
         return self._set(self._launch)
 
