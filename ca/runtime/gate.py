@@ -31,6 +31,7 @@ from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener
 from ca.runtime.gate_places import GateLimits, Places, origin_of_address
 from ca.runtime.gate_tls import server_context
+from ca.runtime.log_limit import Sparingly
 from ca.runtime.peers import Peer, PeerCred, PeerTable, ReadCred, current_peer, read_peer_cred
 from ca.runtime.rpc_errors import abort_with
 from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, UnknownMethod, Yielding
@@ -45,6 +46,9 @@ HttpProtocolFactory = Callable[[Peer], asyncio.BaseProtocol]
 """Makes the protocol that serves one HTTP/1.1 connection of this peer; it is given an ordinary socket transport."""
 
 SWEEP_SECONDS = 1.0
+REFUSALS_LOGGED_PER_SECOND = 10
+"""Of one listener and reason: whoever is refused may come again at once, and the log has other readers."""
+
 _log = log.get("gate")
 
 
@@ -82,9 +86,11 @@ class Gate:
         self._tls: dict[str, _TlsListener] = {}
         self._tls_is_old = False
         self._admit: dict[str, Callable[[PeerCred], bool]] = {}
+        self._share_of: dict[str, Callable[[PeerCred], str]] = {}
         self._connections: dict[int, Connection] = {}
         self._places = Places(self.limits, raise_open_files_limit())
         self._numbers = itertools.count(1)
+        self._sparingly = Sparingly(REFUSALS_LOGGED_PER_SECOND)
         self._expiries: list[tuple[datetime, int]] = []
         self._sweeper = self._host.loop.create_task(self._sweep(), name="gate-sweep")
 
@@ -121,14 +127,18 @@ class Gate:
         dir_mode: int = 0o700,
         gid: int | None = None,
         admit: Callable[[PeerCred], bool] = lambda cred: True,
+        share_of: Callable[[PeerCred], str] | None = None,
     ) -> None:
         """Listen on a Unix socket with exactly `mode`, in a directory of `dir_mode`, both of group `gid` if given.
 
         `admit` sees the kernel's word on each caller before a byte is read. A caller with pid 0 is refused.
+        `share_of` names the share of the places that a caller uses, beside its uid's.
         Raises ConfigError, FailedPrecondition.
         """
         sock = gate_unix.listen_unix(path, mode=mode, dir_mode=dir_mode, gid=gid)
         self._admit[name] = admit
+        if share_of is not None:
+            self._share_of[name] = share_of
         self._listeners.append(Listener(self._host.loop, name, sock, self._accept_unix))
 
     def reload_tls(self) -> None:
@@ -189,23 +199,30 @@ class Gate:
         except (BurgeeError, OSError) as error:
             self._turn_away(listener, sock, getattr(error, "reason", "PEER_UNKNOWN"), "")
             return
-        reason = self._not_admitted(listener, cred)
+        reason, origins = self._not_admitted(listener, cred)
         if reason:
             if cred.pidfd is not None:
                 os.close(cred.pidfd)
             self._turn_away(listener, sock, reason, f"pid:{cred.pid}", uid=cred.uid)
             return
-        self._connection(listener, sock, f"pid:{cred.pid}", ("uid", cred.uid)).start_unix(cred)
+        self._connection(listener, sock, f"pid:{cred.pid}", origins).start_unix(cred)
 
-    def _not_admitted(self, listener: Listener, cred: PeerCred) -> str:
-        """Why this caller is not let in; empty when it is."""
+    def _not_admitted(self, listener: Listener, cred: PeerCred) -> tuple[str, tuple[object, ...]]:
+        """Why this caller is not let in, empty when it is; and whose places it uses."""
+        origins: tuple[object, ...] = (("uid", cred.uid),)
         try:
             if not self._admit[listener.name](cred):
-                return "UID_NOT_ADMITTED"
+                return "UID_NOT_ADMITTED", origins
+            share_of = self._share_of.get(listener.name)
+            share = ("share", share_of(cred)) if share_of is not None else None
         except Exception as error:
             _log.error("admission failed", listener=listener.name, exc_info=error)
-            return "ADMISSION_FAILED"
-        return self._places.refusal_of_uid(cred.uid)
+            return "ADMISSION_FAILED", origins
+        reason = self._places.refusal_of_uid(cred.uid)
+        if share is not None:
+            reason = reason or self._places.refusal_of_share(share)
+            origins = (*origins, share)
+        return reason, origins
 
     def _accept_tcp(self, listener: Listener, sock: socket.socket, address: Any) -> None:
         host, port = address[0], address[1]
@@ -217,19 +234,23 @@ class Gate:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         tls = self._tls[listener.name]
-        self._connection(listener, sock, shown, origin_of_address(host)).start_tls(tls.context, tls.verify)
+        self._connection(listener, sock, shown, (origin_of_address(host),)).start_tls(tls.context, tls.verify)
 
     def _turn_away(self, listener: Listener, sock: socket.socket, reason: str, remote: str, **more: object) -> None:
         sock.close()
         REFUSED.labels(listener.name, reason).inc()
-        _log.info("connection refused", listener=listener.name, reason=reason, remote=remote, **more)
+        left_out = self._sparingly.more((listener.name, reason))
+        if left_out is not None:
+            _log.info("connection refused", listener=listener.name, reason=reason, remote=remote, **more, **left_out)
 
-    def _connection(self, listener: Listener, sock: socket.socket, address: str, origin: object) -> Connection:
+    def _connection(
+        self, listener: Listener, sock: socket.socket, address: str, origins: tuple[object, ...]
+    ) -> Connection:
         connection = Connection(
-            self._host, sock, number=next(self._numbers), listener=listener.name, address=address, limit_key=origin
+            self._host, sock, number=next(self._numbers), listener=listener.name, address=address, origins=origins
         )
         self._connections[connection.number] = connection
-        self._places.take(origin)
+        self._places.take(*origins)
         CONNECTIONS.labels(listener.name).inc()
         ACCEPTED.labels(listener.name).inc()
         return connection
@@ -250,7 +271,7 @@ class Gate:
         """A connection is over."""
         del self._connections[connection.number]
         CONNECTIONS.labels(connection.listener).dec()
-        self._places.give_back(connection.limit_key)
+        self._places.give_back(*connection.origins)
         if connection.anonymous:
             self._places.anonymous -= 1
 

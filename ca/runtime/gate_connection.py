@@ -42,13 +42,13 @@ class Connection:
     """
 
     def __init__(
-        self, host: Host, sock: socket.socket, *, number: int, listener: str, address: str, limit_key: object
+        self, host: Host, sock: socket.socket, *, number: int, listener: str, address: str, origins: tuple[object, ...]
     ) -> None:
         self.host = host
         self.number = number
         self.listener = listener
         self.address = address
-        self.limit_key = limit_key
+        self.origins = origins
         self.began = host.loop.time()
         self.peer: Peer | None = None
         self.cred: PeerCred | None = None

@@ -24,6 +24,13 @@ class GateLimits:
     max_connections: int = 10_000
     max_connections_per_address: int = 2_000
     max_connections_per_uid: int = 4_000
+    max_connections_per_share: int = 1_500
+    """Of one share of a Unix listener that tells its callers apart, and never more than half of all places."""
+
+    files_per_connection: int = FILES_PER_CONNECTION
+    reserved_files: int = RESERVED_FILES
+    """Open files that are for everything else; half of what there is, where there is little."""
+
     max_anonymous_connections: int = 1_000
     """TLS connections without a client certificate: whoever has one is not crowded out by them."""
 
@@ -47,7 +54,8 @@ class Places:
 
     def __init__(self, limits: GateLimits, open_files: int) -> None:
         self._limits = limits
-        self._most = min(limits.max_connections, max(1, (open_files - RESERVED_FILES) // FILES_PER_CONNECTION))
+        reserved = min(limits.reserved_files, open_files // 2)
+        self._most = min(limits.max_connections, max(1, (open_files - reserved) // limits.files_per_connection))
         self._reserved = min(RESERVED_PLACES, self._most // 8)
         self._by_origin: Counter[object] = Counter()
         self._taken = 0
@@ -62,15 +70,22 @@ class Places:
         reserved = 0 if uid in (0, os.geteuid()) else self._reserved
         return self._refusal(("uid", uid), self._limits.max_connections_per_uid, reserved)
 
-    def take(self, origin: object) -> None:
-        self._taken += 1
-        self._by_origin[origin] += 1
+    def refusal_of_share(self, share: object) -> str:
+        """The same for a share of a Unix listener."""
+        allowed = min(self._limits.max_connections_per_share, max(1, self._most // 2))
+        return "CONNECTION_LIMIT_OF_CALLER" if self._by_origin[share] >= allowed else ""
 
-    def give_back(self, origin: object) -> None:
+    def take(self, *origins: object) -> None:
+        """One place, which counts for each of these origins."""
+        self._taken += 1
+        self._by_origin.update(origins)
+
+    def give_back(self, *origins: object) -> None:
         self._taken -= 1
-        self._by_origin[origin] -= 1
-        if not self._by_origin[origin]:
-            del self._by_origin[origin]
+        for origin in origins:
+            self._by_origin[origin] -= 1
+            if not self._by_origin[origin]:
+                del self._by_origin[origin]
 
     def _refusal(self, origin: object, allowed: int, reserved: int) -> str:
         if self._taken >= self._most - reserved:
