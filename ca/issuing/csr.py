@@ -128,25 +128,32 @@ def _cut(request: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:
 
 
 def _read_names(attributes: bytes) -> list[tuple[int, str]]:
-    """Tag and text of the DNS names and URIs in the subjectAltName of the extension request (RFC 2985 §5.4.2)."""
-    found: list[tuple[int, str]] = []
+    """Tag and text of the DNS names and URIs in the subjectAltName of the extension request (RFC 2985 §5.4.2).
+
+    Both are there once at most (RFC 2986 §4.1, RFC 5280 §4.2): of two, other readers see the first or the last alone.
+    """
+    found: list[list[tuple[int, str]]] = []
+    requests = 0
     reader = der.Reader(attributes)
     while reader.more:
         attribute = reader.enter(der.SEQUENCE)
         if attribute.take_whole(der.OBJECT_IDENTIFIER) != _EXTENSION_REQUEST:
             continue
+        requests += 1
         values = attribute.enter(der.SET)
         attribute.close()
         extensions = values.enter(der.SEQUENCE)
         values.close()
         while extensions.more:
-            found += _names_of_extension(extensions.enter(der.SEQUENCE))
-    return found
+            extension = extensions.enter(der.SEQUENCE)
+            if extension.take_whole(der.OBJECT_IDENTIFIER) == _SUBJECT_ALT_NAME:
+                found.append(_names_of_extension(extension))
+    if requests > 1 or len(found) > 1:
+        raise der.malformed("names are asked for twice")
+    return found[0] if found else []
 
 
 def _names_of_extension(extension: der.Reader) -> list[tuple[int, str]]:
-    if extension.take_whole(der.OBJECT_IDENTIFIER) != _SUBJECT_ALT_NAME:
-        return []
     if extension.peek() == der.BOOLEAN:
         extension.take(der.BOOLEAN)
     value = extension.enter(der.OCTET_STRING)

@@ -232,10 +232,17 @@ def signed(attributes: bytes, subject: bytes = b"\x30\x00") -> bytes:
     return der.tlv(0x30, info + algorithm + der.tlv(0x03, b"\x00" + signature))
 
 
-def asking(san: bytes) -> bytes:
+def asking(san: bytes, *, extensions: int = 1, attributes: int = 1) -> bytes:
     extension = der.tlv(0x30, der.object_identifier("2.5.29.17") + der.tlv(0x04, san))
     oid = der.object_identifier("1.2.840.113549.1.9.14")
-    return signed(der.tlv(0x30, oid + der.tlv(0x31, der.tlv(0x30, extension))))
+    return signed(der.tlv(0x30, oid + der.tlv(0x31, der.tlv(0x30, extension * extensions))) * attributes)
+
+
+A_NAME = der.tlv(0x30, der.tlv(0x86, b"spiffe://example.org/w"))
+
+
+def test_names_asked_for_once_are_read() -> None:
+    assert parse_csr(asking(A_NAME)).uri_sans == ("spiffe://example.org/w",)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +253,8 @@ def asking(san: bytes) -> bytes:
         asking(b""),
         asking(b"\x30\x03\x86\x02a"),
         asking(der.tlv(0x30, der.tlv(0x86, "spiffe://exämple.org".encode()))),
+        asking(A_NAME, extensions=2),
+        asking(A_NAME, attributes=2),
     ],
 )
 def test_odd_attributes_are_refused_when_names_are_asked_for(csr: bytes) -> None:
