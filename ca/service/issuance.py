@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
-from ca.errors import BurgeeError, Internal, InvalidArgument
+from ca.errors import BurgeeError, Internal, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
 from ca.issuing.csr import Csr, parse_csr
@@ -19,7 +20,7 @@ from ca.issuing.profile import AGENT, SERVER, WORKLOAD, LeafProfile, minted
 from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
 from ca.issuing.spki import PublicKeyInfo, read_public_key
 from ca.issuing.token import IssuanceToken
-from ca.issuing.x509 import prepare_leaf, sign
+from ca.issuing.x509 import prepare_leaf, sign_all
 from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.service.signing import Authority, X509Signing
@@ -265,39 +266,58 @@ def count_issued(kind: str) -> None:
 def _prepare(
     jobs: Sequence[_Job], lifetimes: dict[int, Lifetime], signing: X509Signing
 ) -> list[IssuanceToken | BurgeeError]:
-    """In a thread: proof of possession first, then the bytes to be signed."""
-    outcomes: list[IssuanceToken | BurgeeError] = []
-    for job in jobs:
-        try:
-            request = job.request
-            outcomes.append(
-                prepare_leaf(
-                    profile=job.profile,
-                    spiffe_id=job.spiffe_id,
-                    dns_names=job.dns_names,
-                    public_key=parse_csr(request).key if isinstance(request, bytes) else request,
-                    lifetime=lifetimes[job.ttl_seconds],
-                    serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
-                    issuer=signing.issuer,
-                )
-            )
-        except Internal as error:
-            logger.error("certificate could not be prepared", reason=error.reason, detail=error.detail)
-            outcomes.append(Internal("internal error", reason=error.reason))
-        except BurgeeError as error:
-            outcomes.append(error)
-    return outcomes
+    """In a thread: proof of possession first, then the bytes to be signed.
+
+    All signatures are verified before the first bytes are built: verifying runs without the interpreter's lock,
+    building with it, and two threads that do the one and the other by turns wait for each other.
+    """
+    keys = [_attempt(partial(_key, job.request)) for job in jobs]
+    return [
+        key if isinstance(key, BurgeeError) else _attempt(partial(_token, job, key, lifetimes, signing))
+        for job, key in zip(jobs, keys, strict=True)
+    ]
+
+
+def _key(request: bytes | PublicKeyInfo) -> PublicKeyInfo:
+    return parse_csr(request).key if isinstance(request, bytes) else request
+
+
+def _token(job: _Job, key: PublicKeyInfo, lifetimes: dict[int, Lifetime], signing: X509Signing) -> IssuanceToken:
+    return prepare_leaf(
+        profile=job.profile,
+        spiffe_id=job.spiffe_id,
+        dns_names=job.dns_names,
+        public_key=key,
+        lifetime=lifetimes[job.ttl_seconds],
+        serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
+        issuer=signing.issuer,
+    )
+
+
+def _attempt(step: Callable[[], R]) -> R | BurgeeError:
+    """One item's failure is its own; what is our fault is told to the log alone."""
+    try:
+        return step()
+    except BurgeeError as error:
+        return _told(error)
+
+
+def _told(error: BurgeeError) -> BurgeeError:
+    if not isinstance(error, Internal):
+        return error
+    logger.error("certificate could not be made", reason=error.reason, detail=error.detail)
+    return Internal("internal error", reason=error.reason)
 
 
 def _sign(tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
-    """In a thread: one item's failure is its own, unless the signer is out of reach."""
+    """In a thread. A signer that is out of reach is everybody's failure and is raised."""
     outcomes: list[IssuedX509 | BurgeeError] = []
-    for token in tokens:
-        try:
-            certificate = sign(token, signing.signer, remote=signing.remote)
-        except Internal as error:
-            logger.error("certificate could not be signed", reason=error.reason, detail=error.detail)
-            outcomes.append(Internal("internal error", reason=error.reason))
+    certificates = sign_all(tokens, signing.signer, remote=signing.remote)
+    for token, certificate in zip(tokens, certificates, strict=True):
+        if isinstance(certificate, Unavailable):
+            raise certificate
+        if isinstance(certificate, BurgeeError):
+            outcomes.append(_told(certificate))
             continue
         outcomes.append(
             IssuedX509(
