@@ -66,8 +66,14 @@ def load_issuer(der: bytes) -> Issuer:
         extensions = {extension.oid: extension for extension in certificate.extensions}
         self_issued = certificate.issuer == certificate.subject
         flaw = _flaw(certificate, extensions)
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise InvalidArgument("malformed certificate extensions", reason="CERTIFICATE_MALFORMED") from error
+    except (
+        ValueError,
+        TypeError,
+        UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise InvalidArgument("malformed certificate names or extensions", reason="CERTIFICATE_MALFORMED") from error
     constraints = extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
     key_identifier = extensions.get(ExtensionOID.SUBJECT_KEY_IDENTIFIER)
     names = extensions.get(ExtensionOID.NAME_CONSTRAINTS)

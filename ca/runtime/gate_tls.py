@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import _ssl
+import hashlib
 import ssl
 from typing import Any
 
+from ca.runtime import log
 from ca.runtime.tls import TlsMaterial, load_chain
 
 ALPN_H2 = "h2"
 ALPN_HTTP1 = "http/1.1"
 _RECORD_BYTES = 16 << 10
+_log = log.get("gate")
 
 
 def server_context(material: TlsMaterial) -> ssl.SSLContext:
@@ -29,9 +32,18 @@ def server_context(material: TlsMaterial) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
     context.set_alpn_protocols([ALPN_H2, ALPN_HTTP1])
     load_chain(context, material.chain_pem, material.key_pem)
-    if material.client_authorities:
-        context.load_verify_locations(cadata=b"".join(dict.fromkeys(material.client_authorities)))
+    for authority in dict.fromkeys(material.client_authorities):
+        _trust(context, authority)
     return context
+
+
+def _trust(context: ssl.SSLContext, authority: bytes) -> None:
+    """One that OpenSSL cannot read vouches for nobody; the others, of other domains perhaps, still do."""
+    try:
+        context.load_verify_locations(cadata=authority)
+    except ssl.SSLError as error:
+        digest = hashlib.sha256(authority).hexdigest()
+        _log.error("authority cannot be read", reason="AUTHORITY_UNREADABLE", sha256=digest, error=str(error))
 
 
 def unverified_chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:

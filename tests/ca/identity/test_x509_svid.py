@@ -178,6 +178,16 @@ def test_ca_certificates_do_not_authenticate() -> None:
     assert refusal([intermediate(ROOT).der, ROOT.der]).reason == "SVID_IS_CA"
 
 
+def test_a_name_that_is_no_text_vouches_for_nobody_and_harms_nobody() -> None:
+    """A BIT STRING as common name makes cryptography raise a TypeError, late."""
+    odd = ROOT.der.replace(b"\x55\x04\x03\x0c\x04root", b"\x55\x04\x03\x03\x04\x00oot")
+    assert odd != ROOT.der
+    assert refusal([GOOD, odd]).reason == "SVID_MALFORMED"
+    authorities = tuple(X509Authority(certificate=der) for der in (odd, ROOT.der))
+    assert verify([GOOD], TrustBundle(trust_domain=TD, x509_authorities=authorities))
+    assert refusal([GOOD], TrustBundle(trust_domain=TD, x509_authorities=authorities[:1])).reason.startswith("SVID_")
+
+
 def test_validity_includes_both_ends_and_messages_show_both_clocks() -> None:
     verify([GOOD], now=NOW - HOUR)
     verify([GOOD], now=NOW + HOUR)

@@ -9,11 +9,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 
+from ca.identity.certificate import load_certificate
 from ca.runtime.gate import GateLimits, TlsMaterial
 from ca.runtime.gate_tls import TlsEngine, server_context
 from tests.ca.identity import forge
@@ -350,3 +352,18 @@ async def test_a_verification_that_fails_in_an_unforeseen_way_lets_nobody_in(mon
             assert await end_of(reader) == b""
         assert "CLIENT_VERIFICATION_FAILED" in it.reasons()
         assert not it.gate.connections()
+
+
+async def test_an_authority_that_openssl_cannot_read_shuts_nobody_else_out() -> None:
+    """cryptography reads more than OpenSSL does, so that a bundle, another trust domain's perhaps, can hold one."""
+    no_string = forge.root("unreadable").der.replace(b"\x55\x04\x03\x0c", b"\x55\x04\x03\x00")
+    load_certificate(no_string)
+    with pytest.raises(ssl.SSLError):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=no_string)
+    async with rig(tcp=True) as it:
+        listener = it.gate._tls["public"]
+        good = listener.material
+        listener.material = lambda: replace(good(), client_authorities=(no_string, *good().client_authorities))
+        it.gate.reload_tls()
+        async with it.tls_client(it.pki.leaf(WEB)) as client:
+            assert await call(client.channel, "Who")
