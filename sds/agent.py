@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -27,7 +28,7 @@ from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.proto.burgee import agent_pb2_grpc
-from ca.proto.spire import agent_debug_pb2_grpc, agent_logger_pb2_grpc
+from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
 from ca.runtime.files import make_private_dir
@@ -41,6 +42,8 @@ from sds.cache import Cache
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.debug_api import DebugApi
+from sds.delegated import SERVICE as DELEGATED
+from sds.delegated import DelegatedIdentityApi
 from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
 from sds.first_trust import ServerTrust
@@ -55,7 +58,7 @@ from sds.plugins import node_attestor, workload_attestors
 from sds.reflection import Reflection
 from sds.rotation import Rotator
 from sds.secrets import Form, SecretNames
-from sds.sockets import Endpoint, admin_access
+from sds.sockets import AdministratorsOnly, Endpoint, admin_access, administrators
 from sds.state import open_store
 from sds.workload_api import WorkloadApi
 from sds.workloads import Workloads
@@ -96,7 +99,8 @@ class Agent:
         private = self.config.data_dir / "private"
         shutil.rmtree(private, ignore_errors=True)  # what a killed agent left; the lock says that none runs
         self.workload_endpoint = Endpoint("workload", private_directory=private, clock=self.clock)
-        self.admin_endpoint = Endpoint("admin", private_directory=private, clock=self.clock)
+        guard = AdministratorsOnly(administrators(self.config.admin_socket), open_services=frozenset({DELEGATED}))
+        self.admin_endpoint = Endpoint("admin", private_directory=private, clock=self.clock, layers=[guard])
 
     def _make_server_side(self) -> None:
         """What meets the server: first trust, the agent's identity, the feed."""
@@ -197,7 +201,7 @@ class Agent:
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
         workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health, *Reflection().handlers()))
         self._add_admin_services(self.admin_endpoint.server)
-        await self.admin_endpoint.listen(self.config.admin_socket_path, **admin_access(self.config.admin_socket))
+        await self.admin_endpoint.listen(self.config.admin_socket_path, **self._admin_access())
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
         # who it is decides what is given (§5, E17).
         await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755)
@@ -215,6 +219,17 @@ class Agent:
             jwt_svids=lambda: len(self.jwts),
         )
         agent_debug_pb2_grpc.add_DebugServicer_to_server(debug, server)
+        delegated = DelegatedIdentityApi(
+            peer_of=self.admin_endpoint.gate.peer_of,
+            delegates=self.config.delegates,
+            workloads=self.workloads,
+            cache=self.cache,
+            jwts=self.jwts,
+        )
+        agent_delegatedidentity_pb2_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
+
+    def _admin_access(self) -> dict[str, Any]:
+        return admin_access(self.config.admin_socket, delegates=bool(self.config.authorized_delegates))
 
     def _admin_api(self) -> AgentApi:
         def identity() -> tuple[str, datetime | None, bool]:

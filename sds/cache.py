@@ -61,6 +61,11 @@ class Subscription:
             self._error = error
         self._event.set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended: `check` raises."""
+        return self._error is not None
+
     def check(self) -> None:
         """Raises the error that ended this subscription, if one did."""
         if self._error is not None:
@@ -119,6 +124,10 @@ class Cache:
 
     def bundles(self) -> list[TrustBundle]:
         return [forms.bundle for forms in self._bundles.values()]
+
+    def bundle_forms(self) -> list[BundleForms]:
+        """All bundles, the own first, then by name."""
+        return sorted(self._bundles.values(), key=lambda f: (f.trust_domain != self.trust_domain, f.trust_domain.name))
 
     def bundle(self, trust_domain: TrustDomain) -> TrustBundle | None:
         forms = self._bundles.get(trust_domain.name)

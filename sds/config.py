@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from ca.errors import BurgeeError
-from ca.identity.spiffe_id import TrustDomain
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import KeyType
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
 from ca.runtime.config import StrictModel
@@ -129,6 +129,13 @@ class AgentConfig(StrictModel):
         default={"unix": {}}, min_length=1, description="Workload attestors by name, each with its own configuration."
     )
     cache: CacheConfig = Field(default=CacheConfig(), description="What is kept for a restart without a server.")
+    authorized_delegates: tuple[str, ...] = Field(
+        default=(),
+        max_length=64,
+        description="SPIFFE IDs of workloads, such as a node's proxy, that may ask for the identities of every other "
+        "workload on this node (SPIRE's Delegated Identity API, on the admin socket). They must be able to open that "
+        "socket: see `admin_group`.",
+    )
     sds: SdsConfig = Field(default=SdsConfig(), description="Envoy's secret discovery service.")
     key_type: KeyType = Field(
         default=KeyType.EC_P256, description="Type of the keys of this agent and of its workloads."
@@ -156,6 +163,18 @@ class AgentConfig(StrictModel):
             split_address(server)
         return value
 
+    @field_validator("authorized_delegates")
+    @classmethod
+    def _delegates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for delegate in value:
+            try:
+                parsed = SpiffeId.parse(delegate)
+            except BurgeeError as error:
+                raise ValueError(error.detail) from error
+            if not parsed.path:
+                raise ValueError(f"`{delegate}` is a trust domain and no workload")
+        return value
+
     @field_validator("workload_socket")
     @classmethod
     def _socket_path(cls, value: Path) -> Path:
@@ -174,6 +193,11 @@ class AgentConfig(StrictModel):
     def domain(self) -> TrustDomain:
         """The trust domain as a value."""
         return TrustDomain(self.trust_domain)
+
+    @property
+    def delegates(self) -> frozenset[SpiffeId]:
+        """`authorized_delegates` as values."""
+        return frozenset(SpiffeId.parse(delegate) for delegate in self.authorized_delegates)
 
     @property
     def admin_socket_path(self) -> Path:

@@ -6,16 +6,18 @@ import grp
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from ca.errors import ConfigError
+from ca.errors import ConfigError, Denied
 from ca.ports import Clock
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES
 from ca.runtime.files import make_private_dir
-from ca.runtime.gate import Gate, PeerCred
+from ca.runtime.gate import Gate, PeerCred, current_peer
 from ca.runtime.rpc import grpc_server
+from ca.runtime.rpc_handlers import Answer, Context, Layer, LayerInterceptor, Yielding
 from sds.config import AdminSocketConfig
 
 MAX_REQUEST_BYTES = 256 * 1024
@@ -25,12 +27,13 @@ MAX_REQUEST_BYTES = 256 * 1024
 class Endpoint:
     """A gate and its private server. Make it inside of the running loop, register services, then `listen`."""
 
-    def __init__(self, name: str, *, private_directory: Path, clock: Clock) -> None:
+    def __init__(self, name: str, *, private_directory: Path, clock: Clock, layers: Sequence[Layer] = ()) -> None:
         self._name = name
         self._directory = _private(private_directory, name)
         socket = self._directory / f"{name}.sock"
         self.gate = Gate(grpc_socket=socket, clock=clock)
-        self.server = grpc_server(socket, [self.gate.interceptor()], max_receive_bytes=MAX_REQUEST_BYTES)
+        interceptors = [self.gate.interceptor(), *(LayerInterceptor(layer) for layer in layers)]
+        self.server = grpc_server(socket, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
 
     async def listen(
         self,
@@ -53,14 +56,58 @@ class Endpoint:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def admin_access(config: AdminSocketConfig) -> dict[str, Any]:
+class AdministratorsOnly:
+    """Implements rpc_handlers.Layer: every service but those named is for `uids` alone, whoever may connect."""
+
+    def __init__(self, uids: frozenset[int], *, open_services: frozenset[str] = frozenset()) -> None:
+        self._uids = uids
+        self._open = open_services
+
+    def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer:
+        if self._is_open(method):
+            return inner
+
+        async def admitted(request: Any, context: Context) -> Any:
+            self._check()
+            return await inner(request, context)
+
+        return admitted
+
+    def yielding(self, method: str, inner: Yielding) -> Yielding:
+        if self._is_open(method):
+            return inner
+
+        async def admitted(request: Any, context: Context) -> AsyncIterator[Any]:
+            self._check()
+            responses: Any = inner(request, context)
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
+
+        return admitted
+
+    def _is_open(self, method: str) -> bool:
+        return method.removeprefix("/").rpartition("/")[0] in self._open
+
+    def _check(self) -> None:
+        if current_peer.get().uid not in self._uids:
+            raise Denied("only an administrator of this agent may call this", reason="NOT_ADMINISTRATOR")
+
+
+def administrators(config: AdminSocketConfig) -> frozenset[int]:
+    """Root, our own user, and those that are configured."""
+    return frozenset({0, os.geteuid(), *config.admin_uids})
+
+
+def admin_access(config: AdminSocketConfig, *, delegates: bool = False) -> dict[str, Any]:
     """The admin socket's permissions as keyword arguments of `listen`: 0600 in 0700, or 0660 in 0750 for a group.
 
-    The file's mode says who can connect; whoever connects must also be root, our own user, or one of `admin_uids`.
-    Raises ConfigError for a group that does not exist.
+    The file's mode says who can connect; whoever connects must also be root, our own user, or one of `admin_uids`,
+    unless there are `delegates`, who are known by their SPIFFE ID and not by their user: AdministratorsOnly then
+    guards the other services. Raises ConfigError for a group that does not exist.
     """
-    uids = {0, os.geteuid(), *config.admin_uids}
-    access: dict[str, Any] = {"mode": 0o600, "dir_mode": 0o700, "admit": lambda cred: cred.uid in uids}
+    uids = administrators(config)
+    access: dict[str, Any] = {"mode": 0o600, "dir_mode": 0o700, "admit": lambda cred: delegates or cred.uid in uids}
     if config.admin_group is not None:
         try:
             access |= {"mode": 0o660, "dir_mode": 0o750, "gid": grp.getgrnam(config.admin_group).gr_gid}

@@ -193,6 +193,7 @@ class Lab:
         self.keys = KeyPool(KeyType.EC_P256, size=4)
         self.rotator = Rotator(cache=self.cache, issuer=self.server, keys=self.keys, clock=self.clock)
         self.selectors: frozenset[Selector] | BurgeeError = frozenset({WEB})
+        self.by_pid: dict[int, frozenset[Selector]] = {}
         self.attested = 0
         self.workloads = Workloads(attest=self._attest, cache=self.cache, clock=self.clock, interval_seconds=interval)
         self.clients = SdsClients()
@@ -207,7 +208,7 @@ class Lab:
         self.attested += 1
         if isinstance(self.selectors, BurgeeError):
             raise self.selectors
-        return self.selectors
+        return self.by_pid.get(process.pid, self.selectors)
 
     async def __aenter__(self) -> Self:
         self._grpc = grpc_server(self.socket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -14,16 +15,28 @@ from ca.identity.bundle import TrustBundle
 from ca.proto.spire import (
     agent_debug_pb2,
     agent_debug_pb2_grpc,
+    agent_delegatedidentity_pb2,
+    agent_delegatedidentity_pb2_grpc,
     agent_logger_pb2,
     agent_logger_pb2_grpc,
     types_pb2,
 )
+from ca.runtime.config import from_values
 from ca.runtime.log import configure, get
 from ca.runtime.rpc import grpc_server
+from sds.config import AgentConfig
 from sds.debug_api import DebugApi, anchored
 from sds.logger_api import LoggerApi
-from tests.sds.lab import Authority, Lab, refused
-from tests.sds.test_agent import agent, home, server  # noqa: F401 - fixtures: the whole agent and its server
+from tests.sds.lab import Authority, Lab, eventually, refused, status_of
+from tests.sds.test_agent import (  # noqa: F401 - with the fixtures of the whole agent and its server
+    agent,
+    create,
+    held,
+    home,
+    server,
+    started,
+    values,
+)
 from tests.support.clock import FakeClock
 
 
@@ -106,6 +119,27 @@ async def test_the_whole_agent_tells_about_itself(agent):  # noqa: F811 - the fi
     assert root.expires_at > own.expires_at
     assert info.last_sync_success > 0
     assert shown(level) == ("INFO", "INFO")
+
+
+async def test_a_delegate_is_served_by_the_whole_agent(home, server):  # noqa: F811 - the fixtures
+    (home / "token").write_text(await server.token())
+    config = values(home, server, authorized_delegates=["spiffe://example.org/proxy"])
+    async with started(from_values(config, AgentConfig)) as running:
+        await eventually(lambda: running.identity.svid is not None and running.cache.ready, seconds=10)
+        async with grpc.aio.insecure_channel(f"unix:{running.config.admin_socket_path}") as channel:
+            stub = agent_delegatedidentity_pb2_grpc.DelegatedIdentityStub(channel)
+            bundles = agent_delegatedidentity_pb2.SubscribeToX509BundlesRequest()
+            assert await status_of(stub.SubscribeToX509Bundles(bundles)) == ("PERMISSION_DENIED", "no identity issued")
+            await held(running, await create(running, server, "/proxy"))
+            other = await create(running, server, "/other", "user:nobody-here")
+            await held(running, other)
+            wanted = types_pb2.Selector(type="unix", value="user:nobody-here")
+            call = stub.SubscribeToX509SVIDs(
+                agent_delegatedidentity_pb2.SubscribeToX509SVIDsRequest(selectors=[wanted])
+            )
+            message = await asyncio.wait_for(call.read(), 5)
+            assert [item.x509_svid.id.path for item in message.x509_svids] == ["/other"]
+            assert len((await stub.SubscribeToX509Bundles(bundles).read()).ca_certificates) == 1
 
 
 async def test_these_services_are_not_on_the_workload_socket(agent):  # noqa: F811 - the fixture
