@@ -13,7 +13,7 @@ fi
 state=$(cat "$source/pom.xml" "$source"/src/*.java | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/state" 2>/dev/null)" = "$state" ] && exit 0
 echo "building $source"
-rm -rf "$out/lib" "$out/classes"
+rm -rf "$out/lib" "$out/classes" "$out/conformance.jar" "$out/state"
 mkdir -p "$out/classes"
 if ! mvn -q -B -f "$source/pom.xml" -Dmaven.repo.local="$out/m2" dependency:copy-dependencies \
   -DincludeScope=runtime -DoutputDirectory="$out/lib"; then
