@@ -27,13 +27,17 @@ from attestor.workload.run import attest_all
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
-from ca.proto.burgee import agent_pb2_grpc
+from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
 from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
+from ca.runtime import notify
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
+from ca.runtime.debug_report import DebugReport
 from ca.runtime.files import make_private_dir
 from ca.runtime.health import Health
 from ca.runtime.log import configure, get
+from ca.runtime.log_levels import LogLevels
+from ca.runtime.reload import reload
 from ca.runtime.status_server import StatusServer, serve_metrics_and_health
 from ca.runtime.tasks import Tasks
 from sds.admin_api import AgentApi, agent_version
@@ -58,12 +62,17 @@ from sds.plugins import node_attestor, workload_attestors
 from sds.reflection import Reflection
 from sds.rotation import Rotator
 from sds.secrets import Form, SecretNames
-from sds.sockets import AdministratorsOnly, Endpoint, admin_access, administrators
+from sds.sockets import Administrators, AdministratorsOnly, Endpoint, admin_access
 from sds.state import open_store
 from sds.workload_api import WorkloadApi
+from sds.workload_share import share_of_caller
 from sds.workloads import Workloads
 
 KEYS_AHEAD = 32
+STOP_SECONDS = 2.0
+"""What calls under way get when the agent stops."""
+LIVE = frozenset({"log", "admin_socket.admin_uids"})
+"""What a reload applies; every other key waits for a restart."""
 log = get("sds.agent")
 
 
@@ -75,6 +84,7 @@ class Agent:
         self.clock = clock or SystemClock()
         self.health = Health()
         self.condition = Condition(self.clock)
+        self.log_levels = LogLevels(config.log.level)
         self._lock = _lock(config.data_dir)
         self._make_delivery()
         self._make_server_side()
@@ -86,20 +96,25 @@ class Agent:
 
     def _make_delivery(self) -> None:
         """What workloads meet: attestation, cache, sockets."""
-        attestors = workload_attestors(self.config)
+        attestors, limits = workload_attestors(self.config), self.config.limits
 
         async def attest(process: Process) -> frozenset[Selector]:
             return (await attest_all(attestors, process)).selectors
 
         self.cache = Cache(self.config.domain, clock=self.clock)
         self.workloads = Workloads(
-            attest=attest, cache=self.cache, clock=self.clock, interval_seconds=self.config.attest_interval_seconds
+            attest=attest,
+            cache=self.cache,
+            clock=self.clock,
+            interval_seconds=self.config.attest_interval_seconds,
+            limits=limits,
         )
         self.clients = SdsClients()
         private = self.config.data_dir / "private"
         shutil.rmtree(private, ignore_errors=True)  # what a killed agent left; the lock says that none runs
-        self.workload_endpoint = Endpoint("workload", private_directory=private, clock=self.clock)
-        guard = AdministratorsOnly(administrators(self.config.admin_socket), open_services=frozenset({DELEGATED}))
+        self.workload_endpoint = Endpoint("workload", private_directory=private, clock=self.clock, limits=limits.gate())
+        self.administrators = Administrators(self.config.admin_socket.admin_uids)
+        guard = AdministratorsOnly(self.administrators, open_services=frozenset({DELEGATED}))
         self.admin_endpoint = Endpoint("admin", private_directory=private, clock=self.clock, layers=[guard])
 
     def _make_server_side(self) -> None:
@@ -133,7 +148,7 @@ class Agent:
 
     def _make_rotation(self) -> None:
         """What keeps SVIDs fresh."""
-        self.jwts = JwtCache(issuer=self.client, clock=self.clock)
+        self.jwts = JwtCache(issuer=self.client, clock=self.clock, limits=self.config.limits)
         self.keys = KeyPool(self.config.key_type, size=KEYS_AHEAD)
         self.rotator = Rotator(cache=self.cache, issuer=self.client, keys=self.keys, clock=self.clock)
         self.cache.on_demand.append(self.rotator.poke)
@@ -164,14 +179,23 @@ class Agent:
             self.tasks.spawn(name, run)
         log.info("agent started", workload_socket=str(self.config.workload_socket), version=agent_version())
 
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Goes on with `config`, which differs in `LIVE` keys alone."""
+        self.config = config
+        configure(config.log.format, config.log.level)
+        self.log_levels.configured(config.log.level)
+        self.administrators.configured = config.admin_socket.admin_uids
+
     async def close(self) -> None:
         """End streams, save what there is, let go of everything; harmless when done twice."""
         if self._closed:
             return
         self._closed = True
-        await self.workload_endpoint.close()
-        await self.admin_endpoint.close()
-        self.workloads.close()
+        endpoints = (self.workload_endpoint, self.admin_endpoint)
+        ending = asyncio.gather(*(endpoint.close(grace_seconds=STOP_SECONDS) for endpoint in endpoints))
+        await asyncio.sleep(0)  # from here on nobody new is let in
+        self.workloads.close()  # streams would go on for ever
+        await ending
         await self.tasks.close()
         await self.keeper.save()
         self.jwts.close()
@@ -204,12 +228,20 @@ class Agent:
         await self.admin_endpoint.listen(self.config.admin_socket_path, **self._admin_access())
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
         # who it is decides what is given (§5, E17).
-        await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755)
+        await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755, share_of=share_of_caller)
 
     def _add_admin_services(self, server: grpc.aio.Server) -> None:
         """Ours, and those that SPIRE's tools ask for."""
         agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), server)
-        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(self.config.log.level), server)
+        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(self.log_levels), server)
+        report = DebugReport(
+            program="agent",
+            config=lambda: self.config,
+            health=self.health,
+            clock=self.clock,
+            started_at=self.clock.now(),
+        )
+        debug_pb2_grpc.add_DebugServicer_to_server(report, server)
         debug = DebugApi(
             clock=self.clock,
             chain=lambda: self.identity.svid.chain if self.identity.svid else (),
@@ -229,7 +261,8 @@ class Agent:
         agent_delegatedidentity_pb2_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
 
     def _admin_access(self) -> dict[str, Any]:
-        return admin_access(self.config.admin_socket, delegates=bool(self.config.authorized_delegates))
+        delegates = bool(self.config.authorized_delegates)
+        return admin_access(self.config.admin_socket, uids=self.administrators, delegates=delegates)
 
     def _admin_api(self) -> AgentApi:
         def identity() -> tuple[str, datetime | None, bool]:
@@ -294,19 +327,33 @@ def _lock(data_dir: Path) -> int:
     return fd
 
 
-async def serve(config: AgentConfig) -> None:
-    """Run an agent until SIGTERM or SIGINT."""
+def check(config: AgentConfig) -> None:
+    """What can be known to be wrong without touching anything. Raises ConfigError."""
+    node_attestor(config)
+    workload_attestors(config)
+
+
+async def serve(config: AgentConfig, path: Path | None = None) -> None:
+    """Run an agent until SIGTERM or SIGINT; SIGHUP reads `path` again."""
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     agent = Agent(config)
     try:
         await agent.start()
         # What start-up made lives as long as the process: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
+        if path is not None:
+            file = path
+            loop.add_signal_handler(
+                signal.SIGHUP, lambda: reload(file, agent.config, live=LIVE, check=check, apply=agent.reconfigure)
+            )
+        notify.ready()
         await stop.wait()
         log.info("agent stopping")
+        notify.stopping()
     finally:
         await agent.close()
 
@@ -321,11 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_yaml(options.config, AgentConfig)
         configure(config.log.format, config.log.level)
         if options.check:
-            node_attestor(config)
-            workload_attestors(config)
+            check(config)
             print(f"{options.config} is fine")
             return 0
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, options.config))
     except BurgeeError as error:
         print(f"agent: {error.detail}" + (f"\n  hint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from ca.proto.spire import agent_logger_pb2, agent_logger_pb2_grpc, types_pb2
-from ca.runtime.log import Level
 from ca.runtime.log_levels import LogLevels
 from sds.workloads import Context
 
 
 class LoggerApi(agent_logger_pb2_grpc.LoggerServicer):
-    """The service. `launch`: the configured level."""
+    """The service over this process's levels."""
 
-    def __init__(self, launch: Level) -> None:
-        self._levels = LogLevels(launch)
+    def __init__(self, levels: LogLevels) -> None:
+        self._levels = levels
 
     async def GetLogger(self, request: agent_logger_pb2.GetLoggerRequest, context: Context) -> types_pb2.Logger:
         return self._levels.shown()

@@ -6,7 +6,7 @@ import grp
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ca.errors import ConfigError, Denied
 from ca.ports import Clock
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES
 from ca.runtime.files import make_private_dir
-from ca.runtime.gate import Gate, PeerCred, current_peer
+from ca.runtime.gate import Gate, GateLimits, PeerCred, current_peer
 from ca.runtime.rpc import grpc_server
 from ca.runtime.rpc_handlers import Answer, Context, Layer, LayerInterceptor, Yielding
 from sds.config import AdminSocketConfig
@@ -27,11 +27,19 @@ MAX_REQUEST_BYTES = 256 * 1024
 class Endpoint:
     """A gate and its private server. Make it inside of the running loop, register services, then `listen`."""
 
-    def __init__(self, name: str, *, private_directory: Path, clock: Clock, layers: Sequence[Layer] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        private_directory: Path,
+        clock: Clock,
+        layers: Sequence[Layer] = (),
+        limits: GateLimits | None = None,
+    ) -> None:
         self._name = name
         self._directory = _private(private_directory, name)
         socket = self._directory / f"{name}.sock"
-        self.gate = Gate(grpc_socket=socket, clock=clock)
+        self.gate = Gate(grpc_socket=socket, clock=clock, limits=limits)
         interceptors = [self.gate.interceptor(), *(LayerInterceptor(layer) for layer in layers)]
         self.server = grpc_server(socket, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
 
@@ -43,15 +51,18 @@ class Endpoint:
         dir_mode: int,
         gid: int | None = None,
         admit: Callable[[PeerCred], bool] = lambda cred: True,
+        share_of: Callable[[PeerCred], str] | None = None,
     ) -> None:
         """Serve. Raises ConfigError, FailedPrecondition (ADDRESS_IN_USE, NOT_PRIVATE)."""
         await self.server.start()
-        await self.gate.listen_unix(self._name, path, mode=mode, dir_mode=dir_mode, gid=gid, admit=admit)
+        await self.gate.listen_unix(
+            self._name, path, mode=mode, dir_mode=dir_mode, gid=gid, admit=admit, share_of=share_of
+        )
 
-    async def close(self) -> None:
-        """Accept nobody any more and end what is open: streams would go on for ever, and calls can be made again."""
+    async def close(self, *, grace_seconds: float | None = None) -> None:
+        """Accept nobody any more; what is open may end within the grace, or is ended at once without one."""
         self.gate.stop_listening()
-        await self.server.stop(None)
+        await self.server.stop(grace_seconds)
         await self.gate.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -59,7 +70,7 @@ class Endpoint:
 class AdministratorsOnly:
     """Implements rpc_handlers.Layer: every service but those named is for `uids` alone, whoever may connect."""
 
-    def __init__(self, uids: frozenset[int], *, open_services: frozenset[str] = frozenset()) -> None:
+    def __init__(self, uids: Container[int], *, open_services: frozenset[str] = frozenset()) -> None:
         self._uids = uids
         self._open = open_services
 
@@ -94,19 +105,26 @@ class AdministratorsOnly:
             raise Denied("only an administrator of this agent may call this", reason="NOT_ADMINISTRATOR")
 
 
-def administrators(config: AdminSocketConfig) -> frozenset[int]:
-    """Root, our own user, and those that are configured."""
-    return frozenset({0, os.geteuid(), *config.admin_uids})
+class Administrators:
+    """Root, our own user, and those that are configured; `configured` may be replaced at any time."""
+
+    def __init__(self, configured: Sequence[int]) -> None:
+        self.configured = tuple(configured)
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in (0, os.geteuid()) or uid in self.configured
 
 
-def admin_access(config: AdminSocketConfig, *, delegates: bool = False) -> dict[str, Any]:
+def admin_access(
+    config: AdminSocketConfig, *, uids: Container[int] | None = None, delegates: bool = False
+) -> dict[str, Any]:
     """The admin socket's permissions as keyword arguments of `listen`: 0600 in 0700, or 0660 in 0750 for a group.
 
     The file's mode says who can connect; whoever connects must also be root, our own user, or one of `admin_uids`,
     unless there are `delegates`, who are known by their SPIFFE ID and not by their user: AdministratorsOnly then
     guards the other services. Raises ConfigError for a group that does not exist.
     """
-    uids = administrators(config)
+    uids = Administrators(config.admin_uids) if uids is None else uids
     access: dict[str, Any] = {"mode": 0o600, "dir_mode": 0o700, "admit": lambda cred: delegates or cred.uid in uids}
     if config.admin_group is not None:
         try:

@@ -23,6 +23,7 @@ from ca.proto.spire import (
 )
 from ca.runtime.config import from_values
 from ca.runtime.log import configure, get
+from ca.runtime.log_levels import LogLevels
 from ca.runtime.rpc import grpc_server
 from sds.config import AgentConfig
 from sds.debug_api import DebugApi, anchored
@@ -57,7 +58,7 @@ def events(stream: io.StringIO) -> list[str]:
 async def logger(written: io.StringIO) -> AsyncIterator[agent_logger_pb2_grpc.LoggerStub]:
     async with Lab() as lab:
         serving = grpc_server(f"{lab.directory}/admin.sock")
-        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi("info"), serving)
+        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(LogLevels("info")), serving)
         await serving.start()
         async with grpc.aio.insecure_channel(f"unix:{lab.directory}/admin.sock") as channel:
             yield agent_logger_pb2_grpc.LoggerStub(channel)
