@@ -24,9 +24,13 @@ from ca.proto.spire import (
     server_agent_pb2,
     server_agent_pb2_grpc,
     server_bundle_pb2_grpc,
+    server_debug_pb2_grpc,
     server_entry_pb2,
     server_entry_pb2_grpc,
+    server_localauthority_pb2_grpc,
+    server_logger_pb2_grpc,
     server_svid_pb2_grpc,
+    server_trustdomain_pb2_grpc,
     types_pb2,
 )
 from ca.runtime.config import from_values
@@ -82,6 +86,10 @@ class Caller:
         self.entries: Any = server_entry_pb2_grpc.EntryStub(channel)
         self.svids: Any = server_svid_pb2_grpc.SVIDStub(channel)
         self.bundles: Any = server_bundle_pb2_grpc.BundleStub(channel)
+        self.trust_domains: Any = server_trustdomain_pb2_grpc.TrustDomainStub(channel)
+        self.authorities: Any = server_localauthority_pb2_grpc.LocalAuthorityStub(channel)
+        self.debug: Any = server_debug_pb2_grpc.DebugStub(channel)
+        self.logger: Any = server_logger_pb2_grpc.LoggerStub(channel)
         self.admin: Any = admin_pb2_grpc.AdminStub(channel)
         self.node: Any = node_pb2_grpc.NodeStub(channel)
 
@@ -166,7 +174,7 @@ class RunningServer:
         from ca.proto.spire.server_svid_pb2 import MintX509SVIDRequest
 
         key = ec.generate_private_key(ec.SECP256R1())
-        csr = make_csr(key, uris=[f"spiffe://{TRUST_DOMAIN}{path}"])
+        csr = make_csr(key, uris=[f"spiffe://{self.config.trust_domain}{path}"])
         svid = (await self.local.svids.MintX509SVID(MintX509SVIDRequest(csr=csr))).svid
         return Identity(path=path, chain=tuple(svid.cert_chain), key=key)
 

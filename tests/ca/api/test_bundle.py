@@ -1,25 +1,18 @@
-"""GetBundle and its mask; the server's own answers about itself; HTTP through the same port."""
+"""GetBundle and its mask; the server's own answers about itself."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import stat
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
-from ca.identity.spiffe_id import TrustDomain
 from ca.proto.burgee import admin_pb2
 from ca.proto.spire import server_bundle_pb2 as pb
 from ca.proto.spire import types_pb2
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import RunningServer, running_server
-from tests.support.tls_client import client_context
-
-FED = TrustDomain("fed.org")
 
 
 async def test_get_bundle_and_masks(server: RunningServer) -> None:
@@ -38,34 +31,6 @@ async def test_get_bundle_and_masks(server: RunningServer) -> None:
     assert masked == types_pb2.Bundle(trust_domain="example.org", sequence_number=1)
     empty = await caller.bundles.GetBundle(pb.GetBundleRequest(output_mask=types_pb2.BundleMask()))
     assert empty == types_pb2.Bundle(trust_domain="example.org")
-
-
-async def test_federated_bundles(server: RunningServer) -> None:
-    stored = await server.server.store.bundles.set(
-        TrustBundle(
-            trust_domain=FED,
-            x509_authorities=(X509Authority(certificate=server.roots[0], tainted=True),),
-            jwt_authorities=(JwtAuthority(key_id="k", public_key=b"der"),),
-            refresh_hint_seconds=300,
-            sequence_number=7,
-        )
-    )
-    await server.server.follower.catch_up()
-    get = server.local.bundles.GetFederatedBundle
-    for name in ("fed.org", "spiffe://fed.org"):
-        found = await get(pb.GetFederatedBundleRequest(trust_domain=name))
-        assert (found.trust_domain, found.refresh_hint, found.sequence_number) == ("fed.org", 300, 7)
-        assert [a.tainted for a in found.x509_authorities] == [stored.x509_authorities[0].tainted]
-    with refused(Code.NOT_FOUND, "bundle not found"):
-        await get(pb.GetFederatedBundleRequest(trust_domain="nope.org"))
-    with refused(Code.INVALID_ARGUMENT, "own trust domain is not allowed"):
-        await get(pb.GetFederatedBundleRequest(trust_domain="example.org"))
-    for bad in ("Bad TD", ""):
-        with refused(Code.INVALID_ARGUMENT, "trust domain argument is not valid"):
-            await get(pb.GetFederatedBundleRequest(trust_domain=bad))
-    assert (await server.local.bundles.CountBundles(pb.CountBundlesRequest())).count == 2
-    with refused(Code.UNIMPLEMENTED, "not yet implemented"):
-        await server.local.bundles.AppendBundle(pb.AppendBundleRequest())
 
 
 async def test_status_and_health(server: RunningServer) -> None:
@@ -94,24 +59,6 @@ async def test_unready_says_why(server: RunningServer) -> None:
     health: Any = health_pb2_grpc.HealthStub(server.local.channel)
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def http_get(server: RunningServer, path: str) -> tuple[int, dict[str, Any]]:
-    context = client_context(roots=server.roots, alpn=("http/1.1",))
-    reader, writer = await asyncio.open_connection(*server.server.address, ssl=context, server_hostname="")
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    data = await reader.read()
-    writer.close()
-    head, _, body = data.partition(b"\r\n\r\n")
-    return int(head.split(b" ")[1]), json.loads(body)
-
-
-async def test_http_on_the_same_port(server: RunningServer) -> None:
-    status, body = await http_get(server, "/version")
-    assert status == 200
-    assert body["name"] == "burgee"
-    assert (await http_get(server, "/nope"))[0] == 404
-    assert (await http_get(server, "/docs"))[0] == 404
 
 
 async def test_the_admin_socket_is_private(server: RunningServer) -> None:

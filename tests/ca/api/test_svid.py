@@ -281,13 +281,10 @@ class TestLifetimes:
 
 
 async def test_what_is_not_built_yet_says_so_after_authorization(server: RunningServer) -> None:
-    identity, agent = await server.agent()
-    await server.create(entry("/down", identity.path, downstream=True))
-    down = await server.caller(await server.mint("/down"))
+    _, agent = await server.agent()
     for method, request in (
         (server.local.svids.MintWITSVID, pb.MintWITSVIDRequest()),
         (agent.svids.BatchNewWITSVID, pb.BatchNewWITSVIDRequest(params=[pb.NewWITSVIDParams()])),
-        (down.svids.NewDownstreamX509CA, pb.NewDownstreamX509CARequest()),
     ):
         with refused(Code.UNIMPLEMENTED, "not yet implemented"):
             await method(request)
