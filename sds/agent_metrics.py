@@ -15,7 +15,9 @@ from sds.jwt_cache import JwtCache
 
 SVID_EXPIRY = gauge("agent_svid_not_after_seconds", "When the agent's own SVID expires, Unix time; 0 without one")
 FIRST_EXPIRY = gauge("agent_workload_svid_not_after_seconds", "When the first workload SVID expires; 0: none")
-LAST_SYNC = gauge("agent_last_sync_timestamp_seconds", "When the server's word was last taken over, Unix time; 0: never")
+LAST_SYNC = gauge(
+    "agent_last_sync_timestamp_seconds", "When the server's word was last taken over, Unix time; 0: never"
+)
 ENTRIES = gauge("agent_entries", "Registration entries held")
 X509_SVIDS = gauge("agent_x509_svids", "Workload X.509-SVIDs held")
 JWT_SVIDS = gauge("agent_jwt_svids", "JWT-SVIDs held")

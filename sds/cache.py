@@ -41,13 +41,15 @@ class View:
 
 
 class Subscription:
-    """One stream's share in a view. `first`: is told of a change before the others (roots go before leaves)."""
+    """One stream's part in a view. `first`: is told of a change before the others (roots go before leaves). `share`:
+    whose room it takes."""
 
-    __slots__ = ("_error", "_event", "first", "needs_svid", "view")
+    __slots__ = ("_error", "_event", "first", "needs_svid", "share", "view")
 
     def __init__(self, view: View, *, needs_svid: bool) -> None:
         self.view = view
         self.needs_svid = needs_svid
+        self.share = ""
         self.first = not needs_svid
         self._event = asyncio.Event()
         self._error: Callable[[], BurgeeError] | None = None

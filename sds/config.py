@@ -16,6 +16,7 @@ from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
 from ca.runtime.server_config import HostPort
+from sds.limits import LimitsConfig
 
 
 class AdminSocketConfig(StrictModel):
@@ -136,6 +137,7 @@ class AgentConfig(StrictModel):
         "workload on this node (SPIRE's Delegated Identity API, on the admin socket). They must be able to open that "
         "socket: see `admin_group`.",
     )
+    limits: LimitsConfig = Field(default=LimitsConfig(), description="How much of the agent one workload may use.")
     sds: SdsConfig = Field(default=SdsConfig(), description="Envoy's secret discovery service.")
     key_type: KeyType = Field(
         default=KeyType.EC_P256, description="Type of the keys of this agent and of its workloads."

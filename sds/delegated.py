@@ -95,7 +95,9 @@ class DelegatedIdentityApi(agent_delegatedidentity_pb2_grpc.DelegatedIdentitySer
                 content = self._cache.content(target.view)
                 if not content.entries:
                     raise no_identity()
-                tokens = await asyncio.gather(*(self._jwts.get(entry, audience) for entry in content.entries))
+                tokens = await asyncio.gather(
+                    *(self._jwts.get(entry, audience, share=target.share) for entry in content.entries)
+                )
                 target.check()
             self._check(delegate)
         return pb.FetchJWTSVIDsResponse(

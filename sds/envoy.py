@@ -68,8 +68,7 @@ class EnvoySds:
     async def _follow(self, requests: AsyncIterator[bytes], context: Context, stream: Subscriber) -> None:
         caller = self._peer_of(context)
         # A starting agent has Envoy wait rather than come back after its own, growing, pauses.
-        await self._cache.wait_ready()
-        async with self._workloads.session(caller, needs_svid=True) as subscription:
+        async with self._workloads.session(caller, needs_svid=True, patient=True) as subscription:
             client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
             inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
             reader = asyncio.create_task(_read(requests, inbox, subscription))
@@ -121,8 +120,7 @@ class EnvoySds:
 
     async def _fetch_secrets(self, raw: bytes, context: Context) -> bytes:
         caller = self._peer_of(context)
-        await self._cache.wait_ready()
-        async with self._workloads.session(caller, needs_svid=True) as subscription:
+        async with self._workloads.session(caller, needs_svid=True, patient=True) as subscription:
             return await self._fetch(parse(discovery_pb2.DiscoveryRequest, raw), subscription)
 
     async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:

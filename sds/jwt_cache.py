@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,11 +15,13 @@ from ca.identity import base64url
 from ca.identity.entry import RegistrationEntry
 from ca.ports import Clock
 from ca.runtime.log import get
+from sds.limits import LimitsConfig
+from sds.shares import FairQueue
 
 log = get("sds.jwt")
 
 FETCH_SECONDS = 10.0
-"""How long a caller waits for a token that is not here."""
+"""How long a caller waits for a token that is not here, its workload's turn to ask included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,38 +58,52 @@ def is_stale(issued: JwtIssued, now: datetime) -> bool:
     return now >= issued.issued_at + (issued.expires_at - issued.issued_at) / 2
 
 
-class JwtCache:
-    """At most `limit` tokens, the least recently asked for goes first. Never written to disk."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A token, and the share of the room that it takes: of who asked for it first."""
 
-    def __init__(self, *, issuer: JwtIssuer, clock: Clock, limit: int = 1000) -> None:
+    issued: JwtIssued
+    share: str
+
+
+class JwtCache:
+    """So many tokens in all and so many for each workload; the least recently asked for goes first: of the workload
+    that is at its limit, or of the one that has most. Asking the server goes round the workloads. Never written to
+    disk."""
+
+    def __init__(self, *, issuer: JwtIssuer, clock: Clock, limits: LimitsConfig | None = None) -> None:
         self._issuer = issuer
         self._clock = clock
-        self._limit = limit
-        self._tokens: OrderedDict[Key, JwtIssued] = OrderedDict()
-        self._fetching: dict[Key, asyncio.Task[JwtIssued]] = {}
+        self._limits = limits or LimitsConfig()
+        self._tokens: OrderedDict[Key, _Held] = OrderedDict()
+        self._shares: Counter[str] = Counter()
+        self._turns = FairQueue(total=self._limits.max_jwt_requests, each=self._limits.max_jwt_requests_per_workload)
+        self._fetching: dict[tuple[Key, str], asyncio.Task[JwtIssued]] = {}
         self._quiet_until = 0.0
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    async def get(self, entry: RegistrationEntry, audience: Sequence[str]) -> str:
+    async def get(self, entry: RegistrationEntry, audience: Sequence[str], *, share: str = "") -> str:
         """A token for exactly these audiences (in the order in which they were first asked for, as SPIRE's agent).
 
         A fresh one is returned at once and, past half of its life, renewed behind the caller's back; an expired one
         is never returned. An entry with `jwt_svid_include_jti` promises a new `jti` each time: it is not cached.
+        `share` names the workload that asks, whose room a new token takes.
         Raises Unavailable (JWT_SVID_UNAVAILABLE) or what the server refused it with.
         """
         key = (entry.id, entry.revision_number, frozenset(audience))
-        cached = None if entry.jwt_svid_include_jti else self._tokens.get(key)
+        held = None if entry.jwt_svid_include_jti else self._tokens.get(key)
+        cached = held.issued if held is not None else None
         now = self._clock.now()
         if cached is not None and cached.expires_at > now:
             self._tokens.move_to_end(key)
             if is_stale(cached, now) and self._clock.monotonic() >= self._quiet_until:
-                self._fetch(key, audience).add_done_callback(self._be_quiet_after_failure)
+                self._fetch(key, audience, share).add_done_callback(self._be_quiet_after_failure)
             return cached.token
         if entry.jwt_svid_include_jti:
-            return (await self._request(entry.id, audience)).token
-        return (await asyncio.shield(self._fetch(key, audience))).token
+            return (await self._request(entry.id, audience, share)).token
+        return (await asyncio.shield(self._fetch(key, audience, share))).token
 
     def forget(self, entry_ids: frozenset[str]) -> None:
         """Drop the tokens of these entries."""
@@ -102,38 +118,43 @@ class JwtCache:
         self._keep(lambda key, issued: key_id(issued.token) in key_ids)
 
     def _keep(self, good: Callable[[Key, JwtIssued], bool]) -> None:
-        self._tokens = OrderedDict((key, issued) for key, issued in self._tokens.items() if good(key, issued))
+        for key, held in list(self._tokens.items()):
+            if not good(key, held.issued):
+                self._remove(key)
 
     def close(self) -> None:
         """Stop asking and forget every token."""
         for task in self._fetching.values():
             task.cancel()
         self._tokens.clear()
+        self._shares.clear()
 
-    def _fetch(self, key: Key, audience: Sequence[str]) -> asyncio.Task[JwtIssued]:
-        """One request at a time for each key; whoever comes meanwhile waits for the same one."""
-        task = self._fetching.get(key)
+    def _fetch(self, key: Key, audience: Sequence[str], share: str) -> asyncio.Task[JwtIssued]:
+        """One request at a time for each key and workload; whoever comes meanwhile waits for the same one."""
+        task = self._fetching.get((key, share))
         if task is None:
-            task = self._fetching[key] = asyncio.create_task(self._fetch_now(key, audience))
+            task = self._fetching[key, share] = asyncio.create_task(self._fetch_now(key, audience, share))
             task.add_done_callback(_look_at)
         return task
 
-    async def _fetch_now(self, key: Key, audience: Sequence[str]) -> JwtIssued:
+    async def _fetch_now(self, key: Key, audience: Sequence[str], share: str) -> JwtIssued:
         try:
-            issued = await self._request(key[0], audience)
+            issued = await self._request(key[0], audience, share)
         finally:
-            del self._fetching[key]
-        self._tokens[key] = issued
-        self._tokens.move_to_end(key)
-        self._drop(self._clock.now())
+            del self._fetching[key, share]
+        if key in self._tokens:
+            self._remove(key)
+        self._tokens[key] = _Held(issued, share)
+        self._shares[share] += 1
+        self._drop(share)
         return issued
 
-    async def _request(self, entry_id: str, audience: Sequence[str]) -> JwtIssued:
+    async def _request(self, entry_id: str, audience: Sequence[str], share: str) -> JwtIssued:
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
+            async with asyncio.timeout(FETCH_SECONDS), self._turns.turn(share):
                 issued = await self._issuer.new_jwt_svid(entry_id, audience)
         except TimeoutError:
-            raise _unavailable("the server did not answer") from None
+            raise _unavailable("the server did not answer in time") from None
         except Unavailable as error:
             raise _unavailable(error.detail) from error
         if issued.expires_at <= self._clock.now():
@@ -144,11 +165,28 @@ class JwtCache:
         if not task.cancelled() and task.exception() is not None:
             self._quiet_until = self._clock.monotonic() + RENEWAL_RETRY_SECONDS
 
-    def _drop(self, now: datetime) -> None:
-        for key in [key for key, issued in self._tokens.items() if issued.expires_at <= now]:
-            del self._tokens[key]
-        while len(self._tokens) > self._limit:
-            self._tokens.popitem(last=False)
+    def _drop(self, share: str) -> None:
+        """Make room after a token came in for `share`: expired ones first, wherever they are."""
+        if self._shares[share] <= self._limits.max_jwt_svids_per_workload and self._fits():
+            return
+        now = self._clock.now()
+        self._keep(lambda key, issued: issued.expires_at > now)
+        if self._shares[share] > self._limits.max_jwt_svids_per_workload:
+            self._remove_oldest(share)
+        if not self._fits():
+            self._remove_oldest(max(self._shares, key=lambda name: self._shares[name]))
+
+    def _fits(self) -> bool:
+        return len(self._tokens) <= self._limits.max_jwt_svids
+
+    def _remove_oldest(self, share: str) -> None:
+        self._remove(next(key for key, held in self._tokens.items() if held.share == share))
+
+    def _remove(self, key: Key) -> None:
+        share = self._tokens.pop(key).share
+        self._shares[share] -= 1
+        if not self._shares[share]:
+            del self._shares[share]
 
 
 def _unavailable(detail: str) -> Unavailable:

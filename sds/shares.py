@@ -43,7 +43,7 @@ class Places:
 
 class FairQueue:
     """At most `total` at once and `each` of one share. Who waits, waits behind its own share's earlier ones only:
-    a place that becomes free goes to the share whose turn is longest ago."""
+    a place that becomes free goes to the share that has fewest, of several to the one whose turn is longest ago."""
 
     def __init__(self, *, total: int, each: int) -> None:
         self._total = total
@@ -84,8 +84,9 @@ class FairQueue:
     def _call(self) -> None:
         """Give every free place away, one to each share in its turn."""
         while self._running.total() < self._total:
-            share = next((name for name in self._waiting if self._running[name] < self._each), None)
-            if share is None:
+            # `min` keeps the first of equals: the one whose turn is longest ago.
+            share = min(self._waiting, key=lambda name: self._running[name], default=None)
+            if share is None or self._running[share] >= self._each:
                 return
             queue = self._waiting[share]
             future = queue.popleft()

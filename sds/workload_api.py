@@ -120,7 +120,9 @@ class WorkloadApi:
             entries = [entry for entry in content.entries if wanted is None or entry.spiffe_id == wanted]
             if not entries:
                 raise self._no_identity(content, subscription) if not content.entries else no_identity()
-            tokens = await asyncio.gather(*(self._jwts.get(entry, audience) for entry in entries))
+            tokens = await asyncio.gather(
+                *(self._jwts.get(entry, audience, share=subscription.share) for entry in entries)
+            )
             subscription.check()
         # Workload API §6.2.1 (F28, F29): one for each identity, in the order of FetchX509SVID.
         return wl.JWTSVIDResponse(

@@ -3,6 +3,7 @@
 A process is attested when it first calls, again when it calls after `FRESH_SECONDS`, and every `interval_seconds` while
 one of its streams lives: a process that became another program gets another program's identities, and one that ended
 has its streams ended, also where somebody else holds their connections. All streams of a process share one attestation.
+What the processes of one workload may have open is limited, and their attestations take turns with those of others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import groupby
 from typing import Any, Protocol
 
 import grpc
@@ -19,7 +21,10 @@ from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
+from sds.limits import LimitsConfig
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
+from sds.shares import FairQueue, Places
+from sds.workload_share import share_of_process
 
 log = get("sds.workloads")
 
@@ -50,10 +55,11 @@ class Caller(Protocol):
 
 
 class Workload:
-    """One process that called: its pin, its last attestation, its subscriptions."""
+    """One process that called: its pin, its last attestation, its subscriptions, whose share of the room it uses."""
 
-    def __init__(self, process: PinnedProcess) -> None:
+    def __init__(self, process: PinnedProcess, share: str) -> None:
         self.process = process
+        self.share = share
         self.selectors: frozenset[Selector] = frozenset()
         self.attested_at: float | None = None
         self.attesting: asyncio.Task[None] | None = None
@@ -64,26 +70,41 @@ class Workload:
 class Workloads:
     """See the module. `close` lets go of every process."""
 
-    def __init__(self, *, attest: Attest, cache: Cache, clock: Clock, interval_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        attest: Attest,
+        cache: Cache,
+        clock: Clock,
+        interval_seconds: float = 10.0,
+        limits: LimitsConfig | None = None,
+        share_of: Callable[[Process], str] = share_of_process,
+    ) -> None:
         self._attest = attest
         self._cache = cache
         self._clock = clock
         self._interval = interval_seconds
         self._known: dict[ProcessKey, Workload] = {}
+        self._share_of = share_of
+        limits = limits or LimitsConfig()
+        self._streams = Places(limits.max_streams_per_workload, what="open streams and calls", reason="STREAM_LIMIT")
+        self._turns = FairQueue(total=limits.max_attestations, each=limits.max_attestations_per_workload)
 
     def __len__(self) -> int:
         return len(self._known)
 
     @asynccontextmanager
-    async def session(self, caller: Caller, *, needs_svid: bool) -> AsyncIterator[Subscription]:
+    async def session(self, caller: Caller, *, needs_svid: bool, patient: bool = False) -> AsyncIterator[Subscription]:
         """Attest the caller and subscribe to what it may have, for as long as the block runs.
 
-        Raises Unauthenticated (CALLER_GONE, CALLER_INVISIBLE), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a
-        caller without any identity is no error here. The subscription ends with Unauthenticated when the process
-        does, and with Unavailable when it can no longer be attested.
+        `patient` waits for an agent that is starting. Raises Unauthenticated (CALLER_GONE, CALLER_INVISIBLE),
+        Exhausted (STREAM_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a caller without any identity is no
+        error here. The subscription ends with Unauthenticated when the process does, and with Unavailable when it can
+        no longer be attested.
         """
-        async with self.attested(caller) as workload:
+        async with self.attested(caller, patient=patient) as workload:
             subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid)
+            subscription.share = workload.share
             workload.subscriptions.add(subscription)
             try:
                 yield subscription
@@ -92,13 +113,16 @@ class Workloads:
                 self._cache.unsubscribe(subscription)
 
     @asynccontextmanager
-    async def attested(self, caller: Caller) -> AsyncIterator[Workload]:
+    async def attested(self, caller: Caller, *, patient: bool = False) -> AsyncIterator[Workload]:
         """The calling process with fresh selectors; it stays pinned while the block runs."""
         workload = self._find(caller)
         workload.uses += 1
         try:
-            await self._ensure_fresh(workload)
-            yield workload
+            with self._streams.place(workload.share):
+                if patient:
+                    await self._cache.wait_ready()
+                await self._ensure_fresh(workload)
+                yield workload
         finally:
             workload.uses -= 1
             if not workload.uses:
@@ -109,8 +133,9 @@ class Workloads:
         """Attest the callers of open streams again, for ever."""
         while True:
             await self._clock.sleep(self._interval)
-            for workload in [known for known in self._known.values() if known.subscriptions]:
-                await self._again(workload)
+            followed = sorted((known for known in self._known.values() if known.subscriptions), key=_share)
+            # One after the other within a workload, so that its new callers do not wait behind all of its old ones.
+            await asyncio.gather(*(self._all_again(list(group)) for _, group in groupby(followed, key=_share)))
 
     def close(self) -> None:
         """End every subscription and let go of every process."""
@@ -129,7 +154,7 @@ class Workloads:
         if workload is not None:
             process.close()
             return workload
-        workload = self._known[process.key] = Workload(process)
+        workload = self._known[process.key] = Workload(process, self._share_of(process))
         if process.pidfd is not None:
             asyncio.get_running_loop().add_reader(process.pidfd, self._remove, workload, caller_gone)
         return workload
@@ -149,8 +174,9 @@ class Workloads:
 
     async def _attest_now(self, workload: Workload) -> None:
         try:
-            workload.process.ensure_alive()
-            selectors = await self._attest(workload.process)
+            async with self._turns.turn(workload.share):
+                workload.process.ensure_alive()
+                selectors = await self._attest(workload.process)
             # Whatever was read is the caller's only if it lives still.
             workload.process.ensure_alive()
         except Unauthenticated:
@@ -165,6 +191,11 @@ class Workloads:
             workload.selectors = selectors
             for subscription in list(workload.subscriptions):
                 self._cache.move(subscription, selectors)
+
+    async def _all_again(self, workloads: list[Workload]) -> None:
+        for workload in workloads:
+            if workload.subscriptions and self._known.get(workload.process.key) is workload:
+                await self._again(workload)
 
     async def _again(self, workload: Workload) -> None:
         try:
@@ -201,6 +232,10 @@ async def quiet_exit(context: Context) -> AsyncIterator[None]:
         # Most often the connection has gone with the process: an abort would then fail, a status does not.
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(error.detail)
+
+
+def _share(workload: Workload) -> str:
+    return workload.share
 
 
 def _look_at(task: asyncio.Task[None]) -> None:

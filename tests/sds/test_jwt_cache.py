@@ -6,6 +6,7 @@ import pytest
 
 from ca.errors import Denied, Unavailable
 from sds.jwt_cache import JwtCache, key_id
+from sds.limits import LimitsConfig
 from tests.sds.lab import Authority, FakeServer, entry
 from tests.support.clock import FakeClock
 
@@ -15,7 +16,7 @@ class World:
         self.clock = FakeClock()
         self.entries = {"a": entry("a"), "b": entry("b"), "j": entry("j", jwt_svid_include_jti=True)}
         self.server = FakeServer(Authority(now=self.clock.now()), self.clock, self.entries.get)
-        self.cache = JwtCache(issuer=self.server, clock=self.clock, limit=limit)
+        self.cache = JwtCache(issuer=self.server, clock=self.clock, limits=LimitsConfig(max_jwt_svids=limit))
 
     async def get(self, entry_id: str, *audience: str) -> str:
         return await self.cache.get(self.entries[entry_id], audience)
