@@ -72,7 +72,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             started_at=seconds(self._started_at),
             ready=not problems,
             problems=[pb.Problem(reason=p.reason, detail=p.detail, hint=p.hint) for p in problems.values()],
-            store_epoch=self._feed.epoch,
+            store_epoch=self._store.epoch,
             revision=self._feed.revision,
             connected_agents=self._feed.connected,
         )

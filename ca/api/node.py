@@ -120,7 +120,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             for bundle in update.bundles
         ]
         return pb.SyncResponse(
-            store_epoch=self._feed.epoch,
+            store_epoch=update.epoch,
             revision=update.revision,
             snapshot=update.snapshot,
             resources=resources,

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
@@ -28,8 +29,10 @@ MEMORY = 10_000
 
 @dataclass(kw_only=True)
 class Update:
-    """What an agent is to apply. A snapshot is everything; whatever it does not name is gone."""
+    """What an agent is to apply, and the resume token that it then holds. A snapshot is everything; whatever it does not
+    name is gone."""
 
+    epoch: str
     revision: int
     snapshot: bool = False
     entries: list[RegistrationEntry] = field(default_factory=list)
@@ -91,6 +94,10 @@ class Missed:
         return resume
 
 
+def _epoch(store_epoch: str, mark: str) -> str:
+    return f"{store_epoch}.{mark}" if mark else store_epoch
+
+
 def _weight(applied: Applied) -> int:
     return 1 + len(applied.whole) + sum(1 + len(agents) for agents in applied.entries.values())
 
@@ -142,7 +149,7 @@ class Session:
         snapshot, self._snapshot = self._snapshot, False
         if snapshot:
             return self.snapshot()
-        update = Update(revision=self._feed.revision)
+        update = self._update()
         self._put_entries(update, entries, whole)
         self._put_bundles(update, bundles)
         return update
@@ -153,7 +160,7 @@ class Session:
         self.known = {entry.id for entry in entries}
         self.domains = self._feed.domains(entries)
         bundles = self._feed.bundles(self.domains)
-        return Update(revision=self._feed.revision, snapshot=True, entries=entries, bundles=bundles)
+        return self._update(snapshot=True, entries=entries, bundles=bundles)
 
     def resume(self, missed: Resume) -> Update:
         """What is missing since the resume token. The bundles that changed entries name go with them, in case they
@@ -168,7 +175,10 @@ class Session:
         gone = missed.bundles - {bundle.trust_domain for bundle in bundles}
         removed = [(ENTRY, name) for name in sorted(missed.entries - self.known)]
         removed += [(BUNDLE, domain.name) for domain in sorted(gone)]
-        return Update(revision=self._feed.revision, entries=changed, bundles=bundles, removed=removed)
+        return self._update(entries=changed, bundles=bundles, removed=removed)
+
+    def _update(self, **parts: Any) -> Update:
+        return Update(epoch=self._feed.epoch, revision=self._feed.revision, **parts)
 
     def _put_entries(self, update: Update, names: set[str], whole: bool) -> None:
         if whole:
@@ -220,7 +230,9 @@ class Feed:
 
     @property
     def epoch(self) -> str:
-        return self._store.epoch
+        """Opaque to agents: the store's epoch and the mark of the last change. Of two histories that share an epoch,
+        because one began in a backup of the other, it tells which one a revision belongs to."""
+        return _epoch(self._store.epoch, self._follower.mark)
 
     @property
     def connected(self) -> int:
@@ -278,7 +290,7 @@ class Feed:
 
     async def _first(self, session: Session, epoch: str, revision: int) -> Update:
         """Takes the session's state without awaiting after its source was read, so that nothing falls between."""
-        if epoch != self.epoch or not 0 < revision <= self.revision:
+        if not 0 < revision <= self.revision or not await self._shares_history(epoch, revision):
             return session.snapshot()
         if revision >= self._missed.since:
             resume = self._missed.of(session.agent_id, revision)
@@ -287,6 +299,13 @@ class Feed:
         if resume is None:
             return session.snapshot()
         return session.resume(resume)
+
+    async def _shares_history(self, epoch: str, revision: int) -> bool:
+        """Whether the token's revision is the change that it was when the token was made."""
+        if revision == self.revision and epoch == self.epoch:
+            return True
+        mark = await self._store.changes.mark(revision)
+        return mark is not None and epoch == _epoch(self._store.epoch, mark)
 
     async def _from_log(self, agent_id: SpiffeId, revision: int) -> Resume | None:
         """What the log alone can tell after a restart of the server; None where it cannot and a snapshot must do."""

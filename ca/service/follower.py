@@ -38,7 +38,7 @@ Listener = Callable[[Applied], None]
 
 
 class Follower:
-    """One per server. `revision` is the last change that memory shows."""
+    """One per server. `revision` is the last change that memory shows, `mark` its mark."""
 
     def __init__(self, *, store: Store, index: AuthorizedIndex, agents: AgentTable, trust: Trust) -> None:
         self._store = store
@@ -48,6 +48,7 @@ class Follower:
         self._lock = asyncio.Lock()
         self._listeners: list[Listener] = []
         self.revision = 0
+        self.mark = ""
 
     def on_applied(self, listener: Listener) -> None:
         """Calls `listener` after each pass that changed something."""
@@ -59,7 +60,7 @@ class Follower:
         self._agents.load(snapshot.agents)
         self._index.load(snapshot.entries, snapshot.agents)
         self._trust.load(snapshot.bundles)
-        self.revision = snapshot.revision
+        self.revision, self.mark = snapshot.revision, snapshot.mark
 
     async def run(self) -> None:
         """Follows until cancelled."""
@@ -92,7 +93,7 @@ class Follower:
                 await self._apply_agent(SpiffeId.parse(change.name), applied)
             elif change.kind == "bundle":
                 await self._apply_bundle(TrustDomain(change.name), applied)
-        self.revision = applied.revision
+        self.revision, self.mark = applied.revision, changes[-1].mark
         self._tell(applied)
 
     async def _apply_entries(self, changes: list[Change], applied: Applied) -> None:

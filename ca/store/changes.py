@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ca.errors import Unavailable
 from ca.runtime import log
 from ca.store import tables
 from ca.store.database import Database, WriteTransaction
-from ca.store.values import Change, Compacted, ResumeToken
+from ca.store.values import Change, Compacted
 
 Subscriber = Callable[[Sequence[Change]], None]
 
@@ -52,6 +53,11 @@ class ChangeLog:
         async with self._database.read() as connection:
             return int((await connection.execute(select(tables.store.c.revision))).scalar_one())
 
+    async def mark(self, revision: int) -> str | None:
+        """The mark of a change; None when its row is not there (any more)."""
+        async with self._database.read() as connection:
+            return await read_mark(connection, revision)
+
     async def since(self, revision: int, limit: int = _PAGE) -> list[Change]:
         """At most `limit` changes after `revision`, oldest first; empty when there are none.
 
@@ -64,13 +70,7 @@ class ChangeLog:
                 raise Compacted(f"revision {revision} is not in the change log", hint="read a snapshot")
             query = select(tables.changes).where(tables.changes.c.revision > revision)
             rows = await connection.execute(query.order_by(tables.changes.c.revision).limit(limit))
-            return [Change(row.revision, row.kind, row.name, row.deleted) for row in rows]
-
-    async def resume(self, token: ResumeToken, limit: int = _PAGE) -> list[Change]:
-        """`since` for a token; raises Compacted also when the token belongs to another store."""
-        if token.epoch != self.epoch:
-            raise Compacted("the resume token belongs to another store", hint="read a snapshot")
-        return await self.since(token.revision, limit)
+            return [Change(row.revision, row.kind, row.name, row.deleted, row.mark) for row in rows]
 
     async def compact(self, keep: int) -> int:
         """Forget all but the last `keep` changes; returns how many went."""
@@ -80,7 +80,8 @@ class ChangeLog:
             last = state.revision - keep
             if last <= state.compacted:
                 return 0
-            await transaction.connection.execute(delete(tables.changes).where(tables.changes.c.revision <= last))
+            # The last of them stays for its mark: who stands exactly there may still go on.
+            await transaction.connection.execute(delete(tables.changes).where(tables.changes.c.revision < last))
             await transaction.connection.execute(update(tables.store).values(compacted=last))
             return int(last - state.compacted)
 
@@ -185,3 +186,10 @@ class ChangeLog:
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def read_mark(connection: AsyncConnection, revision: int) -> str | None:
+    """The mark of the change with this revision, if its row is there."""
+    query = select(tables.changes.c.mark).where(tables.changes.c.revision == revision)
+    mark = (await connection.execute(query)).scalar_one_or_none()
+    return None if mark is None else str(mark)

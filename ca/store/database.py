@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -42,7 +43,7 @@ class WriteTransaction:
     def change(self, kind: ChangeKind, name: str, *, deleted: bool = False) -> int:
         """Note a change and return its revision."""
         self._revision += 1
-        self.changes.append(Change(self._revision, kind, name, deleted))
+        self.changes.append(Change(self._revision, kind, name, deleted, secrets.token_hex(8)))
         return self._revision
 
 
@@ -196,7 +197,9 @@ async def _number(transaction: WriteTransaction) -> None:
     changes = transaction.changes
     if not changes:
         return
-    rows = [{"revision": c.revision, "kind": c.kind, "name": c.name, "deleted": c.deleted} for c in changes]
+    rows = [
+        {"revision": c.revision, "kind": c.kind, "name": c.name, "deleted": c.deleted, "mark": c.mark} for c in changes
+    ]
     await transaction.connection.execute(insert(tables.changes), rows)
     counter = tables.store
     advance = (

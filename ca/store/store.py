@@ -13,7 +13,7 @@ from ca.store.agents import Agents, read_all_agents
 from ca.store.audit import AuditLog
 from ca.store.authorities import Authorities
 from ca.store.bundles import Bundles, read_all_bundles
-from ca.store.changes import ChangeLog
+from ca.store.changes import ChangeLog, read_mark
 from ca.store.database import Database, parse_url, unavailable
 from ca.store.entries import Entries, read_all_entries
 from ca.store.issuance import IssuanceLog
@@ -32,7 +32,7 @@ class Store:
         self._database = database
         self._lock = lock
         self.epoch = epoch
-        """Random, made with the store: revisions of another epoch mean nothing here."""
+        """Random, made with the store: revisions of another epoch mean nothing here. Agents get it with a change's mark."""
         self.entries = Entries(database, clock)
         self.agents = Agents(database)
         self.tokens = Tokens(database, clock)
@@ -74,6 +74,7 @@ class Store:
                 entries=tuple(await read_all_entries(connection)),
                 agents=tuple(await read_all_agents(connection)),
                 bundles=tuple(await read_all_bundles(connection)),
+                mark=await read_mark(connection, revision) or "",
             )
 
     async def close(self) -> None:

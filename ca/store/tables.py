@@ -28,6 +28,7 @@ changes = Table(
     Column("kind", String(16), nullable=False),
     Column("name", Text, nullable=False),
     Column("deleted", Boolean, nullable=False),
+    Column("mark", String(16), nullable=False, server_default=""),  # random; empty on rows older than this column
 )
 
 # `position` is the revision that created the row: unique, never reused, and its order is the order of creation.

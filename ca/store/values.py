@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Generic, Literal, TypeVar
@@ -123,20 +123,14 @@ class Change:
     """One change that agents or replicas watch. `name` is an entry id, an agent's SPIFFE ID or a trust domain name.
 
     Kind `reset` (only ever given to subscribers) says that changes were lost to compaction: read everything anew.
+    `mark` is random: a store that was restored from a backup reaches the same revision with another one.
     """
 
     revision: int
     kind: ChangeKind
     name: str
     deleted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeToken:
-    """Where a reader of the change log stands; only meaningful for the store with this epoch."""
-
-    epoch: str
-    revision: int
+    mark: str = field(default="", compare=False)
 
 
 class Compacted(FailedPrecondition):
@@ -153,6 +147,8 @@ class Snapshot:
     entries: tuple[RegistrationEntry, ...]
     agents: tuple[AttestedAgent, ...]
     bundles: tuple[TrustBundle, ...]
+    mark: str = ""
+    """Of the change with that revision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import KeyType
 from ca.store.store import Store
-from ca.store.values import AuthorityRecord, Change, Compacted, IssuanceRecord, ResumeToken
+from ca.store.values import AuthorityRecord, Change, Compacted, IssuanceRecord
 from tests.support.stores import AGENT, BOTH, HOUR, NOW, TD, agent, entry, opened, url_of
 
 
@@ -87,14 +87,22 @@ class TestChanges:
         assert await store.changes.compact(4) == 6
         assert await store.changes.compact(4) == 0
         assert [c.revision for c in await store.changes.since(6)] == [7, 8, 9, 10]
-        assert [c.revision for c in await store.changes.resume(ResumeToken(store.epoch, 9))] == [10]
         for revision in (5, 11):  # gone; not yet (a restored backup)
             with pytest.raises(Compacted):
                 await store.changes.since(revision)
-        with pytest.raises(Compacted):
-            await store.changes.resume(ResumeToken("another", 9))
         await store.entries.create([entry("/more")])
         assert (await store.changes.since(10))[0].revision == 11
+
+    async def test_each_change_has_a_mark_of_its_own(self, store: Store) -> None:
+        await store.entries.create([entry(f"/{n}") for n in range(3)])
+        marks = [change.mark for change in await store.changes.since(0)]
+        assert len(set(marks)) == 3
+        assert all(len(mark) == 16 for mark in marks)
+        assert [await store.changes.mark(revision) for revision in (1, 2, 3)] == marks
+        assert await store.changes.mark(4) is None
+        assert (await store.snapshot()).mark == marks[-1]
+        await store.changes.compact(1)
+        assert [await store.changes.mark(revision) for revision in (1, 2, 3)] == [None, *marks[1:]]
 
     async def test_the_epoch_stays_and_the_log_goes_on(self, url: str) -> None:
         async with opened(url) as first:

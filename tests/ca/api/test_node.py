@@ -109,7 +109,7 @@ class TestContent:
         stream, strange = Stream(caller), Stream(other_caller)
         first = await stream.open()
         assert first.snapshot
-        assert first.store_epoch == server.server.store.epoch
+        assert first.store_epoch == server.server.feed.epoch
         assert stream.entries == {mine.id: mine}
         assert set(stream.bundles) == {"example.org"}
         assert (await strange.open()).snapshot

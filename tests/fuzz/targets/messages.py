@@ -129,7 +129,7 @@ class _Nothing:
 
     async def open(self, agent: SpiffeId, *, epoch: str, revision: int) -> tuple[_Session, Update]:
         self.open_sessions += 1
-        return _Session(), Update(revision=1, snapshot=True)
+        return _Session(), Update(epoch="e", revision=1, snapshot=True)
 
     def close(self, session: object) -> None:
         self.open_sessions -= 1
@@ -150,7 +150,7 @@ class _Session:
         self._wake.clear()
 
     def take(self) -> Update:
-        return Update(revision=1)
+        return Update(epoch="e", revision=1)
 
 
 class _Context:
