@@ -55,6 +55,7 @@ from ca.runtime.status_server import serve_metrics_and_health
 from ca.runtime.tasks import Tasks
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
 from ca.service.bundle_file import BundleFile
+from ca.service.bundle_pruning import BundlePruning
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer, IssueSettings
@@ -355,6 +356,10 @@ class Server:
             file = BundleFile(self.config.bundle_file, self.trust)
             await file.write()
             tasks.spawn("bundle-file", file.run)
+        pruning = BundlePruning(
+            store=self.store, trust_domain=self.trust_domain, follower=self.follower, clock=self.clock
+        )
+        tasks.spawn("bundle-pruning", pruning.run)
         tasks.spawn("follower", self.follower.run)
         tasks.spawn("authority", self.authority.run)
         tasks.spawn("server-svid", self.server_svid.run)
