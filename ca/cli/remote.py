@@ -56,9 +56,11 @@ def remote_channel(remote: Remote) -> Iterator[grpc.Channel]:
     import grpc
 
     from ca.runtime.clock import SystemClock
+    from ca.runtime.log import configure
     from ca.runtime.rpc_errors import error_of
     from ca.runtime.tls_relay import TlsRelay
 
+    configure("console", "error")  # what the relay has to say comes out as an error
     credentials = _credentials(remote)
     directory = Path(tempfile.mkdtemp(prefix="burgee-"))
     try:

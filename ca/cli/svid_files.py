@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from ca.proto.burgee import workload_pb2
 
 RELOAD_SECONDS = 60.0
+_STDERR = 2
 
 
 def command_line(text: str) -> list[str]:
@@ -101,11 +101,15 @@ def _contents(svid: workload_pb2.X509SVID, response: workload_pb2.X509SVIDRespon
 
 def _run(arguments: Sequence[str]) -> None:
     """Its output goes to standard error, where it is not mistaken for ours."""
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, "timeout": RELOAD_SECONDS}
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": _STDERR, "timeout": RELOAD_SECONDS}
     try:
         code = subprocess.run(list(arguments), check=False, **options).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
-        why = f"no end within {RELOAD_SECONDS:g} s" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
+        why = (
+            f"no end within {RELOAD_SECONDS:g} s"
+            if isinstance(error, subprocess.TimeoutExpired)
+            else error.strerror or error
+        )
         raise FailedPrecondition(f"the reload command failed: {why}", reason="RELOAD_COMMAND") from error
     if code != 0:
         raise FailedPrecondition(f"the reload command failed: it ended with {code}", reason="RELOAD_COMMAND")
