@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -330,7 +331,7 @@ async def test_the_process_stops_cleanly(home: Path, server: RunningServer):
         stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        await eventually((home / "w" / "w.sock").exists, seconds=20)
+        await eventually(lambda: accepts(home / "w" / "w.sock"), seconds=20)
         async with WorkloadClient(str(home / "w" / "w.sock")) as client:
             call = client.sds()
             await call.ask("ROOTCA")
@@ -343,6 +344,12 @@ async def test_the_process_stops_cleanly(home: Path, server: RunningServer):
     finally:
         if process.returncode is None:
             process.kill()
+
+
+def accepts(path: Path) -> bool:
+    """Whether somebody listens there: the file is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 async def http(agent: Agent, path: str) -> tuple[int, Any]:
