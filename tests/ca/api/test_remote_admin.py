@@ -17,6 +17,7 @@ from ca.runtime.config import from_values
 from ca.runtime.server_config import ServerConfig
 from tests.ca.api.http_client import over_tls
 from tests.ca.api.refusals import Code, refused
+from tests.ca.api.test_tiers import CALLERS, EXPECTED, judge
 from tests.support.server import Caller, Identity, RunningServer, eventually, running_server
 
 FED = TrustDomain("fed.org")
@@ -77,6 +78,17 @@ async def test_administrators_of_a_federated_trust_domain(server: RunningServer,
     await part(server)  # open connections end, new ones are not accepted
     await eventually(lambda: connected(server) == 0)
     assert await is_turned_away(server, boss)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+async def test_they_may_do_all_that_an_admin_entry_allows(
+    server: RunningServer, other: RunningServer, foreign: bool
+) -> None:
+    await federate(server, other)
+    caller = await server.caller(await (other if foreign else server).mint("/boss"))
+    column = CALLERS.index("admin")
+    found = {method: await judge(caller, method) for method in EXPECTED}
+    assert found == {method: row.split()[column] for method, row in EXPECTED.items()}
 
 
 async def test_nobody_but_its_own_domain_vouches_for_an_id(server: RunningServer, other: RunningServer) -> None:
