@@ -47,16 +47,20 @@ class BurgeeError(Exception):
     """The root of every error this project raises on purpose.
 
     `detail` is shown to the caller; `reason` is a stable UPPER_SNAKE code for logs, metrics and programs;
-    `hint` says what to do next. What must stay inside goes into `__cause__`.
+    `hint` says what to do next; `retry_after_seconds`, where it is known, how long to wait before the same call is
+    worth another try. What must stay inside goes into `__cause__`.
     """
 
     code: Code = Code.INTERNAL
     reason: str = "INTERNAL"
 
-    def __init__(self, detail: str, *, reason: str | None = None, hint: str = "") -> None:
+    def __init__(
+        self, detail: str, *, reason: str | None = None, hint: str = "", retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.hint = hint
+        self.retry_after_seconds = retry_after_seconds
         if reason is not None:
             self.reason = reason
 

@@ -28,6 +28,7 @@ from ca.api.entry import EntryService
 from ca.api.health import HealthService
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
+from ca.api.limits import Limits
 from ca.api.local_authority import LocalAuthorityService
 from ca.api.logger import LoggerService
 from ca.api.node import NodeService
@@ -253,9 +254,15 @@ class Server:
             pruner=self.pruner,
             clock=self.clock,
         )
+        limits = Limits(self.config.limits, self.clock)
         self._services: list[object] = [
             AgentService(
-                trust_domain=own, store=self.store, attestation=attestation, follower=self.follower, clock=self.clock
+                trust_domain=own,
+                store=self.store,
+                attestation=attestation,
+                follower=self.follower,
+                clock=self.clock,
+                limits=limits,
             ),
             EntryService(trust_domain=own, store=self.store, index=self.index, follower=self.follower),
             SvidService(
@@ -264,6 +271,7 @@ class Server:
                 tokens=tokens,
                 downstream=DownstreamIssuer(self.issuer, ttl_seconds=self.config.ca_ttl_seconds),
                 index=self.index,
+                limits=limits,
             ),
             BundleService(trust=self.trust, store=self.store, follower=self.follower),
             TrustDomainService(),
@@ -288,7 +296,13 @@ class Server:
         ]
         if self.config.push_service:
             self._services.append(
-                NodeService(feed=self.feed, authorizer=self.authorizer, attestation=attestation, clock=self.clock)
+                NodeService(
+                    feed=self.feed,
+                    authorizer=self.authorizer,
+                    attestation=attestation,
+                    clock=self.clock,
+                    limits=limits,
+                )
             )
 
     async def _listen(self) -> None:

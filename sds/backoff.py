@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ca.errors import BurgeeError
+
 FIRST_SECONDS = 0.25
 FACTOR = 1.8
 SPREAD = 0.2
@@ -35,3 +37,12 @@ class Backoff:
     def reset(self) -> None:
         """It worked."""
         self._failures = 0
+
+
+def at_least(seconds: float, error: BurgeeError, jitter: float) -> float:
+    """`seconds`, or longer where the server said when to come again: never sooner than it said, and not all at once.
+
+    `jitter` is -1 to 1.
+    """
+    asked = error.retry_after_seconds
+    return seconds if asked is None else max(seconds, asked * (1 + SPREAD * abs(jitter)))

@@ -16,7 +16,7 @@ from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc, server_svid_pb2, server_svid_pb2_grpc
 from ca.runtime.log import get
-from sds.backoff import Backoff
+from sds.backoff import Backoff, at_least
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.feed import Feed
@@ -70,6 +70,7 @@ class NodeClient:
         self._feed = feed
         self._condition = condition
         self._version = version
+        self._jitter = jitter
         self._backoff = Backoff(jitter)
         self._link: ServerLink | None = None
         self._link_svid: AgentSvid | None = None
@@ -111,7 +112,7 @@ class NodeClient:
             problem = await self._follow()
             if problem is not None:
                 self._failed(problem)
-                await self._pause(self._retry_seconds())
+                await self._pause(at_least(self._retry_seconds(), problem, self._jitter()))
 
     async def close(self) -> None:
         """Ends the link; calls raise Unavailable from then on."""
@@ -233,6 +234,7 @@ class NodeClient:
     def _synced(self) -> None:
         self.last_sync_at = self._clock.now()
         self._backoff.reset()
+        self._condition.in_touch()
         if self._condition.clear(PART):
             log.info("in touch with the server again", server=self.server_address)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ca.errors import BurgeeError, Code, Denied, Internal
 from ca.ports import Clock, NodeProver
 from ca.runtime.log import get
-from sds.backoff import Backoff
+from sds.backoff import Backoff, at_least
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
@@ -27,6 +27,10 @@ REFUSED_CAP_SECONDS = 15.0
 
 MAX_WAIT_SECONDS = 60.0
 """The plan is made anew at least this often: the wall clock may jump, and a machine may sleep."""
+
+STATE_PART = "state"
+SAVE_RETRY_SECONDS = 5.0
+"""How often what could not be saved is tried again."""
 
 PROOF_POLL_SECONDS = 2.0
 """How often a prover without proof is asked whether it has some now."""
@@ -60,6 +64,9 @@ class NodeIdentity:
         self._backoff = Backoff(jitter)
         self._svid: AgentSvid | None = None
         self._due: datetime = clock.now()
+        self._due_by = 0.0
+        """The same by the monotonic clock: the wall clock may be set back."""
+        self._unsaved = False
         self._verdict: BurgeeError | None = None
         self._attested_here = False
         self._rotated: list[Callable[[], None]] = []
@@ -133,11 +140,13 @@ class NodeIdentity:
         if self._trust.bundle is None:
             log.warning("believing the first server that answers", reason="INSECURE_BOOTSTRAP")
             await self._calls.fetch_first_bundle()
-        bundle, now = self._trust.bundle, self._clock.now()
-        step = plan(svid=self._svid, bundle=bundle, verdict=self._verdict, due=self._due, now=now)
+        bundle, now, left = self._trust.bundle, self._clock.now(), self._due_by - self._clock.monotonic()
+        due = min(self._due, now + timedelta(seconds=max(left, 0.0)))
+        step = plan(svid=self._svid, bundle=bundle, verdict=self._verdict, due=due, now=now)
         if isinstance(step, Wait):
             self._healthy()
-            return min(step.seconds, MAX_WAIT_SECONDS)
+            await self._save_again()
+            return min(step.seconds, SAVE_RETRY_SECONDS if self._unsaved else MAX_WAIT_SECONDS)
         if isinstance(step, Renew):
             assert self._svid is not None
             await self._take(await self._calls.renew(self._svid))
@@ -159,16 +168,31 @@ class NodeIdentity:
     async def _take(self, svid: AgentSvid) -> None:
         """Saved before it is used: a token that has been used up must not be lost with this process."""
         self._verdict = None
+        await self._save(svid)
+        log.info("agent SVID issued", spiffe_id=str(svid.id), not_after=svid.not_after.isoformat())
+        self._use(svid)
+
+    async def _save(self, svid: AgentSvid) -> None:
+        """What cannot be saved is used all the same, said, and tried again: a restart would lose it."""
         try:
             await asyncio.to_thread(self._store.save_agent, svid)
         except BurgeeError as error:
-            log.error("agent SVID not saved", reason=error.reason, detail=error.detail, hint=error.hint)
-        log.info("agent SVID issued", spiffe_id=str(svid.id), not_after=svid.not_after.isoformat())
-        self._use(svid)
+            self._unsaved = True
+            if self.condition.report(STATE_PART, error):
+                log.error("agent SVID not saved", reason=error.reason, detail=error.detail, hint=error.hint)
+            return
+        self._unsaved = False
+        if self.condition.clear(STATE_PART):
+            log.info("agent SVID saved again")
+
+    async def _save_again(self) -> None:
+        if self._unsaved and self._svid is not None:
+            await self._save(self._svid)
 
     def _use(self, svid: AgentSvid) -> None:
         self._svid = svid
         self._due = renew_at(svid, self._jitter())
+        self._due_by = self._clock.monotonic() + (self._due - self._clock.now()).total_seconds()
         self._present.set()
         self.condition.started()
         for listener in self._rotated:
@@ -189,7 +213,8 @@ class NodeIdentity:
             log.error("agent identity", reason=error.reason, detail=error.detail, hint=error.hint)
         if self._attested_here and error.code is Code.FAILED_PRECONDITION:
             return PROOF_POLL_SECONDS
-        return self._backoff.next(REFUSED_CAP_SECONDS if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
+        pause = self._backoff.next(REFUSED_CAP_SECONDS if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
+        return at_least(pause, error, self._jitter())
 
     async def _ban(self, error: BurgeeError) -> None:
         self._svid = None
@@ -205,6 +230,7 @@ class NodeIdentity:
         bundle, svid = self._trust.bundle, self._svid
         if bundle is not None and svid is not None and is_tainted(svid, bundle, self._clock.now()):
             self._due = self._clock.now()
+            self._due_by = self._clock.monotonic()
         self._poked.set()
 
     async def _sleep(self, seconds: float) -> None:
@@ -223,4 +249,9 @@ def _with_cause(error: BurgeeError, why: BurgeeError | None) -> BurgeeError:
     if why is None or verdict_of(error) is not None:
         return error
     reason = why.reason if error.code in REFUSALS else error.reason
-    return type(error)(f"{why.detail}; attesting again: {error.detail}", reason=reason, hint=error.hint)
+    return type(error)(
+        f"{why.detail}; attesting again: {error.detail}",
+        reason=reason,
+        hint=error.hint,
+        retry_after_seconds=error.retry_after_seconds,
+    )

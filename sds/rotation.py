@@ -7,7 +7,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -18,10 +18,13 @@ from ca.errors import BurgeeError, Internal, Unauthenticated
 from ca.identity.bundle import TrustBundle, authority_id
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import TrustDomain, server_id
-from ca.identity.svid import verify_x509_svid
+from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from ca.ports import Clock
 from ca.runtime.log import get
+from sds.backoff import at_least
 from sds.cache import Cache
+from sds.clock_watch import ClockWatch, ahead
+from sds.condition import Condition
 from sds.keys import KeyPool, WorkloadKey, certificate_request
 from sds.views import WorkloadSvid, asked_for
 from sds.waiting import sleep_or
@@ -54,9 +57,12 @@ def rotate_at(issued_at: datetime, not_after: datetime, jitter: float) -> dateti
     return issued_at + timedelta(seconds=max(life * (0.5 + JITTER * 0.5 * jitter), 0.25))
 
 
-def is_due(entry: RegistrationEntry, svid: WorkloadSvid | None, tainted: frozenset[str], now: datetime) -> bool:
-    """Whether an entry's SVID is missing, half used, out of date with its entry, or signed by a tainted authority."""
-    if svid is None or svid.rotate_at <= now or svid.asked != asked_for(entry):
+def is_due(
+    entry: RegistrationEntry, svid: WorkloadSvid | None, tainted: frozenset[str], now: datetime, mono: float
+) -> bool:
+    """Whether an entry's SVID is missing, half used (by either clock: the wall clock may have been set back), out of
+    date with its entry, or signed by a tainted authority."""
+    if svid is None or svid.rotate_at <= now or svid.rotate_by <= mono or svid.asked != asked_for(entry):
         return True
     return svid.authority_key_id in tainted
 
@@ -110,7 +116,9 @@ class Rotator:
         executor: Executor | None = None,
         limit: int = 1000,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+        condition: Condition | None = None,
     ) -> None:
+        self._clocks = ClockWatch(clock, condition)
         self._cache = cache
         self._issuer = issuer
         self._keys = keys
@@ -150,6 +158,7 @@ class Rotator:
     async def round(self) -> float:
         """Ask for everything that is due now, the SVIDs somebody waits for first; seconds until the next is due."""
         self._poked.clear()
+        self._clocks.look()
         urgent, ahead = wanted(
             self._cache.entries(), self._cache.in_use(), self._limit, str(server_id(self._cache.trust_domain))
         )
@@ -169,7 +178,7 @@ class Rotator:
             entry
             for entry in entries
             if self._failures.get(entry.id, (0, 0.0, ""))[1] <= mono
-            and is_due(entry, self._cache.svid(entry.id), tainted, now)
+            and is_due(entry, self._cache.svid(entry.id), tainted, now, mono)
         ]
 
     def _tainted(self) -> frozenset[str]:
@@ -184,7 +193,9 @@ class Rotator:
         for entry in entries:
             svid = self._cache.svid(entry.id)
             _, retry, _ = self._failures.get(entry.id, (0, 0.0, ""))
-            due = (svid.rotate_at - now).total_seconds() if svid and svid.asked == asked_for(entry) else 0.0
+            due = 0.0
+            if svid and svid.asked == asked_for(entry):
+                due = min((svid.rotate_at - now).total_seconds(), svid.rotate_by - mono)
             wait = min(wait, max(due, retry - mono))
         return max(wait, 0.01)
 
@@ -209,8 +220,10 @@ class Rotator:
             return
         self.problem = None
         bundles = {bundle.trust_domain: bundle for bundle in self._cache.bundles()}
-        now, jitters = self._clock.now(), [self._jitter() for _ in entries]
+        now, mono, jitters = self._clock.now(), self._clock.monotonic(), [self._jitter() for _ in entries]
         results = await loop.run_in_executor(self._executor, _check_all, entries, keys, answers, bundles, now, jitters)
+        results = [_kept_by(result, now, mono) for result in results]
+        self._compare_clocks(results)
         self._take_over(entries, results)
 
     def _take_over(self, entries: Sequence[RegistrationEntry], results: Sequence[WorkloadSvid | BurgeeError]) -> None:
@@ -228,10 +241,15 @@ class Rotator:
                     self._failures[entry.id] = (1, again, "AUTHORITY_TAINTED")
         self._cache.put_svids(svids)
 
+    def _compare_clocks(self, results: Sequence[WorkloadSvid | BurgeeError]) -> None:
+        taken = next((r for r in results if isinstance(r, WorkloadSvid)), None)
+        ended = next((r for r in results if isinstance(r, BurgeeError) and r.reason == "CLOCK_AHEAD"), None)
+        self._clocks.compare(parse_x509_svid(taken.chain).not_before if taken else None, ended)
+
     def _failed(self, entry: RegistrationEntry, error: BurgeeError, longest: float) -> None:
         count = self._failures.get(entry.id, (0, 0.0, ""))[0] + 1
-        again = self._clock.monotonic() + retry_seconds(count, longest, self._jitter())
-        self._failures[entry.id] = (count, again, error.reason)
+        pause = at_least(retry_seconds(count, longest, self._jitter()), error, self._jitter())
+        self._failures[entry.id] = (count, self._clock.monotonic() + pause, error.reason)
 
     def _note_problem(self, error: BurgeeError) -> None:
         if self.problem is None or self.problem.reason != error.reason:
@@ -251,11 +269,14 @@ def check_issued(
     """Take over what the server sent only if it is for this entry and this key and chains to a root we hold already.
 
     The last keeps the order of a rotation: no workload presents a leaf before its root has been handed out.
-    Raises Unauthenticated (SVID_UNTRUSTED, SVID_WRONG_ID, SVID_WRONG_KEY). Blocks: about 0.3 ms.
+    One that begins later by the clock here is taken all the same: the server's clock is what other nodes go by.
+    Raises Unauthenticated (SVID_UNTRUSTED, SVID_WRONG_ID, SVID_WRONG_KEY, CLOCK_AHEAD). Blocks: about 0.3 ms.
     """
     try:
-        svid = verify_x509_svid(chain, bundles, now=now)
+        svid = verify_x509_svid(chain, bundles, now=max(now, parse_x509_svid(chain).not_before))
     except BurgeeError as error:
+        if error.reason == "SVID_EXPIRED":
+            raise ahead(error.detail) from error
         raise Unauthenticated(error.detail, reason="SVID_UNTRUSTED") from error
     if svid.id != entry.spiffe_id:
         raise Unauthenticated(f"the server issued `{svid.id}` for `{entry.spiffe_id}`", reason="SVID_WRONG_ID")
@@ -263,6 +284,7 @@ def check_issued(
     spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if spki != key.public_der:
         raise Unauthenticated("the server certified another key", reason="SVID_WRONG_KEY")
+    begins = max(now, svid.not_before)
     return WorkloadSvid(
         entry_id=entry.id,
         spiffe_id=svid.id,
@@ -270,10 +292,18 @@ def check_issued(
         key=key.pkcs8,
         issued_at=now,
         not_after=svid.not_after,
-        rotate_at=rotate_at(now, svid.not_after, jitter),
+        # Of the life that the server meant, also where its clock is ahead of ours.
+        rotate_at=rotate_at(begins, svid.not_after, jitter) - (begins - now),
         authority_key_id=svid.authority_key_id,
         asked=asked_for(entry),
     )
+
+
+def _kept_by(result: WorkloadSvid | BurgeeError, now: datetime, mono: float) -> WorkloadSvid | BurgeeError:
+    """With its moment of rotation by the monotonic clock as well."""
+    if isinstance(result, BurgeeError):
+        return result
+    return replace(result, rotate_by=mono + (result.rotate_at - now).total_seconds())
 
 
 def _check_all(

@@ -19,6 +19,7 @@ from ca.api.convert.filters import agent_filter, page_token
 from ca.api.convert.ids import agent_id, seconds, workload_id
 from ca.api.convert.svids import x509_message
 from ca.api.convert.text import named
+from ca.api.limits import Limits
 from ca.errors import Denied, InvalidArgument, NotFound, Unavailable
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
@@ -47,13 +48,21 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
     """Administration sees the store; the calling agent is the one that the authorizer found."""
 
     def __init__(
-        self, *, trust_domain: TrustDomain, store: Store, attestation: NodeAttestation, follower: Follower, clock: Clock
+        self,
+        *,
+        trust_domain: TrustDomain,
+        store: Store,
+        attestation: NodeAttestation,
+        follower: Follower,
+        clock: Clock,
+        limits: Limits,
     ) -> None:
         self._trust_domain = trust_domain
         self._store = store
         self._attestation = attestation
         self._follower = follower
         self._clock = clock
+        self._limits = limits
 
     async def CountAgents(self, request: pb.CountAgentsRequest, context: Context) -> pb.CountAgentsResponse:
         return pb.CountAgentsResponse(count=await self._store.agents.count(_filter(request)))
@@ -111,10 +120,12 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
     async def RenewAgent(self, request: pb.RenewAgentRequest, context: Context) -> pb.RenewAgentResponse:
         if not request.params.csr:
             raise InvalidArgument("missing CSR", reason="CSR_MISSING")
-        svid = await self._attestation.renew(current_agent(), request.params.csr)
+        async with self._limits.x509(1):
+            svid = await self._attestation.renew(current_agent(), request.params.csr)
         return pb.RenewAgentResponse(svid=x509_message(svid))
 
     async def PostStatus(self, request: pb.PostStatusRequest, context: Context) -> pb.PostStatusResponse:
+        self._limits.status()
         await self._attestation.post_status(current_agent(), request.agent_version)
         return pb.PostStatusResponse()
 
@@ -133,9 +144,10 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
             return answer.challenge_response
 
         try:
-            done = await self._attestation.attest(
-                kind=params.data.type, payload=params.data.payload, csr=params.params.csr, challenge=challenge
-            )
+            async with self._limits.attestation(challenge) as ask:
+                done = await self._attestation.attest(
+                    kind=params.data.type, payload=params.data.payload, csr=params.params.csr, challenge=ask
+                )
         except Denied as denied:
             if denied.reason in _TOKEN_REASONS:  # the code that SPIRE's agents and tools see
                 raise InvalidArgument(_TOKEN_REASONS[denied.reason], reason=denied.reason) from denied

@@ -11,6 +11,7 @@ import grpc
 from ca.api.access import current_svid
 from ca.api.convert.bundles import bundle_message
 from ca.api.convert.entries import entry_message
+from ca.api.limits import Limits
 from ca.errors import Denied, InvalidArgument, Unavailable
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
@@ -31,16 +32,28 @@ _METHOD = "/burgee.node.v1.Node/Sync"
 class NodeService(node_pb2_grpc.NodeServicer):
     """One task writes updates, one reads acknowledgements; rights are looked at before every push."""
 
-    def __init__(self, *, feed: Feed, authorizer: AgentAuthorizer, attestation: NodeAttestation, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        feed: Feed,
+        authorizer: AgentAuthorizer,
+        attestation: NodeAttestation,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
         self._feed = feed
         self._authorizer = authorizer
         self._attestation = attestation
         self._clock = clock
+        self._limits = limits
 
     async def Sync(  # type: ignore[override]  # grpc.aio's reader-writer form, which the stubs do not know
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
     ) -> None:
-        svid = current_svid()
+        with self._limits.stream():
+            await self._sync(current_svid(), context)
+
+    async def _sync(self, svid: X509Svid, context: Context) -> None:
         first = await context.read()
         if not isinstance(first, pb.SyncRequest) or first.WhichOneof("step") != "subscribe":
             raise InvalidArgument("the first request must subscribe", reason="SUBSCRIBE_FIRST")

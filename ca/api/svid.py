@@ -12,6 +12,7 @@ from ca.api.convert.status import failed, ok
 from ca.api.convert.svids import jwt_message, x509_message
 from ca.api.convert.text import named
 from ca.api.later import WIT, later
+from ca.api.limits import Limits
 from ca.errors import BurgeeError, Exhausted, InvalidArgument, NotFound, Unimplemented
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
@@ -38,7 +39,14 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
     """Checks whose entry it is; the issuer does the rest."""
 
     def __init__(
-        self, *, trust: Trust, issuer: Issuer, tokens: JwtIssuer, downstream: DownstreamIssuer, index: AuthorizedIndex
+        self,
+        *,
+        trust: Trust,
+        issuer: Issuer,
+        tokens: JwtIssuer,
+        downstream: DownstreamIssuer,
+        index: AuthorizedIndex,
+        limits: Limits,
     ) -> None:
         self._trust = trust
         self._trust_domain = trust.trust_domain
@@ -46,14 +54,17 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         self._tokens = tokens
         self._downstream = downstream
         self._index = index
+        self._limits = limits
 
     async def MintX509SVID(self, request: pb.MintX509SVIDRequest, context: Context) -> pb.MintX509SVIDResponse:
-        svid = await self._issuer.mint_x509(require_csr(request.csr), request.ttl)
+        async with self._limits.x509(1):
+            svid = await self._issuer.mint_x509(require_csr(request.csr), request.ttl)
         return pb.MintX509SVIDResponse(svid=x509_message(svid))
 
     async def MintJWTSVID(self, request: pb.MintJWTSVIDRequest, context: Context) -> pb.MintJWTSVIDResponse:
         spiffe_id = minted_id(request, self._trust_domain)
-        svid = await self._tokens.mint(spiffe_id, audience(request.audience), request.ttl)
+        async with self._limits.jwt():
+            svid = await self._tokens.mint(spiffe_id, audience(request.audience), request.ttl)
         return pb.MintJWTSVIDResponse(svid=jwt_message(svid))
 
     async def BatchNewX509SVID(
@@ -67,9 +78,9 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
             )
         agent_id = current_agent().id
         wanted = [self._wanted(agent_id, params) for params in request.params]
-        issued = iter(
-            await self._issuer.for_workloads(agent_id, [item for item in wanted if isinstance(item, WorkloadRequest)])
-        )
+        requests = [item for item in wanted if isinstance(item, WorkloadRequest)]
+        async with self._limits.x509(len(wanted)):
+            issued = iter(await self._issuer.for_workloads(agent_id, requests))
         return pb.BatchNewX509SVIDResponse(
             results=[_result(next(issued) if isinstance(item, WorkloadRequest) else item) for item in wanted]
         )
@@ -80,7 +91,8 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         entry = self._index.get(agent_id, request.entry_id)
         if entry is None:
             raise NotFound(_NOT_FOUND.detail, reason=_NOT_FOUND.reason)
-        svid = await self._tokens.for_workload(agent_id, entry, names)
+        async with self._limits.jwt():
+            svid = await self._tokens.for_workload(agent_id, entry, names)
         return pb.NewJWTSVIDResponse(svid=jwt_message(svid))
 
     MintWITSVID = later(WIT)
@@ -93,7 +105,8 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
     async def NewDownstreamX509CA(
         self, request: pb.NewDownstreamX509CARequest, context: Context
     ) -> pb.NewDownstreamX509CAResponse:
-        issued = await self._downstream.issue(current_downstream(), request.csr, request.preferred_ttl)
+        async with self._limits.x509(1):
+            issued = await self._downstream.issue(current_downstream(), request.csr, request.preferred_ttl)
         return pb.NewDownstreamX509CAResponse(
             ca_cert_chain=issued.chain,
             x509_authorities=[authority.certificate for authority in self._trust.own.x509_authorities],

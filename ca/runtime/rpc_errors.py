@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
@@ -28,6 +28,10 @@ from ca.proto.spire import types_pb2
 from ca.runtime import log
 
 DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+LONGEST_RETRY_SECONDS = 3600.0
+"""What is believed of a server's word when to come again."""
+
 ERROR_DOMAIN = "burgee"
 MAX_DETAIL_CHARACTERS = 2048
 """The message travels twice in the trailers, for which gRPC clients grant 8 KiB."""
@@ -68,7 +72,8 @@ def status_details(error: BurgeeError, request_id: str = "") -> bytes:
     """A serialized google.rpc.Status for `error`.
 
     AGENT_* reasons travel as SPIRE's PermissionDeniedDetails and alone, which a SPIRE agent acts on; every other
-    reason as google.rpc.ErrorInfo (domain `burgee`, metadata `hint` and `request_id`).
+    reason as google.rpc.ErrorInfo (domain `burgee`, metadata `hint` and `request_id`), followed by google.rpc.RetryInfo
+    where the error says when to come again.
     """
     number = STATUS[error.code][0]
     status = status_pb2.Status(code=number, message=_message(error))
@@ -80,14 +85,20 @@ def status_details(error: BurgeeError, request_id: str = "") -> bytes:
         present = {key: value for key, value in metadata.items() if value}
         detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=present))
     status.details.append(detail)
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     serialized: bytes = status.SerializeToString()
     return serialized
 
 
 async def abort_with(context: Context, error: BurgeeError) -> NoReturn:
     """End the call with `error`. Raising the error from a handler does the same and logs it as well."""
-    details = status_details(error, log.request_id.get())
-    await context.abort(STATUS_CODES[error.code], _message(error), ((DETAILS_KEY, details),))
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status_details(error, log.request_id.get()))]
+    if error.retry_after_seconds is not None:  # for gRPC's own retries (gRFC A6), where a client has them switched on
+        trailers.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
+    await context.abort(STATUS_CODES[error.code], _message(error), tuple(trailers))
     raise AssertionError("abort always raises")
 
 
@@ -102,8 +113,14 @@ def error_of(error: grpc.aio.AioRpcError) -> BurgeeError:
     """
     number = error.code().value[0]
     kind = _FAMILY.get(number) or _NEAREST.get(number, Internal)
-    reason, hint = _reason_and_hint(_details(error))
-    return kind(error.details() or error.code().name.lower().replace("_", " "), reason=reason, hint=hint)
+    details = _details(error)
+    reason, hint = _reason_and_hint(details)
+    return kind(
+        error.details() or error.code().name.lower().replace("_", " "),
+        reason=reason,
+        hint=hint,
+        retry_after_seconds=_retry_after_seconds(details),
+    )
 
 
 def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
@@ -125,3 +142,12 @@ def _reason_and_hint(status: status_pb2.Status) -> tuple[str | None, str]:
         if detail.Is(denied.DESCRIPTOR) and detail.Unpack(denied) and denied.reason in _AGENT_REASONS.values():
             return _AGENT_REASONS.Name(denied.reason), ""
     return None, ""
+
+
+def _retry_after_seconds(status: status_pb2.Status) -> float | None:
+    for detail in status.details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            seconds: float = info.retry_delay.ToMilliseconds() / 1000
+            return min(max(seconds, 0.0), LONGEST_RETRY_SECONDS)
+    return None

@@ -143,6 +143,36 @@ class LimitsConfig(StrictModel):
     max_connection_age_seconds: Seconds = 180
     """After this age a connection is asked to reconnect (open streams may end first), so that it is verified anew."""
 
+    attestations_per_second_per_address: Annotated[float, Field(gt=0)] = 100.0
+    """Attestations from one IP address, or IPv6 /64. What exceeds a rate is refused with a time to come again."""
+
+    x509_svids_per_second_per_agent: Annotated[float, Field(gt=0)] = 500.0
+    """X.509-SVIDs of one agent's workloads, and its own renewals; counted are CSRs, not calls."""
+
+    jwt_svids_per_second_per_agent: Annotated[float, Field(gt=0)] = 500.0
+    """JWT-SVIDs of one agent's workloads."""
+
+    signatures_per_second_per_address: Annotated[float, Field(gt=0)] = 5_000.0
+    """X.509- and JWT-SVIDs for all agents behind one IP address."""
+
+    status_posts_per_second_per_agent: Annotated[float, Field(gt=0)] = 1.0
+    """Calls of PostStatus by one agent."""
+
+    burst_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
+    """So many seconds' worth of each rate may come at once."""
+
+    streams_per_agent: Annotated[int, Field(gt=0)] = 16
+    """Open push streams of one agent."""
+
+    streams_per_address: Annotated[int, Field(gt=0)] = 2_000
+    """Open push streams from one IP address."""
+
+    admission_running: Annotated[int, Field(gt=0)] = 64
+    """Attestations and calls that sign at the same time; each 25 CSRs of a call count as one more."""
+
+    admission_waiting: Annotated[int, Field(ge=0)] = 256
+    """As many may wait, those whose own SVID ends first in front, attestations last; the rest is told to come again."""
+
 
 class ServerConfig(StrictModel):
     """Configuration of the Burgee server. Unknown keys are errors; units are in the names."""

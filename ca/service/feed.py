@@ -29,8 +29,10 @@ MEMORY = 10_000
 
 @dataclass(kw_only=True)
 class Update:
-    """What an agent is to apply, and the resume token that it then holds. A snapshot is everything; whatever it does not
-    name is gone."""
+    """What an agent is to apply, and the resume token that it then holds.
+
+    A snapshot is everything; whatever it does not name is gone.
+    """
 
     epoch: str
     revision: int

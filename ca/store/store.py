@@ -32,7 +32,7 @@ class Store:
         self._database = database
         self._lock = lock
         self.epoch = epoch
-        """Random, made with the store: revisions of another epoch mean nothing here. Agents get it with a change's mark."""
+        """Random, made with the store: revisions of another epoch mean nothing here. Agents hold it with a mark."""
         self.entries = Entries(database, clock)
         self.agents = Agents(database)
         self.tokens = Tokens(database, clock)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ca.errors import BurgeeError, Code, Denied
+from ca.errors import BurgeeError, Code, Denied, Exhausted
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import KeyType
 from ca.proto.burgee import node_pb2
@@ -215,3 +215,20 @@ async def test_a_renewed_svid_gets_a_link_of_its_own(node: Node, server: FakeSer
     await until(lambda: node.client.connected)
     assert node.feed.snapshots == 1
     assert (await node.client.new_jwt_svid("e1", ["a"])).token
+
+
+async def test_a_busy_server_says_when_to_come_again_and_is_obeyed(tmp_path: Path, server: FakeServer) -> None:
+    busy = Exhausted("busy", reason="SERVER_BUSY", retry_after_seconds=1.0)
+    server.denials["AttestAgent"] = server.denials["Sync"] = busy
+    node = Node(config_for(tmp_path, server), Proof(b"t1"))
+    async with running(node):
+        began = node.clock.monotonic()
+        await until(lambda: node.reason == "SERVER_BUSY")
+        del server.denials["AttestAgent"]
+        await until(lambda: node.identity.svid is not None)
+        attested = node.clock.monotonic()
+        assert attested - began >= 1.0
+        await until(lambda: node.reason == "SERVER_BUSY")
+        del server.denials["Sync"]
+        await until(lambda: node.feed.snapshots == 1)
+        assert node.clock.monotonic() - attested >= 1.0

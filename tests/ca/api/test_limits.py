@@ -1,0 +1,133 @@
+"""What one caller may ask for, and what it is told when that was too much."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from ca.errors import BurgeeError, Code
+from ca.proto.burgee import node_pb2
+from ca.proto.spire import server_agent_pb2, server_svid_pb2
+from ca.runtime.rpc import error_of
+from tests.support.server import RunningServer, entry, make_csr, running_server
+
+
+@asynccontextmanager
+async def limited(**limits: float) -> AsyncIterator[RunningServer]:
+    async with running_server(limits={"burst_seconds": 1, **limits}) as server:
+        yield server
+
+
+async def refusal(call: Any) -> BurgeeError:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    pushback = dict(refused.value.trailing_metadata() or ())["grpc-retry-pushback-ms"]
+    error = error_of(refused.value)
+    assert error.code is Code.RESOURCE_EXHAUSTED
+    assert error.retry_after_seconds == int(pushback) / 1000
+    return error
+
+
+async def test_attestations_of_one_address() -> None:
+    async with limited(attestations_per_second_per_address=2) as server:
+        for _ in range(2):
+            await server.attest()
+        token = await server.token()
+        error = await refusal(server.attest(token=token))
+        assert error.reason == "RATE_LIMITED"
+        assert error.retry_after_seconds is not None
+        assert 0 < error.retry_after_seconds < 1
+        await asyncio.sleep(error.retry_after_seconds)
+        await server.attest(token=token)  # which the refusal has not used up
+
+
+async def test_signatures_are_counted_by_request_for_each_agent() -> None:
+    async with limited(x509_svids_per_second_per_agent=3, jwt_svids_per_second_per_agent=1) as server:
+        first, caller = await server.agent()
+        second, other = await server.agent()
+        (made, neighbours) = await server.create(entry("/w", first.path), entry("/w", second.path))
+        params = [server_svid_pb2.NewX509SVIDParams(entry_id=made.id, csr=make_csr())] * 3
+        batch = server_svid_pb2.BatchNewX509SVIDRequest(params=params)
+        await caller.svids.BatchNewX509SVID(batch)
+        assert (await refusal(caller.svids.BatchNewX509SVID(batch))).reason == "RATE_LIMITED"
+        renewal = server_agent_pb2.RenewAgentRequest(params=server_agent_pb2.AgentX509SVIDParams(csr=make_csr()))
+        await refusal(caller.agents.RenewAgent(renewal))
+        token = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
+        await caller.svids.NewJWTSVID(token)
+        await refusal(caller.svids.NewJWTSVID(token))
+        # The neighbour behind the same address is served.
+        params = [server_svid_pb2.NewX509SVIDParams(entry_id=neighbours.id, csr=make_csr())]
+        await other.svids.BatchNewX509SVID(server_svid_pb2.BatchNewX509SVIDRequest(params=params))
+
+
+async def test_signatures_of_all_behind_one_address() -> None:
+    async with limited(signatures_per_second_per_address=1) as server:
+        identity, caller = await server.agent()
+        (made,) = await server.create(entry("/w", identity.path))
+        token = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
+        await caller.svids.NewJWTSVID(token)
+        await refusal(caller.svids.NewJWTSVID(token))
+
+
+async def test_statuses() -> None:
+    async with limited(status_posts_per_second_per_agent=1) as server:
+        _, caller = await server.agent()
+        await caller.agents.PostStatus(server_agent_pb2.PostStatusRequest(agent_version="1"))
+        await refusal(caller.agents.PostStatus(server_agent_pb2.PostStatusRequest(agent_version="1")))
+
+
+@pytest.mark.parametrize("limit", ["streams_per_agent", "streams_per_address"])
+async def test_open_streams(limit: str) -> None:
+    async with limited(**{limit: 1}) as server:
+        _, caller = await server.agent()
+
+        async def opened() -> Any:
+            stream = caller.node.Sync()
+            await stream.write(node_pb2.SyncRequest(subscribe=node_pb2.Subscribe(agent_version="1")))
+            if not isinstance(await stream.read(), node_pb2.SyncResponse):
+                await stream.wait_for_connection()
+            return stream
+
+        stream = await opened()
+        await refusal(opened())
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+        await opened()
+
+
+async def test_the_administrators_socket_is_exempt() -> None:
+    async with limited(
+        attestations_per_second_per_address=1, signatures_per_second_per_address=1, admission_running=1
+    ) as server:
+        for n in range(4):
+            await server.mint(f"/minted/{n}")
+
+
+async def test_a_crowd_of_newcomers_waits_in_order_or_is_told_when_to_come() -> None:
+    """More than may run and wait: some are refused, and each gets in when it comes as it was told."""
+    async with running_server(limits={"admission_running": 2, "admission_waiting": 3}) as server:
+        tokens = [await server.token() for _ in range(24)]
+        caller = await server.caller()
+        refusals: list[BurgeeError] = []
+
+        async def attested(token: str) -> str:
+            while True:
+                try:
+                    return (await server.attest(token=token, caller=caller)).path
+                except grpc.aio.AioRpcError as raised:
+                    error = error_of(raised)
+                    assert error.reason == "SERVER_BUSY"
+                    assert error.retry_after_seconds is not None
+                    refusals.append(error)
+                    await asyncio.sleep(error.retry_after_seconds)
+
+        paths = await asyncio.gather(*(attested(token) for token in tokens))
+        assert sorted(paths) == sorted(f"/spire/agent/join_token/{token}" for token in tokens)
+        assert refusals
+        assert len({error.retry_after_seconds for error in refusals}) > 1
