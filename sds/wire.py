@@ -22,6 +22,7 @@ from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.identity.text import quote
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
 from sds.feed import BUNDLE, ENTRY, Change, ResumeToken
@@ -44,16 +45,28 @@ def read_resources(message: node_pb2.SyncResponse) -> tuple[Change, dict[str, st
             elif resource.kind == BUNDLE:
                 bundles.append(bundle_from_wire(types_pb2.Bundle.FromString(resource.payload)))
         except (BurgeeError, DecodeError) as error:
-            problems[resource.kind] = f"{resource.kind} `{resource.name}` is malformed: {error}"
+            problems[resource.kind] = f"{resource.kind} {quote(resource.name)} is malformed: {error}"
             broken += [resource.name] if resource.kind == ENTRY else []
     change = Change(
         token=ResumeToken(message.store_epoch, message.revision),
         entries=tuple(entries),
         bundles=tuple(bundles),
         removed_entries=(*(r.name for r in message.removed if r.kind == ENTRY), *broken),
-        removed_bundles=tuple(TrustDomain.parse(r.name) for r in message.removed if r.kind == BUNDLE),
+        removed_bundles=_removed_bundles(message, problems),
     )
     return change, problems
+
+
+def _removed_bundles(message: node_pb2.SyncResponse, problems: dict[str, str]) -> tuple[TrustDomain, ...]:
+    """A name that is no trust domain cannot be held here, so there is nothing to remove for it."""
+    removed = []
+    for resource in message.removed:
+        try:
+            if resource.kind == BUNDLE:
+                removed.append(TrustDomain.parse(resource.name))
+        except InvalidArgument as error:
+            problems[BUNDLE] = f"removed bundle {quote(resource.name)} is malformed: {error}"
+    return tuple(removed)
 
 
 def entry_from_wire(message: types_pb2.Entry) -> RegistrationEntry:
@@ -162,8 +175,11 @@ def id_to_wire(spiffe_id: SpiffeId) -> types_pb2.SPIFFEID:
 
 
 def time_from_wire(seconds: int) -> datetime | None:
-    """Seconds since the epoch; 0 means none."""
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    """Seconds since the epoch; 0 means none. Raises InvalidArgument for a time outside the years 1 to 9999."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    except (OSError, OverflowError, ValueError):
+        raise InvalidArgument(f"{seconds} s since the epoch is no time", reason="TIME") from None
 
 
 def time_to_wire(moment: datetime | None) -> int:

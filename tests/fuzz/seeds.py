@@ -220,24 +220,24 @@ def messages() -> Seeds:
     yield "acknowledgement", "acknowledge-first", records.join([(b"m", bare[1])])
 
 
-def known_faults() -> Seeds:
-    """Each stays until it is mended; the tests then say so."""
+def mended_faults() -> Seeds:
+    """What once broke a promise."""
     ids = {
         "spiffe_id": types_pb2.SPIFFEID(trust_domain="example.org", path="/web"),
         "parent_id": types_pb2.SPIFFEID(trust_domain="example.org", path="/spire/agent/a"),
         "selectors": [types_pb2.Selector(type="unix", value="uid:1")],
     }
     twice = types_pb2.Entry(**ids, dns_names=["a\nb", "a\nb"])  # type: ignore[arg-type]
-    yield "entry", "known-line-break-in-a-detail", twice.SerializeToString()
+    yield "entry", "line-break-in-a-detail", twice.SerializeToString()
     late = types_pb2.Entry(**ids, id="e", expires_at=2**62)  # type: ignore[arg-type]
     push = node_pb2.SyncResponse(resources=[node_pb2.Resource(kind="entry", payload=late.SerializeToString())])
-    yield "push", "known-time-out-of-range", records.join([(b"s", push.SerializeToString())])
-    for name, text in (("known-time-out-of-range", "9999-12-31 23:59:59 -2359 UTC"), ("known-line-break", "a\nb")):
+    yield "push", "time-out-of-range", records.join([(b"s", push.SerializeToString())])
+    for name, text in (("time-out-of-range", "9999-12-31 23:59:59 -2359 UTC"), ("line-break", "a\nb")):
         agents = server_agent_pb2.ListAgentsRequest.Filter(by_expires_before=text)
         yield "filter", name, server_agent_pb2.ListAgentsRequest(filter=agents).SerializeToString()
     match = types_pb2.SelectorMatch(selectors=ids["selectors"], match=99)  # type: ignore[arg-type]
     wanted = server_agent_pb2.ListAgentsRequest.Filter(by_selector_match=match)
-    yield "filter", "known-match-of-no-name", server_agent_pb2.ListAgentsRequest(filter=wanted).SerializeToString()
+    yield "filter", "match-of-no-name", server_agent_pb2.ListAgentsRequest(filter=wanted).SerializeToString()
 
 
 def connections() -> Seeds:
@@ -267,7 +267,7 @@ def main() -> None:
         json_web_tokens,
         envoy_streams,
         messages,
-        known_faults,
+        mended_faults,
         connections,
     ):
         for target, name, data in make():

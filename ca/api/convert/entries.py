@@ -19,6 +19,7 @@ from ca.errors import AlreadyExists, InvalidArgument
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import TrustDomain
+from ca.identity.text import quote
 from ca.proto.spire import types_pb2
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ def _unique(values: list[T], what: str) -> Iterable[T]:
     seen: set[T] = set()
     for value in values:
         if value in seen:
-            raise AlreadyExists(f"{what} `{value}` is given twice", reason="DUPLICATE")
+            raise AlreadyExists(f"{what} {quote(str(value))} is given twice", reason="DUPLICATE")
         seen.add(value)
     return values
 

@@ -9,6 +9,7 @@ from ca.api.convert.ids import member_id, selectors, trust_domain
 from ca.api.convert.text import named
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
+from ca.identity.text import quote
 from ca.proto.spire import server_agent_pb2, server_entry_pb2, types_pb2
 from ca.store.values import AgentFilter, EntryFilter, Match, SelectorMatch, TrustDomainMatch
 
@@ -61,7 +62,7 @@ def _selector_match(message: types_pb2.SelectorMatch) -> SelectorMatch:
     def read() -> SelectorMatch:
         if not message.selectors:
             raise InvalidArgument("empty selector set", reason="SELECTORS_EMPTY")
-        return SelectorMatch(frozenset(selectors(message.selectors)), _MATCHES[message.match])
+        return SelectorMatch(frozenset(selectors(message.selectors)), _match(message.match))
 
     return named("malformed selectors filter", read)
 
@@ -70,11 +71,16 @@ def _domain_match(message: types_pb2.FederatesWithMatch) -> TrustDomainMatch:
     def read() -> TrustDomainMatch:
         if not message.trust_domains:
             raise InvalidArgument("empty trust domain set", reason="TRUST_DOMAINS_EMPTY")
-        return TrustDomainMatch(
-            frozenset(trust_domain(name) for name in message.trust_domains), _MATCHES[message.match]
-        )
+        return TrustDomainMatch(frozenset(trust_domain(name) for name in message.trust_domains), _match(message.match))
 
     return named("malformed federates with filter", read)
+
+
+def _match(number: int) -> Match:
+    """Enums of proto3 are open: a number that has no name may come."""
+    if number not in _MATCHES:
+        raise InvalidArgument(f"match behavior {number} is unknown", reason="MATCH_UNKNOWN")
+    return _MATCHES[number]
 
 
 def _time(text: str) -> datetime:
@@ -83,8 +89,8 @@ def _time(text: str) -> datetime:
         if text.endswith(" UTC"):
             return datetime.strptime(text.removesuffix(" UTC"), _GO_TIME).astimezone(UTC)
         value = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidArgument(
-            f"by_expires_before `{text[:64]}` is no time", reason="TIME", hint="write it as 2026-01-31T12:00:00Z"
+            f"by_expires_before {quote(text)} is no time", reason="TIME", hint="write it as 2026-01-31T12:00:00Z"
         ) from None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
