@@ -17,6 +17,7 @@ if __name__ == "__main__":
         sys.modules.setdefault(unused, None)  # type: ignore[arg-type]
 
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ from sds.workload_share import share_of_caller
 from sds.workloads import Workloads
 
 KEYS_AHEAD = 32
+THREADS = 64
 STOP_SECONDS = 2.0
 """What calls under way get when the agent stops."""
 LIVE = frozenset({"log", "admin_socket.admin_uids"})
@@ -141,7 +143,13 @@ class Agent:
             condition=self.condition,
             version=agent_version(),
         )
-        self.keeper = Keeper(store=self.store, cache=self.cache, follower=self.follower, clock=self.clock)
+        self.keeper = Keeper(
+            store=self.store,
+            cache=self.cache,
+            follower=self.follower,
+            clock=self.clock,
+            condition=self.condition,
+        )
         self.clients.on_answer.append(self.client.acknowledge)
         self.identity.on_rotated(self._identity_changed)
         self.identity.on_banned(self._banned)
@@ -150,7 +158,9 @@ class Agent:
         """What keeps SVIDs fresh."""
         self.jwts = JwtCache(issuer=self.client, clock=self.clock, limits=self.config.limits)
         self.keys = KeyPool(self.config.key_type, size=KEYS_AHEAD)
-        self.rotator = Rotator(cache=self.cache, issuer=self.client, keys=self.keys, clock=self.clock)
+        self.rotator = Rotator(
+            cache=self.cache, issuer=self.client, keys=self.keys, clock=self.clock, condition=self.condition
+        )
         self.cache.on_demand.append(self.rotator.poke)
         self.follower.follows.append(follow_with(self.rotator, self.jwts, self.config.domain))
         self.tasks = Tasks(clock=self.clock, health=self.health)
@@ -339,6 +349,8 @@ async def serve(config: AgentConfig, path: Path | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # A name server that does not answer keeps its threads for long; attestation must not run out of them.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="agent"))
     agent = Agent(config)
     try:
         await agent.start()

@@ -95,6 +95,7 @@ class Cache:
         self._clock = clock
         self._patience = patience_seconds
         self._max_idle = idle_views
+        self._seen = clock.now()
         self._index = EntryIndex()
         self._bundles: dict[str, BundleForms] = {}
         self._svids: dict[str, WorkloadSvid] = {}
@@ -259,6 +260,10 @@ class Cache:
         """Do what time alone causes; returns in how many seconds (at most 5) it wants to be called again."""
         now, mono = self._clock.now(), self._clock.monotonic()
         wait = 5.0
+        if now < self._seen:  # the wall clock was set back: what had expired is valid again
+            for view in (*self._live.values(), *self._idle.values()):
+                view.content = None
+        self._seen = now
         for view in list(self._live.values()):
             content = view.content
             overdue = view.deadline is not None and view.deadline <= mono

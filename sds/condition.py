@@ -11,7 +11,8 @@ from ca.ports import Clock
 
 
 class State(StrEnum):
-    """STARTING: no identity yet. DEGRADED: serves what it has, and something is wrong. BANNED: serves nothing."""
+    """STARTING: no identity yet, or no word from a server since the start. DEGRADED: serves what it has, and something
+    is wrong. BANNED: serves nothing."""
 
     STARTING = "STARTING"
     OK = "OK"
@@ -37,6 +38,8 @@ class Condition:
         self._clock = clock
         self._problems: dict[str, Problem] = {}
         self._started = False
+        self._in_touch = False
+        self._since = clock.now()
         self._banned: Problem | None = None
 
     @property
@@ -45,12 +48,13 @@ class Condition:
             return State.BANNED
         if self._problems:
             return State.DEGRADED
-        return State.OK if self._started else State.STARTING
+        return State.OK if self._started and self._in_touch else State.STARTING
 
     @property
     def problem(self) -> Problem | None:
-        """The one to show first: the ban, else the problem that has lasted longest."""
-        return self._banned or min(self._problems.values(), key=lambda p: p.since, default=None)
+        """The one to show first: the ban, else the problem that has lasted longest, else that it is starting."""
+        shown = self._banned or min(self._problems.values(), key=lambda p: p.since, default=None)
+        return shown or (self._not_in_touch() if self.state is State.STARTING else None)
 
     @property
     def problems(self) -> dict[str, Problem]:
@@ -60,6 +64,15 @@ class Condition:
     def started(self) -> None:
         """The agent has an identity."""
         self._started = True
+
+    def in_touch(self) -> None:
+        """A server's word was heard since the start: what is served is no longer only what was saved."""
+        self._in_touch = True
+
+    def _not_in_touch(self) -> Problem:
+        detail = "no server's word yet since the start" if self._started else "this agent has no identity yet"
+        now = self._clock.now()
+        return Problem(reason="AGENT_STARTING", detail=detail, hint="", since=self._since, last_seen=now)
 
     def report(self, part: str, error: BurgeeError) -> bool:
         """`part` has this problem. True when it is news (another reason than before), which is worth a log line."""

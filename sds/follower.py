@@ -13,6 +13,7 @@ from ca.identity.svid import parse_x509_svid
 from ca.ports import Clock
 from ca.runtime.log import get
 from sds.cache import Cache
+from sds.condition import Condition
 from sds.envoy_status import SdsClients
 from sds.feed import Change, Consumers, ResumeToken, Snapshot
 from sds.jwt_cache import JwtCache
@@ -22,6 +23,7 @@ from sds.views import WorkloadSvid, asked_for
 
 log = get("sds.follower")
 
+SAVE_RETRY_SECONDS = 5.0
 SAVE_AFTER_SECONDS = 0.5
 """Changes within this time are saved together."""
 
@@ -98,7 +100,9 @@ class Keeper:
         follower: Follower,
         clock: Clock,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
+        condition: Condition | None = None,
     ) -> None:
+        self._condition = condition
         self._jitter = jitter
         self._store = store
         self._cache = cache
@@ -130,6 +134,9 @@ class Keeper:
             await self._changed.wait()
             await self._clock.sleep(SAVE_AFTER_SECONDS)
             await self.save()
+            if self._store.cache_problem is not None:
+                await self._clock.sleep(SAVE_RETRY_SECONDS)
+                self._changed.set()
 
     async def save(self) -> None:
         """Save now. The files are written in a thread; a failure to do so is logged by the store."""
@@ -144,6 +151,16 @@ class Keeper:
         # The SVIDs first: a resume token must never be newer than what it resumes from.
         await asyncio.to_thread(self._store.save_svids, agent, svids)
         await asyncio.to_thread(self._store.save_feed, agent, feed)
+        self._report()
+
+    def _report(self) -> None:
+        problem = self._store.cache_problem
+        if self._condition is None:
+            return
+        if problem is not None:
+            self._condition.report("cache", problem)
+        elif self._condition.clear("cache"):
+            log.info("the cache is saved again")
 
     def _stored(self, svid: WorkloadSvid) -> StoredSvid:
         entry = self._cache.entry(svid.entry_id)
@@ -170,6 +187,7 @@ class Keeper:
                 log.warning("a saved SVID is ignored", reason=error.reason, entry_id=item.entry_id)
                 continue
             current = item.entry_revision == entry.revision_number
+            at = rotate_at(item.issued_at, item.not_after, self._jitter())
             revived.append(
                 WorkloadSvid(
                     entry_id=item.entry_id,
@@ -178,7 +196,8 @@ class Keeper:
                     key=item.key_der,
                     issued_at=item.issued_at,
                     not_after=item.not_after,
-                    rotate_at=rotate_at(item.issued_at, item.not_after, self._jitter()),
+                    rotate_at=at,
+                    rotate_by=self._clock.monotonic() + (at - now).total_seconds(),
                     authority_key_id=svid.authority_key_id,
                     asked=asked_for(entry) if current else (),
                 )

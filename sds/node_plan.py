@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from ca.errors import BurgeeError, Code, Denied, Unauthenticated
 from ca.identity.bundle import TrustBundle
-from ca.identity.svid import verify_x509_svid
+from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from sds.state import AgentSvid
 
 RENEWAL_JITTER = 0.1
@@ -54,8 +54,11 @@ Step = Attest | Renew | Wait
 
 
 def renew_at(svid: AgentSvid, jitter: float) -> datetime:
-    """Counted from issue, never from the backdated notBefore. `jitter` lies between -1 and 1."""
-    half = (svid.not_after - svid.issued_at) / 2
+    """Counted from issue, never from the backdated notBefore. `jitter` lies between -1 and 1.
+
+    Where the server's clock is ahead of ours, its notBefore tells how long a life it meant.
+    """
+    half = (svid.not_after - max(svid.issued_at, _begins(svid))) / 2
     return svid.issued_at + half + jitter * RENEWAL_JITTER * half
 
 
@@ -79,6 +82,13 @@ def plan(
         # A re-attestable node proves itself anew each time: RenewAgent would be answered AGENT_MUST_REATTEST.
         return Attest() if svid.reattestable else Renew()
     return Wait((due - now) / timedelta(seconds=1))
+
+
+def _begins(svid: AgentSvid) -> datetime:
+    try:
+        return parse_x509_svid(svid.chain).not_before
+    except BurgeeError:
+        return svid.issued_at
 
 
 def is_tainted(svid: AgentSvid, bundle: TrustBundle, now: datetime) -> bool:

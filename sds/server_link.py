@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from ca.errors import BurgeeError, Code
+from ca.errors import BurgeeError, Code, Unavailable
 from ca.identity.bundle_pem import certificate_pem
 from ca.ports import Clock
 from ca.runtime.rpc import error_of
@@ -20,6 +20,11 @@ from sds.state import AgentSvid
 MAX_RECEIVE_BYTES = 64 << 20
 """A snapshot for a large node is one message."""
 
+KEEPALIVE_SECONDS = 12
+KEEPALIVE_TIMEOUT_SECONDS = 8
+"""A server that says nothing for 12 s is asked, and given up 8 s later: one that hangs, or lies behind a proxy that
+swallows everything, is left for another within 20 s. The server itself must not be asked more often than every 10 s."""
+
 _OPTIONS = [
     # Channels to one address share a connection unless told not to; each of ours has its own identity.
     ("grpc.use_local_subchannel_pool", 1),
@@ -27,6 +32,9 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 
@@ -59,6 +67,13 @@ class ServerLink:
         """
         found = error_of(error)
         refusal = self.relay.refusal
+        if refusal is None and found.code is Code.UNAVAILABLE and found.reason == Unavailable.reason:
+            # Not the server's word but gRPC's own: the connection broke, or nobody answered on it.
+            return Unavailable(
+                f"lost the connection to the server: {found.detail}",
+                reason="SERVER_CONNECTION_LOST",
+                hint="the agent connects again by itself",
+            )
         if refusal is None or found.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
             return found
         await self._trust.heal(refusal.error, refusal.chain)

@@ -79,6 +79,8 @@ class AgentStore:
     def __init__(self, *, durable: SealedStore, cache: SealedStore | None) -> None:
         self._durable = durable
         self._cache = cache
+        self.cache_problem: BurgeeError | None = None
+        """Why the cache could not be saved the last time; None when it was."""
 
     def load_agent(self) -> AgentSvid | None:
         opened = self._durable.load("agent")
@@ -127,7 +129,11 @@ class AgentStore:
         try:
             self._cache.save(name, data, agent=agent)
         except BurgeeError as error:
-            log.warning("cache not saved", reason=error.reason, detail=error.detail, name=name)
+            if self.cache_problem is None:
+                log.warning("cache not saved", reason=error.reason, detail=error.detail, name=name)
+            self.cache_problem = error
+        else:
+            self.cache_problem = None
 
 
 def open_store(config: AgentConfig) -> AgentStore:

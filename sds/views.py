@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,10 @@ FAR = datetime.max.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSvid:
-    """A workload's X.509-SVID. `chain` is DER, leaf first; `key` PKCS#8 DER; `asked` what it was issued for."""
+    """A workload's X.509-SVID. `chain` is DER, leaf first; `key` PKCS#8 DER; `asked` what it was issued for.
+
+    `rotate_at` is by the wall clock; `rotate_by` the same by the monotonic one, which nobody can set back.
+    """
 
     entry_id: str
     spiffe_id: SpiffeId
@@ -33,6 +37,7 @@ class WorkloadSvid:
     rotate_at: datetime
     authority_key_id: str
     asked: tuple[str, ...]
+    rotate_by: float = math.inf
 
 
 def asked_for(entry: RegistrationEntry) -> tuple[str, ...]:

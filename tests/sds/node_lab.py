@@ -153,6 +153,8 @@ async def running(node: Node, *, client: bool = True) -> AsyncIterator[Node]:
     tasks = [asyncio.create_task(node.identity.run())]
     if client:
         tasks.append(asyncio.create_task(node.client.run()))
+    else:
+        node.condition.in_touch()  # as the client would say
     try:
         yield node
     finally:

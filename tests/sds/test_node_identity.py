@@ -106,7 +106,12 @@ def test_a_condition_shows_the_oldest_problem_and_counts_news_once() -> None:
     condition = Condition(clock)
     assert condition.state is State.STARTING
     condition.started()
+    assert condition.state is State.STARTING  # an identity from the disk says nothing about the server
+    assert condition.problem is not None
+    assert condition.problem.reason == "AGENT_STARTING"
+    condition.in_touch()
     assert condition.state is State.OK
+    assert condition.problem is None
     assert condition.report("sync", Unauthenticated("a", reason="A"))
     clock.jump(1)
     assert not condition.report("sync", Unauthenticated("b", reason="A"))

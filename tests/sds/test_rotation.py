@@ -59,12 +59,12 @@ def test_what_the_server_sent_is_checked(signed):
     bundles = {TD: authority.bundle()}
     svid = check_issued(entry("a"), key, (der,), bundles=bundles, now=NOW, jitter=0)
     assert svid.rotate_at == NOW + timedelta(minutes=30)
-    assert not is_due(entry("a"), svid, frozenset(), NOW)
-    assert is_due(entry("a"), svid, frozenset(), NOW + timedelta(minutes=30))
-    assert is_due(entry("a"), svid, frozenset({svid.authority_key_id}), NOW)
-    assert is_due(entry("a", dns_names=("x",)), svid, frozenset(), NOW)
-    assert not is_due(entry("a", hint="h"), svid, frozenset(), NOW)
-    assert is_due(entry("a"), None, frozenset(), NOW)
+    assert not is_due(entry("a"), svid, frozenset(), NOW, 0.0)
+    assert is_due(entry("a"), svid, frozenset(), NOW + timedelta(minutes=30), 0.0)
+    assert is_due(entry("a"), svid, frozenset({svid.authority_key_id}), NOW, 0.0)
+    assert is_due(entry("a", dns_names=("x",)), svid, frozenset(), NOW, 0.0)
+    assert not is_due(entry("a", hint="h"), svid, frozenset(), NOW, 0.0)
+    assert is_due(entry("a"), None, frozenset(), NOW, 0.0)
     assert svid.asked == asked_for(entry("a"))
 
 
@@ -77,7 +77,9 @@ def test_what_is_not_ours_is_not_taken_over(signed, case: str):
     now = NOW + timedelta(hours=2) if case == "expired" else NOW
     with pytest.raises(Unauthenticated) as refused:
         check_issued(wanted_by, given_key, (der,), bundles=bundles, now=now, jitter=0)
-    expected = {"other id": "SVID_WRONG_ID", "other key": "SVID_WRONG_KEY"}.get(case, "SVID_UNTRUSTED")
+    expected = {"other id": "SVID_WRONG_ID", "other key": "SVID_WRONG_KEY", "expired": "CLOCK_AHEAD"}.get(
+        case, "SVID_UNTRUSTED"
+    )
     assert refused.value.reason == expected
 
 
