@@ -136,10 +136,13 @@ class NodeIdentity:
 
     async def _step(self) -> float:
         """One decision, carried out; the seconds until the next. Raises what went wrong."""
+        first = self._trust.bundle is None
         await self._trust.start()
         if self._trust.bundle is None:
             log.warning("believing the first server that answers", reason="INSECURE_BOOTSTRAP")
             await self._calls.fetch_first_bundle()
+        if first:
+            self._poked.clear()  # the plan sees this bundle: should it fail, its pause must not end at once
         bundle, now, left = self._trust.bundle, self._clock.now(), self._due_by - self._clock.monotonic()
         due = min(self._due, now + timedelta(seconds=max(left, 0.0)))
         step = plan(svid=self._svid, bundle=bundle, verdict=self._verdict, due=due, now=now)
