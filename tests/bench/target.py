@@ -40,10 +40,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+UNLIMITED = {
+    "limits": {
+        "x509_svids_per_second_per_agent": 1e9,
+        "jwt_svids_per_second_per_agent": 1e9,
+        "signatures_per_second_per_address": 1e9,
+        "attestations_per_second_per_address": 1e9,
+    }
+}
+"""What is measured is the work, not the limits; SPIRE's were off as well."""
+
+
 @contextmanager
 def ours() -> Iterator[Target]:
     """A pair of ours: attested, stopped, and started again at once; that second start is the one that is timed."""
-    with pair() as nodes:
+    with pair(server=UNLIMITED) as nodes:
         nodes.stop("agent")
         nodes.stop("server")
         began = time.monotonic()
