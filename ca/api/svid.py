@@ -9,7 +9,7 @@ import grpc
 from ca.api.access import current_agent, current_downstream
 from ca.api.convert.ids import workload_id
 from ca.api.convert.status import failed, ok
-from ca.api.convert.svids import jwt_message, x509_message
+from ca.api.convert.svids import fill_x509, jwt_message, x509_message
 from ca.api.convert.text import named
 from ca.api.later import WIT, later
 from ca.api.limits import Limits
@@ -33,6 +33,7 @@ _NO_CSR = InvalidArgument("missing CSR", reason="CSR_MISSING")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Result = pb.BatchNewX509SVIDResponse.Result
+_OK = ok()
 
 
 class SvidService(server_svid_pb2_grpc.SVIDServicer):
@@ -81,9 +82,10 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         requests = [item for item in wanted if isinstance(item, WorkloadRequest)]
         async with self._limits.x509(len(wanted)):
             issued = iter(await self._issuer.for_workloads(agent_id, requests))
-        return pb.BatchNewX509SVIDResponse(
-            results=[_result(next(issued) if isinstance(item, WorkloadRequest) else item) for item in wanted]
-        )
+        response = pb.BatchNewX509SVIDResponse()
+        for item in wanted:
+            _fill(response.results.add(), next(issued) if isinstance(item, WorkloadRequest) else item)
+        return response
 
     async def NewJWTSVID(self, request: pb.NewJWTSVIDRequest, context: Context) -> pb.NewJWTSVIDResponse:
         names = audience(request.audience)
@@ -140,7 +142,9 @@ def minted_id(request: Any, own: TrustDomain) -> SpiffeId:
     return named("invalid SPIFFE ID", lambda: workload_id(message, own))
 
 
-def _result(outcome: IssuedX509 | BurgeeError) -> _Result:
+def _fill(result: _Result, outcome: IssuedX509 | BurgeeError) -> None:
     if isinstance(outcome, BurgeeError):
-        return _Result(status=failed(outcome))
-    return _Result(status=ok(), svid=x509_message(outcome))
+        result.status.CopyFrom(failed(outcome))
+    else:
+        result.status.CopyFrom(_OK)
+        fill_x509(result.svid, outcome)

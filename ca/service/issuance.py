@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ca.errors import BurgeeError, Internal, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
@@ -53,16 +53,14 @@ class IssueSettings:
     jwt_issuer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkloadRequest:
+class WorkloadRequest(NamedTuple):
     """One CSR (DER) for an entry that the calling agent may serve."""
 
     entry: RegistrationEntry
     csr: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssuedX509:
+class IssuedX509(NamedTuple):
     """`chain` is DER, leaf first, without the root."""
 
     spiffe_id: SpiffeId
@@ -75,9 +73,11 @@ class IssuedX509:
         return self.lifetime.not_after
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One certificate to be. `request` is a CSR still to be verified, or the key from one that was."""
+class _Job(NamedTuple):
+    """One certificate to be. `request` is a CSR still to be verified, or the key from one that was.
+
+    A tuple, like what is made of it: thousands are made a second.
+    """
 
     profile: LeafProfile
     spiffe_id: SpiffeId

@@ -11,7 +11,17 @@ from ca.service.issuance_jwt import IssuedJwt
 
 
 def x509_message(svid: IssuedX509) -> types_pb2.X509SVID:
-    return types_pb2.X509SVID(cert_chain=svid.chain, id=id_message(svid.spiffe_id), expires_at=seconds(svid.not_after))
+    message = types_pb2.X509SVID()
+    fill_x509(message, svid)
+    return message
+
+
+def fill_x509(message: types_pb2.X509SVID, svid: IssuedX509) -> None:
+    """In place: a message that is handed to another's constructor is copied."""
+    message.cert_chain.extend(svid.chain)
+    message.id.trust_domain = svid.spiffe_id.trust_domain.name
+    message.id.path = svid.spiffe_id.path
+    message.expires_at = seconds(svid.not_after)
 
 
 def jwt_message(svid: IssuedJwt) -> types_pb2.JWTSVID:
