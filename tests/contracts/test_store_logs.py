@@ -175,7 +175,7 @@ def record(number: int, **fields: object) -> IssuanceRecord:
         not_after=NOW + HOUR,
         key_sha256=(number + 1).to_bytes(32, "big"),
     )
-    return replace(base, **fields)  # type: ignore[arg-type]
+    return base._replace(**fields)
 
 
 class TestIssuance:
