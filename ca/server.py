@@ -356,7 +356,7 @@ class Server:
 
     async def _watch(self) -> None:
         """What goes on in the background, and what follows from changes."""
-        self.server_svid.on_renewed = self.gate.reload_tls
+        self.server_svid.on_renewed = self.gate.refresh_tls
         revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
         self.follower.on_applied(revocation.on_applied)
         self.agents.on_change(revocation.on_agent)
@@ -438,7 +438,7 @@ def _admin_gid(config: ServerConfig) -> int | None:
     if config.admin_socket.path is None:
         raise ConfigError(
             "admin_socket.admin_group needs admin_socket.path: the group cannot reach into the data directory",
-            hint="set admin_socket.path to a directory of its own, such as /run/burgee/admin.sock",
+            hint="set admin_socket.path to a directory of its own, such as /run/burgee-admin/admin.sock",
         )
     try:
         return grp.getgrnam(group).gr_gid
@@ -460,6 +460,7 @@ async def run(config: ServerConfig, path: Path | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what was read just now need not be read again
     server = Server(config)
     await server.start()
     logger.info(
@@ -497,7 +498,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(run(config, options.config))
     except BurgeeError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
-        print(f"error: {error.detail}{hint}", file=sys.stderr)
+        print(f"error: {error.detail} ({error.reason}){hint}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

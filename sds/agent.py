@@ -349,6 +349,7 @@ async def serve(config: AgentConfig, path: Path | None = None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what was read just now need not be read again
     # A name server that does not answer keeps its threads for long; attestation must not run out of them.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="agent"))
     agent = Agent(config)
@@ -385,7 +386,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         asyncio.run(serve(config, options.config))
     except BurgeeError as error:
-        print(f"agent: {error.detail}" + (f"\n  hint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        print(
+            f"error: {error.detail} ({error.reason})" + (f"\n  hint: {error.hint}" if error.hint else ""),
+            file=sys.stderr,
+        )
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 FETCH_SECONDS = 10.0
 START_SECONDS = 10.0
+TRIES = 3
+RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,16 @@ def _background() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
 
 
 def _credentials(remote: Remote) -> Credentials:
-    return _from_directory(remote.svid_dir) if remote.svid_dir is not None else _from_workload_api(remote.spiffe_id)
+    if remote.svid_dir is None:
+        return _from_workload_api(remote.spiffe_id)
+    for _ in range(TRIES):  # between two of its replacements a directory holds a key and another's certificate
+        try:
+            return _from_directory(remote.svid_dir)
+        except InvalidArgument as error:
+            if error.reason != "SVID_KEY_MISMATCH":
+                raise
+        time.sleep(RETRY_SECONDS)
+    return _from_directory(remote.svid_dir)
 
 
 def _from_directory(directory: Path) -> Credentials:

@@ -102,6 +102,7 @@ async def test_pruning_by_hand() -> None:
             r async for page in server.local.admin.ListAudit(pb.ListAuditRequest(call="Prune")) for r in page.records
         ]
         assert [{item.name for item in r.items} for r in records[:2]] == [{old, over.id}] * 2
+        assert [{item.about for item in r.items} for r in records[:2]] == [{"dry run"}, {""}]
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await server.local.admin.Prune(pb.PruneRequest(agents_expired_for_seconds=-1))
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
