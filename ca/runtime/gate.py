@@ -152,6 +152,13 @@ class Gate:
             self._tls[name].context = context
         self._tls_is_old = False
 
+    def refresh_tls(self) -> None:
+        """`reload_tls` for those who have more to do than to hear of its failure, which is logged."""
+        try:
+            self.reload_tls()
+        except Exception as error:
+            _log.error("cannot reload TLS material", reason="TLS_RELOAD_FAILED", exc_info=error)
+
     # ---- callers
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
@@ -283,20 +290,14 @@ class Gate:
             await self._clock.sleep(SWEEP_SECONDS)
             self._end_expired()
             if self._tls_is_old:
-                self._reload_again()
+                # Whoever asked for new material may not ask again before the old one has expired.
+                self.refresh_tls()
             now = self._host.loop.time()
             for connection in list(self._connections.values()):
                 if connection.stalled_for(now) > self.limits.stall_timeout_seconds:
                     connection.close("CLIENT_STALLED")
                 elif connection.anonymous and now - connection.began > self.limits.max_anonymous_seconds:
                     self._go_away(connection, "ANONYMOUS_TOO_LONG")
-
-    def _reload_again(self) -> None:
-        """Whoever asked for new material may not ask again before the old one has expired."""
-        try:
-            self.reload_tls()
-        except Exception as error:
-            _log.error("cannot reload TLS material", reason="TLS_RELOAD_FAILED", exc_info=error)
 
     def _end_expired(self) -> None:
         now = self._clock.now()

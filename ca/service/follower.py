@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ca.identity.bundle import TrustBundle
+from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.runtime import log
 from ca.service.peers import AgentTable
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex, Effect
 from ca.store.store import Store
-from ca.store.values import Change, Compacted
+from ca.store.values import AttestedAgent, Change, Compacted
 
 logger = log.get("follower")
 
@@ -56,11 +58,12 @@ class Follower:
 
     async def load(self) -> None:
         """Reads everything, as of one revision."""
-        snapshot = await self._store.snapshot()
-        self._agents.load(snapshot.agents)
-        self._index.load(snapshot.entries, snapshot.agents)
-        self._trust.load(snapshot.bundles)
-        self.revision, self.mark = snapshot.revision, snapshot.mark
+        async with self._agents.lock:
+            snapshot = await self._store.snapshot()
+            self._index.load(snapshot.entries, snapshot.agents)
+            self._trust.load(snapshot.bundles)
+            self.revision, self.mark = snapshot.revision, snapshot.mark
+            self._agents.load(snapshot.agents)
 
     async def run(self) -> None:
         """Follows until cancelled."""
@@ -85,33 +88,38 @@ class Follower:
                     return
 
     async def _apply(self, changes: list[Change]) -> None:
-        applied = Applied(revision=changes[-1].revision)
-        latest = {(change.kind, change.name): change for change in changes}
-        await self._apply_entries([c for c in latest.values() if c.kind == "entry"], applied)
-        for change in latest.values():
-            if change.kind == "agent":
-                await self._apply_agent(SpiffeId.parse(change.name), applied)
-            elif change.kind == "bundle":
-                await self._apply_bundle(TrustDomain(change.name), applied)
-        self.revision, self.mark = applied.revision, changes[-1].mark
-        self._tell(applied)
+        """Reads everything, then takes it over and tells of it at once: a pass that fails or is cancelled has changed
+        nothing, and the next one finds the same differences."""
+        names: dict[str, list[str]] = {"entry": [], "agent": [], "bundle": []}
+        for kind, name in dict.fromkeys((change.kind, change.name) for change in changes):
+            names.setdefault(kind, []).append(name)
+        agent_ids = [SpiffeId.parse(name) for name in names["agent"]]
+        domains = [TrustDomain(name) for name in names["bundle"]]
+        async with self._agents.lock:
+            entries = await self._store.entries.get_many(names["entry"])
+            agents = await self._store.agents.get_many(agent_ids)
+            bundles = {domain: await self._store.bundles.get(domain) for domain in domains}
+            applied = Applied(revision=changes[-1].revision)
+            for name in names["entry"]:
+                self._take_entry(name, entries.get(name), applied)
+            for agent_id in agent_ids:
+                self._take_agent(agent_id, agents.get(agent_id), applied)
+            for domain, bundle in bundles.items():
+                self._take_bundle(domain, bundle, applied)
+            self.revision, self.mark = applied.revision, changes[-1].mark
+            self._tell(applied)
 
-    async def _apply_entries(self, changes: list[Change], applied: Applied) -> None:
-        names = [change.name for change in changes]
-        found = await self._store.entries.get_many(names) if names else {}
-        for name in names:
-            entry = found.get(name)
-            effect = self._index.remove_entry(name) if entry is None else self._index.put_entry(entry)
-            self._note(name, effect, applied)
+    def _take_entry(self, name: str, entry: RegistrationEntry | None, applied: Applied) -> None:
+        effect = self._index.remove_entry(name) if entry is None else self._index.put_entry(entry)
+        self._note(name, effect, applied)
 
-    async def _apply_agent(self, agent_id: SpiffeId, applied: Applied) -> None:
-        agent = await self._agents.refresh(agent_id)
+    def _take_agent(self, agent_id: SpiffeId, agent: AttestedAgent | None, applied: Applied) -> None:
+        self._agents.adopt(agent_id, agent)
         effect = self._index.remove_agent(agent_id) if agent is None else self._index.put_agent(agent)
         applied.agents.add(agent_id)
         applied.whole |= effect.agents
 
-    async def _apply_bundle(self, trust_domain: TrustDomain, applied: Applied) -> None:
-        bundle = await self._store.bundles.get(trust_domain)
+    def _take_bundle(self, trust_domain: TrustDomain, bundle: TrustBundle | None, applied: Applied) -> None:
         if bundle is None:
             self._trust.remove(trust_domain)
         else:
@@ -124,5 +132,9 @@ class Follower:
         applied.entries[name] = effect.agents
 
     def _tell(self, applied: Applied) -> None:
+        """What was applied is not told again, so that no listener may keep the others from hearing of it."""
         for listener in self._listeners:
-            listener(applied)
+            try:
+                listener(applied)
+            except Exception as error:
+                logger.error("cannot follow a change", reason="CHANGE_NOT_FOLLOWED", exc_info=error)

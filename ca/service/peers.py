@@ -26,7 +26,8 @@ class AgentTable:
         self._store = store
         self._agents: dict[SpiffeId, AttestedAgent] = {}
         self._listeners: list[Listener] = []
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held from the reading of rows to their `adopt`."""
 
     @property
     def agents(self) -> Mapping[SpiffeId, AttestedAgent]:
@@ -41,21 +42,29 @@ class AgentTable:
         self._listeners.append(listener)
 
     def load(self, agents: Iterable[AttestedAgent]) -> None:
-        self._agents = {agent.id: agent for agent in agents}
+        """Takes over exactly these; the caller holds the lock."""
+        kept = {agent.id: agent for agent in agents}
+        for agent_id in self._agents.keys() | kept.keys():
+            self.adopt(agent_id, kept.get(agent_id))
 
     async def refresh(self, agent_id: SpiffeId) -> AttestedAgent | None:
         """Reads the agent's row again."""
-        async with self._lock:
+        async with self.lock:
             agent = await self._store.get(agent_id)
-            if agent == self._agents.get(agent_id):
-                return agent
-            if agent is None:
-                self._agents.pop(agent_id, None)
-            else:
-                self._agents[agent_id] = agent
-            for listener in self._listeners:
-                listener(agent_id, agent)
+            self.adopt(agent_id, agent)
             return agent
+
+    def adopt(self, agent_id: SpiffeId, agent: AttestedAgent | None) -> None:
+        """Takes over a row, None for one that is gone, and tells whoever listens if it differs; the caller holds the
+        lock."""
+        if agent == self._agents.get(agent_id):
+            return
+        if agent is None:
+            self._agents.pop(agent_id, None)
+        else:
+            self._agents[agent_id] = agent
+        for listener in self._listeners:
+            listener(agent_id, agent)
 
 
 class AgentAuthorizer:

@@ -54,11 +54,11 @@ class Revocation:
         for domain in domains:
             if roots := _roots(self._trust.get(domain)):
                 self._roots[domain] = roots
-        if any(self._roots.get(domain, _NONE) != before[domain] for domain in domains):
-            self._gate.reload_tls()
         for domain in sorted(domains):
             if before[domain] - self._roots.get(domain, _NONE):
                 self._close_stranded(domain)
+        if any(self._roots.get(domain, _NONE) != before[domain] for domain in domains):
+            self._gate.refresh_tls()
 
     def _close_agent(self, agent_id: SpiffeId, reason: str) -> None:
         self._gate.close_peers(lambda peer: peer.svid is not None and peer.svid.id == agent_id, reason)

@@ -1,0 +1,129 @@
+"""Memory follows the log whole or not at all, and whoever listens hears of everything that changed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ca.errors import Unavailable
+from ca.identity.bundle import TrustBundle
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.proto.spire import server_bundle_pb2
+from tests.ca.api.refusals import Code, refused
+from tests.ca.api.test_node import Stream
+from tests.support.server import Identity, RunningServer, entry, eventually, running_server
+
+TD = TrustDomain("example.org")
+
+
+def agent_id(identity: Identity) -> SpiffeId:
+    return SpiffeId(TD, identity.path)
+
+
+async def entry_and_agent_change(server: RunningServer, identity: Identity, entry_id: str, version: str) -> None:
+    """Both in one pass of the follower."""
+    async with server.server.follower._lock:
+        await server.server.store.entries.delete([entry_id])
+        await server.server.store.agents.set_version(agent_id(identity), version)
+        await server.server.store.bundles.set(TrustBundle(trust_domain=TrustDomain(f"{version}.org")))
+
+
+@pytest.mark.parametrize("reader", ["agents", "bundles"])
+async def test_a_read_that_fails_half_way_loses_no_push(monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    async with running_server() as server:
+        identity, caller = await server.agent()
+        (doomed,) = await server.create(entry("/doomed", identity.path))
+        stream = Stream(caller)
+        await stream.open()
+        table = getattr(server.server.store, reader)
+        name = {"agents": "get_many", "bundles": "get"}[reader]
+        read, failures = getattr(table, name), 0
+
+        async def hiccup(*arguments: Any) -> Any:
+            nonlocal failures
+            failures += 1
+            if failures == 1:
+                raise Unavailable("the store hiccups", reason="STORE")
+            return await read(*arguments)
+
+        monkeypatch.setattr(table, name, hiccup)
+        await entry_and_agent_change(server, identity, doomed.id, "v2")
+        await stream.next()
+        assert stream.entries == {}
+        assert failures > 1
+
+
+async def test_a_cancelled_caller_loses_no_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that made the change follows it itself; whoever called may hang up in the middle."""
+    async with running_server() as server:
+        identity, caller = await server.agent()
+        (doomed,) = await server.create(entry("/doomed", identity.path))
+        stream = Stream(caller)
+        await stream.open()
+        agents = server.server.store.agents
+        read, reading, waiting = agents.get_many, asyncio.Event(), True
+
+        async def slow(*arguments: Any) -> Any:
+            if waiting:
+                reading.set()
+                await asyncio.Event().wait()
+            return await read(*arguments)
+
+        monkeypatch.setattr(agents, "get_many", slow)
+        await entry_and_agent_change(server, identity, doomed.id, "v2")
+        await reading.wait()
+        (follower,) = [task for task in asyncio.all_tasks() if task.get_name() == "follower"]
+        follower.cancel()
+        waiting = False
+        await server.server.follower.catch_up()
+        await stream.next()
+        assert stream.entries == {}
+
+
+async def test_a_listener_that_fails_keeps_nobody_else_from_hearing() -> None:
+    async with running_server() as server:
+        identity, caller = await server.agent()
+        stream = Stream(caller)
+        await stream.open()
+
+        def broken(_: object) -> None:
+            raise RuntimeError("a mistake of ours")
+
+        server.server.follower._listeners.insert(0, broken)
+        (made,) = await server.create(entry("/made", identity.path))
+        await stream.next()
+        assert set(stream.entries) == {made.id}
+
+
+async def test_a_ban_that_only_the_whole_store_tells_of_closes_connections() -> None:
+    """Another server banned the agent, and the log was compacted before this one read of it."""
+    async with running_server() as server:
+        identity, caller = await server.agent()
+        await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest())
+        stream = Stream(caller)
+        await stream.open()
+
+        def connected() -> bool:
+            return any(p.svid and p.svid.id.path == identity.path for p in server.server.gate.connections())
+
+        assert connected()
+        async with server.server.follower._lock:
+            await server.server.store.agents.ban(agent_id(identity))
+            await server.server.store.changes.compact(0)
+        with refused(Code.PERMISSION_DENIED, reason="AGENT_BANNED"):
+            await stream.until_the_end()
+        await eventually(lambda: not connected(), seconds=3)
+
+
+async def test_an_eviction_that_only_the_whole_store_tells_of() -> None:
+    async with running_server() as server:
+        identity, caller = await server.agent()
+        stream = Stream(caller)
+        await stream.open()
+        async with server.server.follower._lock:
+            await server.server.store.agents.delete(agent_id(identity))
+            await server.server.store.changes.compact(0)
+        with refused(Code.PERMISSION_DENIED, reason="AGENT_NOT_ATTESTED"):
+            await stream.until_the_end()
