@@ -221,7 +221,7 @@ class Server:
     def _make_services(self) -> None:
         """What answers calls."""
         self.feed = Feed(store=self.store, index=self.index, trust=self.trust, follower=self.follower, clock=self.clock)
-        self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.clock)
+        self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.trust, self.clock)
         self.auditor = Auditor(
             records=self.store.audit,
             server=self.issuer.settings.server,

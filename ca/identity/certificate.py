@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.utils import CryptographyDeprecationWarning
 
 from ca.errors import InvalidArgument
@@ -48,6 +48,19 @@ def load_certificate(der: bytes) -> x509.Certificate:
     if serial <= 0:  # RFC 5280 §4.1.2.2; the library only warns of it
         raise InvalidArgument("serial number of the certificate is not positive", reason="CERTIFICATE_MALFORMED")
     return certificate
+
+
+@lru_cache(maxsize=16384)
+def is_issued_by(leaf: bytes, authority: bytes) -> bool:
+    """Whether the authority itself signed this certificate, both DER, with none in between; times are not looked at.
+
+    Key identifiers tell nothing here: who signs chooses what the leaf says of its issuer.
+    """
+    try:
+        load_certificate(leaf).verify_directly_issued_by(load_authority(authority))
+    except (InvalidArgument, InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)

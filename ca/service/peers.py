@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from ca.errors import Denied
+from ca.identity.certificate import is_issued_by
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
+from ca.service.trust import Trust
 from ca.store.agents import Agents
 from ca.store.values import AttestedAgent
 
@@ -73,9 +75,10 @@ class AgentAuthorizer:
     The reasons are SPIRE's PermissionDeniedDetails: its agents decide by them whether to attest again or to stop.
     """
 
-    def __init__(self, table: AgentTable, store: Agents, clock: Clock) -> None:
+    def __init__(self, table: AgentTable, store: Agents, trust: Trust, clock: Clock) -> None:
         self._table = table
         self._store = store
+        self._trust = trust
         self._clock = clock
 
     async def authorize(self, svid: X509Svid) -> AttestedAgent:
@@ -97,6 +100,11 @@ class AgentAuthorizer:
         if agent.banned or not agent.serial:
             raise Denied("agent is banned", reason="AGENT_BANNED", hint="an administrator can evict it to lift the ban")
         serial = str(svid.serial)
-        if serial == agent.serial or (allow_pending and serial == agent.pending_serial):
+        if (serial == agent.serial or (allow_pending and serial == agent.pending_serial)) and self._is_ours(svid):
             return agent
         raise Denied("agent SVID is not active", reason="AGENT_NOT_ACTIVE", hint="a newer SVID is in use; attest again")
+
+    def _is_ours(self, svid: X509Svid) -> bool:
+        """A downstream authority may issue any name in the trust domain, and could repeat an agent's serial number: so
+        an agent's SVID is one that an authority of the bundle signed itself."""
+        return any(is_issued_by(svid.chain[0], authority.certificate) for authority in self._trust.own.x509_authorities)
