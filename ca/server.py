@@ -57,6 +57,7 @@ from ca.runtime.tasks import Tasks
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
 from ca.service.bundle_file import BundleFile
 from ca.service.bundle_pruning import BundlePruning
+from ca.service.entry_expiry import EntryExpiry
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer, IssueSettings
@@ -171,7 +172,7 @@ class Server:
         self.store = await Store.open(self.config.store_url, clock=self.clock)
         self._stack.push_async_callback(self.store.close)
         self.trust = Trust(self.trust_domain)
-        self.index = AuthorizedIndex(self.trust_domain)
+        self.index = AuthorizedIndex(self.trust_domain, self.clock.now)
         self.agents = AgentTable(self.store.agents)
         self.follower = Follower(store=self.store, index=self.index, agents=self.agents, trust=self.trust)
         await self.follower.load()
@@ -375,6 +376,7 @@ class Server:
         )
         tasks.spawn("bundle-pruning", pruning.run)
         tasks.spawn("follower", self.follower.run)
+        tasks.spawn("entry-expiry", EntryExpiry(index=self.index, follower=self.follower, clock=self.clock).run)
         tasks.spawn("authority", self.authority.run)
         tasks.spawn("server-svid", self.server_svid.run)
         tasks.spawn("store-watch", store_watch.run)

@@ -175,7 +175,8 @@ class Session:
         fresh = (missed.bundles & self.domains) | {domain for entry in changed for domain in entry.federates_with}
         bundles = self._feed.bundles(fresh)
         gone = missed.bundles - {bundle.trust_domain for bundle in bundles}
-        removed = [(ENTRY, name) for name in sorted(missed.entries - self.known)]
+        lapsed = self._feed.index.lapsed(self.agent_id)  # of their end no revision tells
+        removed = [(ENTRY, name) for name in sorted(missed.entries.union(lapsed) - self.known)]
         removed += [(BUNDLE, domain.name) for domain in sorted(gone)]
         return self._update(entries=changed, bundles=bundles, removed=removed)
 

@@ -87,6 +87,15 @@ class Follower:
                 if len(changes) < PAGE:
                     return
 
+    def expire(self) -> None:
+        """Tells of the entries whose end has come. That is no change of the store, so the revision stays."""
+        applied = Applied(revision=self.revision)
+        for name, effect in self._index.expire().items():
+            self._note(name, effect, applied)
+        if applied.entries:
+            logger.info("entries have expired", count=len(applied.entries))
+            self._tell(applied)
+
     async def _apply(self, changes: list[Change]) -> None:
         """Reads everything, then takes it over and tells of it at once: a pass that fails or is cancelled has changed
         nothing, and the next one finds the same differences."""

@@ -4,12 +4,15 @@ SPIRE's rule: an agent may serve what descends from its own ID and from the IDs 
 parent IDs, and the alias entries themselves. A node alias is an entry whose parent is the server and whose
 selectors the agent all has; an agent also has the selector `spiffe_id:<its own ID>`.
 Nothing here is computed ahead for each agent, so one change costs what it touches, not what the trust domain holds.
+An entry that has expired gives nothing to anybody, nor does what hangs below it, although it stays until it is removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
@@ -31,10 +34,11 @@ NOTHING = Effect()
 
 
 class AuthorizedIndex:
-    """The entries and agents of one trust domain. Not for use by several threads at once."""
+    """The entries and agents of one trust domain; `now` tells the time. Not for use by several threads at once."""
 
-    def __init__(self, trust_domain: TrustDomain) -> None:
+    def __init__(self, trust_domain: TrustDomain, now: Callable[[], datetime]) -> None:
         self._trust_domain = trust_domain
+        self._now = now
         self._server = server_id(trust_domain)
         self._entries: dict[str, RegistrationEntry] = {}
         self._by_parent: MultiMap[str, str, RegistrationEntry] = MultiMap()  # aliases are not in it
@@ -43,10 +47,12 @@ class AuthorizedIndex:
         self._alias_pivots: dict[str, Selector] = {}
         self._agents: dict[str, tuple[SpiffeId, frozenset[Selector]]] = {}
         self._holders: MultiMap[Selector, str, SpiffeId] = MultiMap()  # agents by each selector
+        self._expiring: set[str] = set()  # entries that have an end
+        self._ends: list[tuple[datetime, str]] = []  # a heap, also of what is no more
 
     def load(self, entries: Iterable[RegistrationEntry], agents: Iterable[AttestedAgent]) -> None:
         """Replace everything."""
-        AuthorizedIndex.__init__(self, self._trust_domain)
+        AuthorizedIndex.__init__(self, self._trust_domain, self._now)
         for entry in entries:
             self._insert(entry)
         for agent in agents:
@@ -97,6 +103,32 @@ class AuthorizedIndex:
 
     def authorized(self, agent_id: SpiffeId) -> list[RegistrationEntry]:
         """The entries that the agent may serve, sorted by entry id; none for an unknown agent."""
+        return self._reachable(agent_id, self._now())
+
+    def lapsed(self, agent_id: SpiffeId) -> list[str]:
+        """Ids of the entries that the agent might still serve if none had expired."""
+        if not self._expiring:
+            return []
+        held = {entry.id for entry in self.authorized(agent_id)}
+        return [entry.id for entry in self._reachable(agent_id, None) if entry.id not in held]
+
+    def expire(self) -> dict[str, Effect]:
+        """By id, the entries that have expired since the last call, or were put when they had, and whom each concerns.
+        Without this call they are out of use all the same; it tells whom to tell."""
+        now, effects = self._now(), dict[str, Effect]()
+        while self._ends and self._ends[0][0] <= now:
+            at, entry_id = heapq.heappop(self._ends)
+            entry = self._entries.get(entry_id)
+            if entry is not None and entry.expires_at == at:
+                effects[entry_id] = Effect(frozenset(self._agents_above(entry)), self._relinks(entry, None))
+        return effects
+
+    @property
+    def next_expiry(self) -> datetime | None:
+        """When to call `expire` again; perhaps for nothing."""
+        return self._ends[0][0] if self._ends else None
+
+    def _reachable(self, agent_id: SpiffeId, now: datetime | None) -> list[RegistrationEntry]:
         key = self._key(agent_id)
         known = self._agents.get(key)
         if known is None:
@@ -105,12 +137,14 @@ class AuthorizedIndex:
         reached = {key}
         pending = [key]
         for alias in self._aliases_of(known[1]):
-            found[alias.id] = alias
-            self._reach(alias, reached, pending)
+            if _lives(alias, now):
+                found[alias.id] = alias
+                self._reach(alias, reached, pending)
         while pending:
             for entry in self._by_parent.values(pending.pop()):
-                found[entry.id] = entry
-                self._reach(entry, reached, pending)
+                if _lives(entry, now):
+                    found[entry.id] = entry
+                    self._reach(entry, reached, pending)
         return [found[entry_id] for entry_id in sorted(found)]
 
     def get(self, agent_id: SpiffeId, entry_id: str) -> RegistrationEntry | None:
@@ -120,7 +154,7 @@ class AuthorizedIndex:
         if entry is None or known is None:
             return None
         own, held = self._key(agent_id), known[1]
-        for ancestor in self._upwards(entry):
+        for ancestor in self._upwards(entry, self._now()):
             if ancestor.parent_id == self._server:
                 if ancestor.selectors and ancestor.selectors <= held:
                     return entry
@@ -134,7 +168,8 @@ class AuthorizedIndex:
 
     def by_spiffe_id(self, spiffe_id: SpiffeId) -> list[RegistrationEntry]:
         """The entries that give this ID: a caller's admin and downstream rights are in them."""
-        return list(self._by_spiffe_id.values(self._key(spiffe_id)))
+        now = self._now()
+        return [entry for entry in self._by_spiffe_id.values(self._key(spiffe_id)) if _lives(entry, now)]
 
     def _key(self, spiffe_id: SpiffeId) -> str:
         # Strings keep their hash; IDs of the own trust domain (all but mistakes) are told apart by path.
@@ -146,11 +181,14 @@ class AuthorizedIndex:
             reached.add(key)
             pending.append(key)
 
-    def _upwards(self, entry: RegistrationEntry) -> Iterator[RegistrationEntry]:
-        """The entry and those above it, each parent ID followed once (entries may form a ring)."""
+    def _upwards(self, entry: RegistrationEntry, now: datetime | None = None) -> Iterator[RegistrationEntry]:
+        """The entry and those above it, each parent ID followed once (entries may form a ring); with `now` only by way
+        of what has not expired."""
         pending, followed = [entry], set()
         while pending:
             current = pending.pop()
+            if not _lives(current, now):
+                continue
             yield current
             if current.parent_id == self._server:
                 continue
@@ -194,6 +232,8 @@ class AuthorizedIndex:
     def _insert(self, entry: RegistrationEntry) -> None:
         self._entries[entry.id] = entry
         self._by_spiffe_id.put(self._key(entry.spiffe_id), entry.id, entry)
+        if entry.expires_at is not None:
+            self._note_end(entry.id, entry.expires_at)
         if entry.parent_id != self._server:
             self._by_parent.put(self._key(entry.parent_id), entry.id, entry)
         elif entry.selectors:
@@ -203,12 +243,20 @@ class AuthorizedIndex:
 
     def _discard(self, entry: RegistrationEntry) -> None:
         del self._entries[entry.id]
+        self._expiring.discard(entry.id)
         self._by_spiffe_id.remove(self._key(entry.spiffe_id), entry.id)
         pivot = self._alias_pivots.pop(entry.id, None)
         if pivot is not None:
             self._aliases.remove(pivot, entry.id)
         elif entry.parent_id != self._server:
             self._by_parent.remove(self._key(entry.parent_id), entry.id)
+
+    def _note_end(self, entry_id: str, at: datetime) -> None:
+        self._expiring.add(entry_id)
+        heapq.heappush(self._ends, (at, entry_id))
+        if len(self._ends) > 1000 + 2 * len(self._expiring):
+            live = ((end, i) for end, i in set(self._ends) if i in self._entries and self._entries[i].expires_at == end)
+            self._ends = sorted(live)
 
     def _insert_agent(self, agent_id: SpiffeId, held: frozenset[Selector]) -> None:
         key = self._key(agent_id)
@@ -222,4 +270,9 @@ def _held(agent: AttestedAgent) -> frozenset[Selector]:
 
 
 def _links(entry: RegistrationEntry) -> tuple[object, ...]:
-    return entry.parent_id, entry.spiffe_id, entry.selectors
+    return entry.parent_id, entry.spiffe_id, entry.selectors, entry.expires_at
+
+
+def _lives(entry: RegistrationEntry, now: datetime | None) -> bool:
+    """Whether the entry has not expired; always, if no time is given."""
+    return now is None or entry.expires_at is None or entry.expires_at > now

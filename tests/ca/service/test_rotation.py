@@ -46,7 +46,9 @@ class Bench:
         self.store = await Store.open(self._url, clock=self.clock)
         self.trust = Trust(TD)
         agents = AgentTable(self.store.agents)
-        follower = Follower(store=self.store, index=AuthorizedIndex(TD), agents=agents, trust=self.trust)
+        follower = Follower(
+            store=self.store, index=AuthorizedIndex(TD, self.clock.now), agents=agents, trust=self.trust
+        )
         await follower.load()
         self.authority = AuthorityManager(
             settings=RotationSettings(

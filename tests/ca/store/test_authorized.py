@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ SERVER = server_id(TD)
 AGENTS = [SpiffeId(TD, f"/spire/agent/join_token/{name}") for name in "abc"]
 WORKLOADS = [SpiffeId(TD, f"/w/{n}") for n in range(5)]
 NODE_SELECTORS = selectors("n:1", "n:2", "n:3", f"spiffe_id:{AGENTS[0]}")
+TICK = timedelta(seconds=1)
 Everything = tuple[dict[str, RegistrationEntry], dict[SpiffeId, AttestedAgent]]
 
 
@@ -44,6 +46,7 @@ entries_made = st.builds(
     parent_id=st.sampled_from([SERVER, *AGENTS, *WORKLOADS]),
     selectors=st.frozensets(st.sampled_from(sorted(NODE_SELECTORS)), min_size=1, max_size=3),
     hint=st.sampled_from(["", "h"]),
+    expires_at=st.sampled_from([None, None, *(NOW + n * TICK for n in range(-1, 4))]),
 )
 agents_made = st.builds(
     lambda agent_id, held: AttestedAgent(
@@ -59,12 +62,16 @@ class AgainstTheModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.index = AuthorizedIndex(TD)
+        self.now = NOW
+        self.index = AuthorizedIndex(TD, lambda: self.now)
         self.entries: dict[str, RegistrationEntry] = {}
         self.agents: dict[SpiffeId, AttestedAgent] = {}
 
+    def living(self) -> dict[str, RegistrationEntry]:
+        return {i: e for i, e in self.entries.items() if e.expires_at is None or e.expires_at > self.now}
+
     def served(self) -> dict[SpiffeId, dict[str, RegistrationEntry]]:
-        sets = {agent_id: model(self.entries, self.agents, agent_id) for agent_id in AGENTS}
+        sets = {agent_id: model(self.living(), self.agents, agent_id) for agent_id in AGENTS}
         return {agent_id: {i: self.entries[i] for i in found} for agent_id, found in sets.items()}
 
     def check(self, before: dict[SpiffeId, dict[str, RegistrationEntry]], effect: Effect, changed: str | None) -> None:
@@ -107,6 +114,18 @@ class AgainstTheModel(RuleBasedStateMachine):
         self.check(before, effect, None)
 
     @rule()
+    def time_passes(self) -> None:
+        before = self.served()
+        self.now += TICK
+        effects = self.index.expire()
+        after = self.served()
+        for agent_id in AGENTS:
+            gone = before[agent_id].keys() - after[agent_id].keys()
+            mine = {entry_id: effect for entry_id, effect in effects.items() if agent_id in effect.agents}
+            assert gone <= mine.keys() or any(effect.structural for effect in mine.values())
+        assert self.index.expire() == {}
+
+    @rule()
     def load(self) -> None:
         self.index.load(self.entries.values(), self.agents.values())
 
@@ -114,10 +133,12 @@ class AgainstTheModel(RuleBasedStateMachine):
     def agrees(self) -> None:
         for agent_id, served in self.served().items():
             assert self.index.authorized(agent_id) == [served[entry_id] for entry_id in sorted(served)]
+            everything = model(self.entries, self.agents, agent_id)
+            assert self.index.lapsed(agent_id) == sorted(everything - served.keys())
             for entry_id in (f"e{n}" for n in range(8)):
                 assert self.index.get(agent_id, entry_id) == served.get(entry_id)
         for spiffe_id in WORKLOADS:
-            same = {e.id for e in self.entries.values() if e.spiffe_id == spiffe_id}
+            same = {e.id for e in self.living().values() if e.spiffe_id == spiffe_id}
             assert {e.id for e in self.index.by_spiffe_id(spiffe_id)} == same
         assert len(self.index) == len(self.entries)
 
@@ -135,7 +156,7 @@ def workload(n: int, parent: SpiffeId) -> RegistrationEntry:
 
 
 def test_a_foreign_id_is_not_taken_for_an_own_one() -> None:
-    index = AuthorizedIndex(TD)
+    index = AuthorizedIndex(TD, lambda: NOW)
     index.put_agent(agent("a"))
     foreign = SpiffeId(TrustDomain("foreign.org"), AGENTS[0].path)
     index.put_entry(workload(1, foreign))
@@ -144,7 +165,7 @@ def test_a_foreign_id_is_not_taken_for_an_own_one() -> None:
 
 
 def test_an_entry_without_selectors_is_nobodys_alias() -> None:
-    index = AuthorizedIndex(TD)
+    index = AuthorizedIndex(TD, lambda: NOW)
     index.put_agent(agent("a"))
     empty = replace(workload(1, SERVER), selectors=frozenset())
     assert index.put_entry(empty) == Effect()
@@ -154,7 +175,7 @@ def test_an_entry_without_selectors_is_nobodys_alias() -> None:
 
 def test_a_change_costs_what_it_touches() -> None:
     """100,000 entries under 200 agents: one more is put in well under a millisecond, however noisy the machine."""
-    index = AuthorizedIndex(TD)
+    index = AuthorizedIndex(TD, lambda: NOW)
     agents = [agent(str(n)) for n in range(200)]
     index.load((workload(n, agents[n % 200].id) for n in range(100_000)), agents)
     extra = [workload(n, agents[0].id) for n in range(100_000, 100_200)]
@@ -171,7 +192,7 @@ def test_a_change_costs_what_it_touches() -> None:
 
 
 def test_an_alias_concerns_those_who_have_all_its_selectors() -> None:
-    index = AuthorizedIndex(TD)
+    index = AuthorizedIndex(TD, lambda: NOW)
     for name, held in (("a", ("n:1",)), ("b", ("n:1", "n:2")), ("c", ("n:2",))):
         index.put_agent(agent(name, selectors=selectors(*held)))
     alias = replace(workload(1, SERVER), selectors=selectors("n:1", "n:2"))
@@ -179,3 +200,11 @@ def test_an_alias_concerns_those_who_have_all_its_selectors() -> None:
     below = workload(2, alias.spiffe_id)
     assert index.put_entry(below) == Effect(frozenset({AGENTS[1]}))
     assert index.remove_entry(alias.id) == Effect(frozenset({AGENTS[1]}), structural=True)
+
+
+def test_ends_that_are_always_put_off_do_not_pile_up() -> None:
+    index = AuthorizedIndex(TD, lambda: NOW)
+    for n in range(5000):
+        index.put_entry(replace(workload(1, AGENTS[0]), expires_at=NOW + (n + 1) * TICK))
+    assert len(index._ends) < 1100
+    assert index.next_expiry is not None
