@@ -78,6 +78,8 @@ logger = log.get("server")
 
 WORKERS = 2
 SOCKET_PATH_BYTES = 100
+MAX_STREAMS_PER_CONNECTION = 128
+"""Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
 
 _connected = metrics.gauge("connected_agents", "Agents with an open push stream.")
 _lag = metrics.gauge("sync_lag_seconds", "Since the server's memory last agreed with the store.")
@@ -265,7 +267,14 @@ class Server:
                 clock=self.clock,
                 limits=limits,
             ),
-            EntryService(trust_domain=own, store=self.store, index=self.index, follower=self.follower),
+            EntryService(
+                trust_domain=own,
+                store=self.store,
+                index=self.index,
+                follower=self.follower,
+                authorizer=self.authorizer,
+                clock=self.clock,
+            ),
             SvidService(
                 trust=self.trust,
                 issuer=self.issuer,
@@ -337,6 +346,7 @@ class Server:
             [self.gate.interceptor(), AccessInterceptor(access), AuditInterceptor(self.auditor)],
             max_receive_bytes=limits.max_message_bytes,
             max_connection_age_seconds=limits.max_connection_age_seconds,
+            max_streams_per_connection=MAX_STREAMS_PER_CONNECTION,
         )
         register(rpc, self._services)
         await rpc.start()

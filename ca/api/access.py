@@ -100,15 +100,15 @@ class Access:
         allowed = TIERS.get(method)
         if allowed is None:
             logger.error("method has no row in the tier table", method=method, reason="NO_TIER")
-            raise self._denied(method)
+            raise denied(method)
         if Tier.ANYONE in allowed:
             return Caller(peer=peer, tier=Tier.ANYONE)
         if local:
             if Tier.LOCAL in allowed:
                 return Caller(peer=peer, tier=Tier.LOCAL)
-            raise self._denied(method)
+            raise denied(method)
         if peer.svid is None:
-            raise self._denied(method)
+            raise denied(method)
         return await self._judge_svid(method, peer, peer.svid, allowed)
 
     async def _judge_svid(self, method: str, peer: Peer, svid: X509Svid, allowed: Tier) -> Caller:
@@ -123,14 +123,15 @@ class Access:
         if Tier.AGENT in allowed:
             try:
                 agent = await self._agents.authorize(svid)
-            except Denied as denied:
-                raise self._denied(method, denied) from denied
+            except Denied as cause:
+                raise denied(method, cause) from cause
             return Caller(peer=peer, tier=Tier.AGENT, agent=agent)
-        raise self._denied(method)
+        raise denied(method)
 
-    @staticmethod
-    def _denied(method: str, cause: Denied | None = None) -> Denied:
-        detail = f"authorization denied for method {method}"
-        if cause is None:
-            return Denied(detail, reason="TIER")
-        return Denied(detail, reason=cause.reason, hint=cause.hint)
+
+def denied(method: str, cause: Denied | None = None) -> Denied:
+    """The refusal of a call, with the reason and the hint of its cause."""
+    detail = f"authorization denied for method {method}"
+    if cause is None:
+        return Denied(detail, reason="TIER")
+    return Denied(detail, reason=cause.reason, hint=cause.hint)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
-from ca.api.access import current_agent
+from ca.api.access import current_agent, current_svid, denied
 from ca.api.convert.entries import entry_changes, entry_message, entry_value, optional_mask
 from ca.api.convert.filters import entry_filter, page_token
 from ca.api.convert.status import failed, ok
-from ca.errors import BurgeeError, Exhausted, InvalidArgument, NotFound
+from ca.errors import BurgeeError, Denied, Exhausted, InvalidArgument, NotFound
 from ca.identity.entry import RegistrationEntry, validate_entry
 from ca.identity.spiffe_id import TrustDomain
+from ca.identity.svid import X509Svid
+from ca.ports import Clock
 from ca.proto.spire import server_entry_pb2 as pb
 from ca.proto.spire import server_entry_pb2_grpc, types_pb2
 from ca.service.follower import Follower
+from ca.service.peers import AgentAuthorizer
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 
@@ -26,16 +30,29 @@ SYNC_PAGE = 500
 """Entries of one SyncAuthorizedEntries answer; up to so many come in full at once."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_SYNC = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries"
+_MOMENT_SECONDS = 0.01
 
 
 class EntryService(server_entry_pb2_grpc.EntryServicer):
     """Writers return when agents can already use what they wrote: memory has followed the commit."""
 
-    def __init__(self, *, trust_domain: TrustDomain, store: Store, index: AuthorizedIndex, follower: Follower) -> None:
+    def __init__(
+        self,
+        *,
+        trust_domain: TrustDomain,
+        store: Store,
+        index: AuthorizedIndex,
+        follower: Follower,
+        authorizer: AgentAuthorizer,
+        clock: Clock,
+    ) -> None:
         self._trust_domain = trust_domain
         self._store = store
         self._index = index
         self._follower = follower
+        self._authorizer = authorizer
+        self._clock = clock
 
     async def CountEntries(self, request: pb.CountEntriesRequest, context: Context) -> pb.CountEntriesResponse:
         count = await self._store.entries.count(entry_filter(request.filter, self._trust_domain))
@@ -107,7 +124,8 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
         self, request_iterator: AsyncIterator[pb.SyncAuthorizedEntriesRequest], context: Context
     ) -> AsyncIterator[pb.SyncAuthorizedEntriesResponse]:
         agent_id = current_agent().id
-        first = await anext(request_iterator, None)
+        requests = self._while_allowed(current_svid(), request_iterator)
+        first = await anext(requests, None)
         if first is None:
             return
         mask = _sync_mask(first)
@@ -117,11 +135,33 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
             return
         for page, more in _pages([_revision(entry) for entry in entries]):
             yield pb.SyncAuthorizedEntriesResponse(entry_revisions=page, more=more)
-        by_id = {entry.id: entry for entry in entries}
-        async for request in request_iterator:
-            found = [by_id[entry_id] for entry_id in sorted(set(request.ids)) if entry_id in by_id]
+        async for request in requests:
+            wanted = (self._index.get(agent_id, entry_id) for entry_id in sorted(set(request.ids)))
+            found = [entry for entry in wanted if entry is not None]
             for some, more in _pages(found):
                 yield pb.SyncAuthorizedEntriesResponse(entries=[entry_message(e, mask) for e in some], more=more)
+
+    async def _while_allowed(
+        self, svid: X509Svid, requests: AsyncIterator[pb.SyncAuthorizedEntriesRequest]
+    ) -> AsyncIterator[pb.SyncAuthorizedEntriesRequest]:
+        """An agent's requests; its rights are looked at for each, and waiting ends with its SVID. Raises Denied."""
+        request: pb.SyncAuthorizedEntriesRequest | None
+        while True:
+            left = (svid.not_after - self._clock.now()).total_seconds()
+            try:
+                async with asyncio.timeout(max(left, 0.0) + _MOMENT_SECONDS):
+                    request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                request = None
+            try:
+                self._authorizer.check(svid)
+            except Denied as cause:
+                raise denied(_SYNC, cause) from cause
+            if request is None:
+                return
+            yield request
 
     def _wanted(self, message: types_pb2.Entry) -> RegistrationEntry | BurgeeError:
         """The value to store, or why it cannot be."""

@@ -8,22 +8,21 @@ from typing import Any
 
 import grpc
 
-from ca.api.access import current_svid
+from ca.api.access import current_svid, denied
 from ca.api.convert.bundles import bundle_message
 from ca.api.convert.entries import entry_message
 from ca.api.limits import Limits
-from ca.errors import Denied, InvalidArgument, Unavailable
+from ca.errors import Denied, Exhausted, InvalidArgument, Unavailable
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2 as pb
 from ca.proto.burgee import node_pb2_grpc
 from ca.service.attestation import NodeAttestation
-from ca.service.feed import BUNDLE, ENTRY, Acknowledged, Feed, Session, Update
+from ca.service.feed import BUNDLE, ENTRY, KINDS, MAX_SESSIONS, Acknowledged, Feed, Session, Update
 from ca.service.peers import AgentAuthorizer
 
 HEARTBEAT_SECONDS = 30.0
 """An idle stream learns the current revision this often, so that its resume token stays fresh."""
-MAX_KIND_CHARACTERS = 64
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _METHOD = "/burgee.node.v1.Node/Sync"
@@ -76,6 +75,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
         while not reader.done():
             if self._feed.closing:
                 raise Unavailable("server is stopping", reason="STOPPING", hint="connect again")
+            if session.superseded:
+                raise Exhausted(
+                    f"{MAX_SESSIONS} newer streams of the same agent are open",
+                    reason="STREAM_SUPERSEDED",
+                    hint="an agent needs one; is it started more than once?",
+                )
             self._check(svid)
             stale = update.revision > told and self._clock.monotonic() >= told_at + HEARTBEAT_SECONDS
             if first or stale or not update.empty:
@@ -99,17 +104,16 @@ class NodeService(node_pb2_grpc.NodeServicer):
     def _check(self, svid: X509Svid) -> None:
         try:
             self._authorizer.check(svid)
-        except Denied as denied:
-            detail = f"authorization denied for method {_METHOD}"
-            raise Denied(detail, reason=denied.reason, hint=denied.hint) from denied
+        except Denied as cause:
+            raise denied(_METHOD, cause) from cause
 
     def _pause(self, svid: X509Svid) -> float:
         left = (svid.not_after - self._clock.now()).total_seconds()
         return min(HEARTBEAT_SECONDS, max(left, 0.0))
 
     def _acknowledge(self, svid: X509Svid, ack: pb.Ack) -> None:
-        if not 0 < len(ack.kind) <= MAX_KIND_CHARACTERS:
-            raise InvalidArgument("an acknowledgement names its kind", reason="ACK_KIND")
+        if ack.kind not in KINDS:
+            raise InvalidArgument("an acknowledgement names a kind that was pushed", reason="ACK_KIND")
         self._feed.acknowledge(
             svid.id,
             ack.kind,

@@ -21,6 +21,10 @@ from ca.store.values import Change, Compacted
 
 ENTRY = "entry"
 BUNDLE = "bundle"
+KINDS = frozenset({ENTRY, BUNDLE})
+"""What is pushed, and so what can be acknowledged."""
+MAX_SESSIONS = 4
+"""Streams of one agent; the oldest ends for one more, since it is the likeliest to be dead."""
 RESUME_LIMIT = 10_000
 """Changes read for one resuming agent; above it a snapshot is cheaper."""
 MEMORY = 10_000
@@ -112,7 +116,8 @@ class Session:
         self.agent_id = agent_id
         self.known: set[str] = set()
         self.domains: set[TrustDomain] = set()
-        self.revision = 0
+        self.superseded = False
+        """True when the stream shall end, for there are enough newer ones."""
         self._entries: set[str] = set()
         self._bundles: set[TrustDomain] = set()
         self._whole = False
@@ -132,6 +137,10 @@ class Session:
 
     def wake(self) -> None:
         """Makes the stream look at its rights again."""
+        self._wake.set()
+
+    def supersede(self) -> None:
+        self.superseded = True
         self._wake.set()
 
     async def wait(self, timeout_seconds: float) -> None:
@@ -221,7 +230,8 @@ class Feed:
         self._trust = trust
         self._follower = follower
         self._clock = clock
-        self._sessions: dict[SpiffeId, set[Session]] = {}
+        self._sessions: dict[SpiffeId, list[Session]] = {}
+        """Of each agent the oldest first."""
         self._acks: dict[SpiffeId, dict[str, Acknowledged]] = {}
         self._missed = Missed(follower.revision)
         self.closing = False
@@ -246,7 +256,10 @@ class Feed:
         """A session and its first update: the missing part if (epoch, revision) can be resumed, else a snapshot."""
         await self._follower.catch_up()
         session = Session(self, agent_id)
-        self._sessions.setdefault(agent_id, set()).add(session)
+        sessions = self._sessions.setdefault(agent_id, [])
+        sessions.append(session)
+        if len(sessions) > MAX_SESSIONS:
+            sessions.pop(0).supersede()
         try:
             return session, await self._first(session, epoch, revision)
         except BaseException:
@@ -254,8 +267,9 @@ class Feed:
             raise
 
     def close(self, session: Session) -> None:
-        sessions = self._sessions.get(session.agent_id, set())
-        sessions.discard(session)
+        sessions = self._sessions.get(session.agent_id, [])
+        if session in sessions:
+            sessions.remove(session)
         if not sessions:
             self._sessions.pop(session.agent_id, None)
 

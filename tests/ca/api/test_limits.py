@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -131,3 +132,20 @@ async def test_a_crowd_of_newcomers_waits_in_order_or_is_told_when_to_come() -> 
         assert sorted(paths) == sorted(f"/spire/agent/join_token/{token}" for token in tokens)
         assert refusals
         assert len({error.retry_after_seconds for error in refusals}) > 1
+
+
+async def test_one_connection_may_hold_so_many_calls_open() -> None:
+    """What the server announces in its first HTTP/2 frame binds every client (RFC 9113 §5.1.2)."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    tls.set_alpn_protocols(["h2"])
+    async with running_server() as server, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*server.server.address, ssl=tls)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        head = await reader.readexactly(9)
+        settings = await reader.readexactly(int.from_bytes(head[:3]))
+        assert head[3] == 4  # SETTINGS
+        pairs = [settings[at : at + 6] for at in range(0, len(settings), 6)]
+        announced = {int.from_bytes(pair[:2]): int.from_bytes(pair[2:]) for pair in pairs}
+        assert announced[3] == 128  # MAX_CONCURRENT_STREAMS
+        writer.close()

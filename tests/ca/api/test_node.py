@@ -16,6 +16,7 @@ from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.burgee import node_pb2 as pb
 from ca.proto.spire import server_agent_pb2, server_entry_pb2, types_pb2
+from ca.service.feed import MAX_SESSIONS
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import Caller, Identity, RunningServer, entry, eventually, make_csr, running_server, spiffe_id
 
@@ -353,12 +354,29 @@ class TestProtocol:
         assert acks["bundle"].error == "cannot"
 
     async def test_a_bad_acknowledgement_ends_the_stream(self, server: RunningServer) -> None:
-        _, caller = await server.agent()
+        identity, caller = await server.agent()
         stream = Stream(caller)
         await stream.open()
-        await stream.ack(kind="x" * 65)
+        await stream.ack(kind="k0", error="x" * 1024)
         with refused(Code.INVALID_ARGUMENT, reason="ACK_KIND"):
             await stream.next()
+        assert server.server.feed.acknowledged(SpiffeId(TD, identity.path)) == {}
+
+    async def test_of_too_many_streams_the_oldest_ends(self, server: RunningServer) -> None:
+        identity, caller = await server.agent()
+        oldest = Stream(caller)
+        await oldest.open()
+        newer = [Stream(caller) for _ in range(MAX_SESSIONS)]
+        for stream in newer:
+            await stream.open()
+        with refused(Code.RESOURCE_EXHAUSTED, "newer streams", "STREAM_SUPERSEDED"):
+            await oldest.next()
+        await server.create(entry("/w", identity.path))
+        for stream in newer:
+            await stream.next()
+            assert stream.entries
+            assert await stream.end() is Code.OK
+        await eventually(lambda: server.server.feed.connected == 0)
 
     async def test_the_agents_version_is_noted(self, server: RunningServer) -> None:
         identity, caller = await server.agent()
