@@ -57,7 +57,7 @@ check: $(VENV)/.dev ## Format, lint, types, import rules, generated files, docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/support/generated.py --check
-	$(BIN)/mkdocs build --strict --quiet --site-dir $(CACHE)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(CACHE)/site
 
 fmt: $(VENV)/.dev ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
@@ -74,7 +74,7 @@ fuzz: $(VENV)/.dev ## Fuzz every parser and listener for ten minutes (FUZZ_SECON
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --work "$(CACHE)/fuzz" $(ARGS)
 
 docs: $(VENV)/.dev ## Serve the documentation on this machine
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 lock: $(VENV)/.dev ## Renew both lock files (names and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \

@@ -32,6 +32,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await writer.drain()
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError):
         pass  # the end of the connection, however it came
+    except asyncio.CancelledError:
+        pass  # the end of the program: asyncio's streams would print a traceback for a task that ends cancelled
     finally:
         writer.close()
 
