@@ -12,7 +12,7 @@ import typer
 
 from ca.cli.arguments import DURATION_HELP, duration, instant
 from ca.cli.connection import SocketOption, channel, server_socket
-from ca.cli.output import Output, OutputOption, columns, emit, red
+from ca.cli.output import Output, OutputOption, columns, emit, plain, red
 from ca.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _follow(records: Any, output: Output) -> None:
         print("  ".join(header.ljust(width) for header, width in zip(_HEADERS, [*_WIDTHS, 0], strict=True)).rstrip())
     for record in records:
         if output is Output.TABLE:
-            cells = [cell.ljust(width) for cell, width in zip(_cells(record), [*_WIDTHS, 0], strict=True)]
+            cells = [plain(cell).ljust(width) for cell, width in zip(_cells(record), [*_WIDTHS, 0], strict=True)]
             print("  ".join(cells).rstrip())
         elif output is Output.JSON:
             print(json.dumps(record))

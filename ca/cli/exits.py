@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from ca.cli.output import plain
 from ca.errors import STATUS, BurgeeError, Code
 
 
@@ -57,9 +58,9 @@ def exit_of_batch(numbers: Iterable[int]) -> Exit:
 
 def show_error(error: BurgeeError) -> None:
     """`error: detail (REASON)` and the hint, on stderr."""
-    print(f"error: {error.detail} ({error.reason})", file=sys.stderr)
+    print(f"error: {plain(error.detail)} ({plain(error.reason)})", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {plain(error.hint)}", file=sys.stderr)
 
 
 def leave(code: Exit) -> None:

@@ -13,7 +13,7 @@ from ca.cli.arguments import DURATION_HELP, duration, wire_id
 from ca.cli.bundle import from_wire
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.files import write_files
-from ca.cli.output import Output, OutputOption, emit, span, timestamp
+from ca.cli.output import Output, OutputOption, emit, plain, span, timestamp
 from ca.cli.values import id_text, lifetime_value
 from ca.ports import KeyType
 
@@ -148,4 +148,4 @@ def _note_lifetime(lifetime: admin_pb2.Lifetime) -> None:
         return
     print(f"note: granted {span(lifetime.granted_seconds)} of {span(lifetime.requested_seconds)}", file=sys.stderr)
     for cap in lifetime.caps:
-        print(f"  {cap.detail} ({cap.reason})", file=sys.stderr)
+        print(f"  {plain(cap.detail)} ({plain(cap.reason)})", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,10 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
+from ca.identity.text import printable
+
+_OURS = re.compile(r"(\x1b\[(?:0|1|31|32)m)")
 
 
 class Output(StrEnum):
@@ -33,16 +38,16 @@ def emit(data: Any, output: Output, table: Callable[[], str]) -> None:
 
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
     elif text := table():
-        print(text)
+        print(_tame(text))
 
 
 def columns(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> str:
     """Left-aligned columns, two spaces apart, never wrapped; `empty` when there is no row."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[plain(cell) for cell in row] for row in rows]
     if not cells:
         return empty
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    lines = [bold("  ".join(h.ljust(w) for h, w in zip(headers, widths, strict=True)).rstrip())]
+    lines: list[str] = [bold("  ".join(h.ljust(w) for h, w in zip(headers, widths, strict=True)).rstrip())]
     lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(lines)
 
@@ -52,11 +57,27 @@ def fields(pairs: Iterable[tuple[str, object]]) -> str:
     shown: list[tuple[str, str]] = []
     for name, value in pairs:
         if isinstance(value, list):
-            shown += [(name if number == 0 else "", str(item)) for number, item in enumerate(value)]
+            shown += [(name if number == 0 else "", plain(item)) for number, item in enumerate(value)]
         elif value is not None and value != "":
-            shown.append((name, str(value)))
+            shown.append((name, plain(value)))
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)
+
+
+class Painted(str):
+    """Text of ours with colour in it."""
+
+    __slots__ = ()
+
+
+def plain(value: object) -> str:
+    """On one line, and with nothing in it that a terminal obeys: what a server, or whoever told it, may have chosen."""
+    return value if isinstance(value, Painted) else printable(str(value))
+
+
+def _tame(text: str) -> str:
+    """The last look at what is printed: nothing but lines, tabs and our own colours."""
+    return "".join(part if _OURS.fullmatch(part) else printable(part, besides="\n\t") for part in _OURS.split(text))
 
 
 def timestamp(seconds: int) -> str | None:
@@ -84,19 +105,19 @@ def span(seconds: int) -> str:
     return " ".join(parts)
 
 
-def bold(text: str) -> str:
+def bold(text: str) -> Painted:
     return _paint("1", text)
 
 
-def green(text: str) -> str:
+def green(text: str) -> Painted:
     return _paint("32", text)
 
 
-def red(text: str) -> str:
+def red(text: str) -> Painted:
     return _paint("31", text)
 
 
-def _paint(code: str, text: str) -> str:
+def _paint(code: str, text: str) -> Painted:
     """Colour on a terminal alone, and not with NO_COLOR."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+    return Painted(f"\x1b[{code}m{plain(text)}\x1b[0m" if colour else plain(text))

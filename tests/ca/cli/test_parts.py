@@ -14,7 +14,7 @@ import yaml
 from ca.cli import output, reference
 from ca.cli.arguments import duration, instant
 from ca.cli.entry_files import read_entries
-from ca.cli.exits import Exit, exit_of_batch
+from ca.cli.exits import Exit, exit_of_batch, show_error
 from ca.errors import InvalidArgument
 from tests.ca.cli.conftest import Caadmin
 
@@ -66,6 +66,35 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.red("x") == "\x1b[31mx\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "")
     assert output.red("x") == "x"
+
+
+HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x9b1m\r\nevil\u202e"
+HARMLESS = r"\x1b]0;pwn\x07\x1b[2J\x9b1m\r\nevil\u202e"
+
+
+def test_no_text_of_a_servers_speaks_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert HARMLESS in output.columns(["A", "B"], [[HOSTILE, "b"]], empty="")
+    assert output.fields([("A", HOSTILE), ("B", [HOSTILE])]).count(HARMLESS) == 2
+    assert len(output.fields([("A", HOSTILE), ("B", [HOSTILE])]).splitlines()) == 2
+    output.emit({}, output.Output.TABLE, lambda: f"{output.red(HOSTILE)}\n\x1b[2Jdone")
+    assert capsys.readouterr().out == f"{HARMLESS}\n\\x1b[2Jdone\n"
+    show_error(InvalidArgument(HOSTILE, reason=HOSTILE, hint=HOSTILE))
+    assert capsys.readouterr().err == f"error: {HARMLESS} ({HARMLESS})\nhint: {HARMLESS}\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert output.columns(["A"], [[output.red(HOSTILE)]], empty="").endswith(f"\x1b[31m{HARMLESS}\x1b[0m")
+    output.emit({}, output.Output.TABLE, lambda: output.red("x"))
+    assert capsys.readouterr().out == "\x1b[31mx\x1b[0m\n"
+
+
+@pytest.mark.parametrize("kind", [output.Output.JSON, output.Output.YAML])
+def test_nor_do_values_for_programs(kind: output.Output, capsys: pytest.CaptureFixture[str]) -> None:
+    output.emit({"a": HOSTILE}, kind, str)
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").replace("\u202e", "").isprintable()
+    assert yaml.safe_load(printed) == {"a": HOSTILE}
 
 
 @pytest.mark.parametrize(
