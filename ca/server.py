@@ -238,6 +238,7 @@ class Server:
             store=self.store,
             issuer=self.issuer,
             agents=self.agents,
+            clock=self.clock,
         )
         tokens = JwtIssuer(self.issuer)
         self.pruner = Pruner(

@@ -34,6 +34,8 @@ ATTESTATION_SECONDS = 60
 """One attestation, challenges included."""
 MAX_TOKEN_TTL_SECONDS = 7 * 24 * 3600
 
+MIN_TOKEN_CHARACTERS = 16
+
 _TOKEN = re.compile(r"[a-zA-Z0-9._-]{1,255}")
 
 _TOKEN_REASONS = {
@@ -175,6 +177,12 @@ def _filter(request: pb.ListAgentsRequest | pb.CountAgentsRequest) -> AgentFilte
 
 def _check_token(token: str) -> None:
     """A token becomes the last segment of its agent's ID; it is a secret and never repeated in a message."""
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        raise InvalidArgument(
+            f"token is shorter than {MIN_TOKEN_CHARACTERS} characters",
+            reason="JOIN_TOKEN_TOO_SHORT",
+            hint="it is a secret that can be guessed over the network: leave it to the server, or make it random",
+        )
     if _TOKEN.fullmatch(token) is None or token in (".", ".."):
         raise InvalidArgument(
             "token cannot be part of an agent ID",

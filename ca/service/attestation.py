@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from ca.errors import BurgeeError, Denied, FailedPrecondition, Internal, InvalidArgument
 from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
+from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlugin, NodeVerifier
 from ca.runtime import log, plugins
 from ca.runtime.config import from_values
 from ca.service.issuance import IssuedX509, Issuer
 from ca.service.peers import AgentTable
+from ca.service.rates import TokenBuckets
 from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
 logger = log.get("attestation")
 
 MAX_VERSION_CHARACTERS = 255
+
+_attesting_key: ContextVar[bytes | None] = ContextVar("burgee_attesting_key", default=None)
+"""SHA-256 of the public key in the CSR of the attestation that runs now; its possession has been proven."""
+VERSIONS_AT_ONCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class Host:
         return self._trust_domain
 
     async def consume_join_token(self, value: str) -> JoinToken:
-        return await self._store.tokens.consume(value, self._clock.now())
+        return await self._store.tokens.consume(value, self._clock.now(), key_sha256=_attesting_key.get())
 
 
 def load_verifiers(configs: Mapping[str, Mapping[str, Any]], host: Host) -> dict[str, NodeVerifier]:
@@ -66,12 +74,15 @@ class NodeAttestation:
         store: Store,
         issuer: Issuer,
         agents: AgentTable,
+        clock: Clock,
     ) -> None:
         self._trust_domain = trust_domain
         self._verifiers = verifiers
         self._store = store
         self._issuer = issuer
         self._agents = agents
+        self._clock = clock
+        self._versions = TokenBuckets(per_second=1 / 60, burst_seconds=60 * VERSIONS_AT_ONCE)
 
     async def attest(self, *, kind: str, payload: bytes, csr: bytes, challenge: Challenge) -> Attestation:
         """CSR proof of possession, then the evidence, then the ban, then the SVID; what comes first costs nothing
@@ -79,11 +90,13 @@ class NodeAttestation:
         verifier = self._verifiers.get(kind)
         if verifier is None:
             raise FailedPrecondition(
-                f"no node attestor of type `{kind[:64]}` is configured here",
+                f"no node attestor of type {quote(kind[:64])} is configured here",
                 reason="NODE_ATTESTOR_UNKNOWN",
                 hint=f"configured: {', '.join(sorted(self._verifiers)) or 'none'}",
             )
         request = await self._issuer.verify_csr(csr)
+        # A used token serves the same key again for a while: the answer may have been lost on its way.
+        _attesting_key.set(hashlib.sha256(request.key.der).digest())
         node = await self._verify(verifier, kind, payload, challenge)
         agent_id = self._agent_id(kind, node)
         self._refuse_banned(agent_id)
@@ -103,12 +116,19 @@ class NodeAttestation:
         return svid
 
     async def post_status(self, agent: AttestedAgent, version: str) -> None:
-        """Keeps the agent's version; the empty one leaves what is there."""
+        """Keeps the agent's version; the empty one leaves what is there.
+
+        One that changes all the time is written once a minute, after a few that an upgrade and its undoing may need.
+        """
         if len(version) > MAX_VERSION_CHARACTERS:
             raise InvalidArgument(
                 f"agent version is longer than {MAX_VERSION_CHARACTERS} characters", reason="AGENT_VERSION"
             )
-        if version and version != agent.agent_version:
+        if not version.isprintable():  # terminals would obey it
+            raise InvalidArgument(f"agent version {quote(version)} is not printable", reason="AGENT_VERSION")
+        if version in ("", agent.agent_version):
+            return
+        if not self._versions.take(agent.id, 1, self._clock.monotonic()):
             await self._store.agents.set_version(agent.id, version)
             await self._agents.refresh(agent.id)
 

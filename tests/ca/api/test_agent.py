@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_bundle_pb2, server_entry_pb2, types_pb2
+from ca.service.attestation import VERSIONS_AT_ONCE
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import (
     Caller,
@@ -63,10 +64,10 @@ class TestJoinTokens:
         made = await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600))
         assert len(made.value) == 36
         assert made.expires_at > 0
-        own = await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token="my-token"))
-        assert own.value == "my-token"
+        own = await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token="my-own-token-0001"))
+        assert own.value == "my-own-token-0001"
         with refused(Code.ALREADY_EXISTS):
-            await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token="my-token"))
+            await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token="my-own-token-0001"))
 
     @pytest.mark.parametrize("ttl", [0, -1])
     async def test_needs_a_ttl(self, server: RunningServer, ttl: int) -> None:
@@ -77,6 +78,13 @@ class TestJoinTokens:
         for token in ("bad token/with%chars", "a/b", "..", "x" * 2048):
             with refused(Code.INVALID_ARGUMENT):
                 await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token=token))
+
+    async def test_a_token_that_can_be_guessed_is_refused(self, server: RunningServer) -> None:
+        for token in ("a", "my-token", "x" * 15):
+            with refused(Code.INVALID_ARGUMENT, "shorter than 16 characters", "JOIN_TOKEN_TOO_SHORT") as refusal:
+                await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=600, token=token))
+            assert token not in refusal.detail.split()
+        assert await server.token(token="x" * 16) == "x" * 16
 
     @pytest.mark.parametrize(
         ("alias", "part"),
@@ -308,6 +316,29 @@ class TestLists:
         _, caller = await server.agent()
         with refused(Code.INVALID_ARGUMENT):
             await caller.agents.PostStatus(pb.PostStatusRequest(agent_version="v" * 256))
+
+    async def test_the_version_cannot_speak_to_a_terminal(self, server: RunningServer) -> None:
+        identity, caller = await server.agent()
+        for version in ("\x1b]0;pwn\x07\x1b[2J evil", "1.0\n2.0", "\x9b31m", "\u202e"):
+            with refused(Code.INVALID_ARGUMENT, reason="AGENT_VERSION") as refusal:
+                await caller.agents.PostStatus(pb.PostStatusRequest(agent_version=version))
+            assert refusal.detail.isprintable()
+        assert (await get(server, identity.path)).agent_version == ""
+
+    async def test_an_unknown_attestors_name_cannot_either(self, server: RunningServer) -> None:
+        with refused(Code.FAILED_PRECONDITION, "no node attestor of type `x\\n\\x1b[31m`") as refusal:
+            await attest(await server.caller(), b"x", make_csr(), kind="x\n\x1b[31m")
+        assert refusal.detail.isprintable()
+
+    async def test_a_version_that_always_changes_is_not_always_written(self) -> None:
+        async with running_server(limits={"status_posts_per_second_per_agent": 1000}) as server:
+            identity, caller = await server.agent()
+            before = await server.server.store.changes.revision()
+            for n in range(20):
+                await caller.agents.PostStatus(pb.PostStatusRequest(agent_version=f"{n}"))
+                await caller.agents.PostStatus(pb.PostStatusRequest(agent_version=f"{n}"))
+            assert await server.server.store.changes.revision() == before + VERSIONS_AT_ONCE
+            assert (await get(server, identity.path)).agent_version == "2"
 
     @pytest.mark.parametrize(
         ("asked", "code", "part"),
