@@ -40,6 +40,7 @@ class NodeCalls:
         self._config = config
         self._trust = trust
         self._clock = clock
+        self._attesting: WorkloadKey | None = None
 
     async def fetch_first_bundle(self) -> None:
         """With `insecure_bootstrap`: the bundle of the first server that answers with the server's ID.
@@ -54,8 +55,14 @@ class NodeCalls:
         self._trust.update(bundle)
 
     async def attest(self, attestor: str, prover: NodeProver) -> AgentSvid:
-        """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process."""
-        key = await asyncio.to_thread(generate, self._config.key_type)
+        """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process.
+
+        The key is kept while no answer came: evidence that can be used once is bound to it by then, and may bring the
+        SVID for it once more.
+        """
+        if self._attesting is None:
+            self._attesting = await asyncio.to_thread(generate, self._config.key_type)
+        key = self._attesting
         params = server_agent_pb2.AttestAgentRequest.Params(
             data=types_pb2.AttestationData(type=attestor, payload=await prover.payload()),
             params=server_agent_pb2.AgentX509SVIDParams(csr=agent_request(key.private)),
@@ -63,6 +70,7 @@ class NodeCalls:
         async with self._link(None, refused=_refused) as link:
             stub = server_agent_pb2_grpc.AgentStub(link.channel)
             result = await _converse(stub.AttestAgent(timeout=RPC_TIMEOUT_SECONDS), params, prover)
+        self._attesting = None
         return self._accept(result.svid, key, reattestable=result.reattestable)
 
     async def renew(self, svid: AgentSvid) -> AgentSvid:

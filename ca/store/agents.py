@@ -27,6 +27,7 @@ from ca.store.rows import (
     to_micros,
 )
 from ca.store.tables import agent_selectors, agents, entries
+from ca.store.token_rows import forget_token_of
 from ca.store.values import AgentFilter, AttestedAgent, Page
 
 
@@ -205,6 +206,7 @@ async def _delete(transaction: WriteTransaction, agent_id: SpiffeId) -> None:
     row = await _must_get(connection, agent_id)
     await connection.execute(delete(agent_selectors).where(agent_selectors.c.position == row.position))
     await connection.execute(delete(agents).where(agents.c.position == row.position))
+    await forget_token_of(connection, agent_id)
     transaction.change("agent", str(agent_id), deleted=True)
     alias = selectors_to_json(alias_selectors(agent_id))
     query = select(entries.c.id).where(entries.c.parent_id == str(agent_id), entries.c.selectors == alias)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, inspect, text
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision. Kept here so that an ordinary start need not load Alembic (a test compares the two)."""
 
 # Any number that nothing else in this database uses for an advisory lock.

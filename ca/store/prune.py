@@ -12,6 +12,7 @@ from ca.store.database import Database, WriteTransaction
 from ca.store.entries import delete_entries
 from ca.store.rows import spiffe_id, to_micros
 from ca.store.tables import agents, entries, join_tokens
+from ca.store.token_rows import over
 
 ONE_TIME_ATTESTATION = ("join_token",)
 """Methods whose evidence is used up: forgetting the agent lets nobody use it once more."""
@@ -67,8 +68,8 @@ class Pruning:
         return await self._database.write(work)
 
     async def count_tokens(self, before: datetime) -> int:
-        """How many join tokens expired before `before`."""
-        query = select(func.count()).select_from(join_tokens).where(join_tokens.c.expires_at < to_micros(before))
+        """How many join tokens are over at `before`."""
+        query = select(func.count()).select_from(join_tokens).where(over(before))
         async with self._database.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 

@@ -106,6 +106,8 @@ join_tokens = Table(
     Column("digest", LargeBinary(32), primary_key=True),
     Column("expires_at", BigInteger, nullable=False, index=True),
     Column("agent_id", Text),
+    Column("used_at", BigInteger),  # with the key that it was used for: who has both may ask again, for a while
+    Column("used_key_sha256", LargeBinary(32)),
 )
 
 bundles = Table(

@@ -324,6 +324,32 @@ class TestTokens:
         assert await store.tokens.prune(NOW + timedelta(seconds=1)) == 1
         await store.tokens.consume("later", NOW)
 
+    async def test_a_used_token_serves_its_key_again_for_a_while_and_nobody_else(self, store: Store) -> None:
+        own, other = b"k" * 32, b"o" * 32
+        await store.tokens.create("t1", NOW + timedelta(seconds=1), SpiffeId(TD, "/alias"))
+        first = await store.tokens.consume("t1", NOW, key_sha256=own)
+        for later in (timedelta(), timedelta(minutes=5)):  # though it has expired meanwhile
+            again = await store.tokens.consume("t1", NOW + later, key_sha256=own)
+            assert (again.value, again.agent_id) == (first.value, first.agent_id)
+        for key, later in ((other, timedelta()), (None, timedelta()), (own, timedelta(minutes=5, seconds=1))):
+            with pytest.raises(Denied) as refusal:
+                await store.tokens.consume("t1", NOW + later, key_sha256=key)
+            assert refusal.value.reason == "JOIN_TOKEN_UNKNOWN"
+        assert await store.tokens.prune(NOW + timedelta(minutes=5)) == 0
+        assert await store.tokens.prune(NOW + timedelta(minutes=5, seconds=1)) == 1
+        await store.tokens.create("t1", NOW + HOUR)
+        await store.tokens.consume("t1", NOW, key_sha256=other)
+        await store.tokens.create("t1", NOW + HOUR)  # a value that was used may be made again
+        await store.tokens.consume("t1", NOW, key_sha256=own)
+
+    async def test_an_evicted_agents_token_serves_no_more(self, store: Store) -> None:
+        await store.tokens.create("a1", NOW + HOUR)
+        await store.tokens.consume("a1", NOW, key_sha256=b"k" * 32)
+        await store.agents.upsert(agent())
+        await store.agents.delete(AGENT)
+        with pytest.raises(Denied):
+            await store.tokens.consume("a1", NOW, key_sha256=b"k" * 32)
+
     async def test_the_alias_comes_with_the_token_and_goes_with_the_agent(self, store: Store) -> None:
         alias = SpiffeId(TD, "/my-node")
         await store.tokens.create("a1", NOW + HOUR, alias)
