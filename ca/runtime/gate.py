@@ -139,7 +139,7 @@ class Gate:
         self._admit[name] = admit
         if share_of is not None:
             self._share_of[name] = share_of
-        self._listeners.append(Listener(self._host.loop, name, sock, self._accept_unix))
+        self._listeners.append(Listener(self._host.loop, name, sock, self._accept_unix, path=os.fspath(path)))
 
     def reload_tls(self) -> None:
         """Ask every TCP listener's material anew; open connections go on.

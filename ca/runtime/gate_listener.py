@@ -19,7 +19,7 @@ _log = log.get("gate")
 
 
 class Listener:
-    """Owns one listening socket and, for a Unix socket, its file."""
+    """Owns one listening socket and, for a Unix socket, its file at `path`."""
 
     def __init__(
         self,
@@ -27,13 +27,15 @@ class Listener:
         name: str,
         sock: socket.socket,
         accept: Callable[[Listener, socket.socket, object], None],
+        *,
+        path: str = "",
     ) -> None:
         self.name = name
         self.sock = sock
         self._loop = loop
         self._accept = accept
         self._closed = False
-        self._path = sock.getsockname() if sock.family == socket.AF_UNIX else ""
+        self._path = path
         self._inode = os.stat(self._path).st_ino if self._path else 0
         loop.add_reader(sock, self._ready)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import socket
 import stat
 from pathlib import Path
@@ -17,29 +19,40 @@ BACKLOG = 4096
 def listen_unix(path: str | os.PathLike[str], *, mode: int, dir_mode: int, gid: int | None) -> socket.socket:
     """A listening Unix socket with exactly `mode`; its directory is made with `dir_mode`, or checked.
 
-    With `gid` both belong to that group. A socket file that nobody listens on is replaced.
-    Raises ConfigError (path too long), FailedPrecondition (ADDRESS_IN_USE, NOT_PRIVATE).
+    With `gid` both belong to that group. A socket file that nobody listens on is replaced. The name is there only when
+    whoever finds it can connect: until then the socket has another one beside it.
+    Raises ConfigError (path too long), FailedPrecondition (ADDRESS_IN_USE, ADDRESS_UNAVAILABLE, NOT_PRIVATE).
     """
-    name = os.fspath(path)
-    if len(os.fsencode(name)) > MAX_UNIX_PATH_BYTES:
-        raise ConfigError(f"socket path `{name}` is longer than {MAX_UNIX_PATH_BYTES} bytes")
-    directory = make_private_dir(Path(name).parent, dir_mode)
-    _remove_stale(name)
+    target = Path(path)
+    scratch = target.parent / f".{secrets.token_hex(3)}"
+    if max(len(os.fsencode(target)), len(os.fsencode(scratch))) > MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"socket path `{target}` is longer than {MAX_UNIX_PATH_BYTES} bytes")
+    directory = make_private_dir(target.parent, dir_mode)
+    _remove_stale(str(target))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    before = os.umask(0o777 & ~mode)
     try:
-        sock.bind(name)
+        _bind(sock, scratch, mode)
+        if gid is not None:
+            os.chown(directory, -1, gid)
+            os.chown(scratch, -1, gid)
+        os.chmod(scratch, mode)
+        sock.listen(BACKLOG)
+        os.link(scratch, target)  # unlike a rename it replaces nobody's
     except OSError as error:
         sock.close()
-        raise FailedPrecondition(f"cannot listen on `{name}`: {error.strerror}", reason="ADDRESS_IN_USE") from error
+        reason = "ADDRESS_IN_USE" if error.errno == errno.EEXIST else "ADDRESS_UNAVAILABLE"
+        raise FailedPrecondition(f"cannot listen on `{target}`: {error.strerror}", reason=reason) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return sock
+
+
+def _bind(sock: socket.socket, path: Path, mode: int) -> None:
+    before = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(str(path))
     finally:
         os.umask(before)
-    if gid is not None:
-        os.chown(directory, -1, gid)
-        os.chown(name, -1, gid)
-    os.chmod(name, mode)
-    sock.listen(BACKLOG)
-    return sock
 
 
 def _remove_stale(name: str) -> None:

@@ -19,6 +19,7 @@ import grpc
 import pytest
 
 from ca.errors import ConfigError, FailedPrecondition, Unauthenticated
+from ca.runtime import gate_unix
 from ca.runtime.gate import Gate, GateLimits, PeerCred
 from ca.runtime.peers import Peer, PeerTable, read_peer_cred
 from tests.ca.runtime.rig import call, family, rig, until
@@ -335,6 +336,43 @@ async def test_a_stale_socket_is_replaced_and_one_that_is_in_use_is_not() -> Non
             await it.gate.listen_unix("file", plain)
         assert plain.read_bytes() == b"precious"
     assert not stale.exists()
+
+
+async def test_the_sockets_name_is_there_only_when_it_can_be_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig() as it:
+        path, seen = it.unix.parent / "new.sock", []
+
+        class Watched(socket.socket):
+            def listen(self, backlog: int = 0, /) -> None:
+                seen.append(path.exists())
+                super().listen(backlog)
+                seen.append(path.exists())
+
+        monkeypatch.setattr(gate_unix.socket, "socket", Watched)
+        await it.gate.listen_unix("new", path)
+        assert seen == [False, False]
+        monkeypatch.undo()
+        async with it.unix_channel(path) as channel:
+            assert await call(channel, "Who")
+        assert sorted(os.listdir(path.parent)) == sorted({path.name, it.unix.name})
+    assert not path.exists()
+
+
+async def test_of_two_that_start_at_once_the_second_takes_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig() as it:
+        path, name = it.unix.parent / "race.sock", os.link
+
+        def after_somebody_else(source: Path, target: Path) -> None:
+            monkeypatch.undo()
+            name(it.unix, target)
+            name(source, target)
+
+        monkeypatch.setattr(os, "link", after_somebody_else)
+        with pytest.raises(FailedPrecondition) as taken:
+            await it.gate.listen_unix("race", path)
+        assert taken.value.reason == "ADDRESS_IN_USE"
+        assert path.stat().st_ino == it.unix.stat().st_ino
+        assert sorted(os.listdir(path.parent)) == sorted({path.name, it.unix.name})
 
 
 async def test_whoever_says_nothing_is_closed_after_the_first_bytes_timeout() -> None:
