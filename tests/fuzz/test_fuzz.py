@@ -35,17 +35,6 @@ def test_the_corpus_holds(name: str):
             raise
 
 
-KNOWN = sorted(CORPUS.glob("*/known-*"))
-
-
-@pytest.mark.parametrize("file", KNOWN, ids=[f"{file.parent.name}-{file.name}" for file in KNOWN])
-@pytest.mark.xfail(
-    strict=True, reason="a known fault; when this passes, rename the file and shorten the target's `known`"
-)
-def test_known_faults_are_still_there(file: Path):
-    TARGETS[file.parent.name].run(file.read_bytes())
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_degenerate_inputs_hold(name: str):
     for data in (b"", b"\0", b"\xff" * 64, b"\n" * 1000, bytes(range(256)), b"0\x80" * 500):

@@ -149,6 +149,8 @@ async def judge(caller: Caller, method: str) -> str:
 def verdict(error: grpc.aio.AioRpcError, method: str) -> str:
     if error.code() is grpc.StatusCode.UNIMPLEMENTED and "unknown service" in (error.details() or ""):
         return "absent"
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return f"no answer: {error.code().name} {error.details()}"
     if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
         return "yes"
     assert error.details() == f"authorization denied for method {method}"

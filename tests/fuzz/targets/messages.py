@@ -142,6 +142,8 @@ class _Nothing:
 
 
 class _Session:
+    superseded = False
+
     def __init__(self) -> None:
         self._wake = asyncio.Event()
 
@@ -198,7 +200,7 @@ async def _sync(requests: list[node_pb2.SyncRequest]) -> None:
         assert len(context.written) == 1
         assert len(nothing.heard) == sum(request.WhichOneof("step") == "ack" for request in requests)
     assert nothing.open_sessions == 0
-    assert all(len(kind) <= node.MAX_KIND_CHARACTERS and len(said.error) <= 1024 for kind, said in nothing.heard)
+    assert all(kind in node.KINDS and len(said.error) <= 1024 for kind, said in nothing.heard)
 
 
 TARGETS = (
