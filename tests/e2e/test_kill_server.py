@@ -1,0 +1,186 @@
+"""The server is killed at every step of an attestation, an issuance and a rotation; then it is started again."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from cryptography import x509
+
+from ca.identity.bundle import TrustBundle, X509Authority
+from ca.identity.spiffe_id import TrustDomain
+from ca.identity.svid import verify_x509_svid
+from ca.proto.burgee import admin_pb2, admin_pb2_grpc
+from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc, server_svid_pb2, server_svid_pb2_grpc
+from tests.support.pair import TRUST_DOMAIN, Pair, until
+from tests.support.server import make_csr
+
+ATTESTATION = (
+    "after ca.store.tokens:Tokens.consume",
+    "before ca.store.agents:Agents.upsert",
+    "after ca.service.attestation:NodeAttestation.attest",
+)
+FIRST_AUTHORITIES = (
+    "after ca.keys.disk:DiskKeyManager.generate",
+    "after ca.store.issuance:IssuanceLog.append",
+    "after ca.store.authorities:Authorities.replace",
+    "after ca.store.bundles:Bundles.update",
+    "after ca.service.rotation:AuthorityManager._activate",
+)
+
+
+class Doomed(Pair):
+    """A pair whose server dies at `step`, once."""
+
+    step = ""
+
+    def _start(self, name: str, module: str, config: dict[str, Any]) -> None:
+        if name != "server" or not self.step:
+            super()._start(name, module, config)
+            return
+        path = self.home / "server.yaml"
+        path.write_text(yaml.safe_dump(config))
+        with (self.home / "server.log").open("ab") as log:
+            command = [sys.executable, "-m", "tests.support.dying_server", self.step, "--config", str(path)]
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def has_died(self) -> None:
+        assert self.processes.pop("server").wait(20) == -signal.SIGKILL
+
+    def kill(self) -> None:
+        process = self.processes.pop("server")
+        process.kill()
+        process.wait()
+
+    # What the server says
+
+    def mint(self, path: str) -> tuple[bytes, ...]:
+        with self._channel(self.admin_socket) as channel:
+            request = server_svid_pb2.MintX509SVIDRequest(csr=make_csr(uris=[f"spiffe://{TRUST_DOMAIN}{path}"]))
+            return tuple(server_svid_pb2_grpc.SVIDStub(channel).MintX509SVID(request, timeout=5).svid.cert_chain)
+
+    def bundle(self) -> TrustBundle:
+        with self._channel(self.admin_socket) as channel:
+            stub = server_bundle_pb2_grpc.BundleStub(channel)
+            found = stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=5)
+        authorities = tuple(X509Authority(certificate=a.asn1) for a in found.x509_authorities)
+        return TrustBundle(trust_domain=TrustDomain(TRUST_DOMAIN), x509_authorities=authorities)
+
+    def recorded(self) -> list[str]:
+        with self._channel(self.admin_socket) as channel:
+            pages = admin_pb2_grpc.AdminStub(channel).ListIssued(admin_pb2.ListIssuedRequest(), timeout=10)
+            return [record.serial_or_kid for page in pages for record in page.records if record.kind == "x509"]
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        database = sqlite3.connect(self.home / "server" / "store.sqlite3")
+        try:
+            return database.execute(query).fetchall()
+        finally:
+            database.close()
+
+    def is_whole(self) -> None:
+        """One active authority of each kind, each known one in the bundle once, and with a key."""
+        known = self.rows("SELECT kind, status, authority_id, key_id FROM authorities")
+        assert Counter(kind for kind, status, _, _ in known if status == "active") == {"x509": 1, "jwt": 1}
+        ((told,),) = self.rows(f"SELECT authorities FROM bundles WHERE trust_domain = '{TRUST_DOMAIN}'")
+        published = json.loads(told)
+        assert sum(len(group) for group in published.values() if isinstance(group, list)) >= 2
+        assert len(self.bundle().x509_authorities) == sum(kind == "x509" for kind, *_ in known)
+        for _, status, _, key_id in known:
+            assert status == "old" or (self.home / "server" / "keys" / f"{key_id}.pem").exists()
+
+    def trusts(self, chain: tuple[bytes, ...]) -> None:
+        verify_x509_svid(chain, {TrustDomain(TRUST_DOMAIN): self.bundle()}, now=datetime.now(UTC))
+
+
+@contextmanager
+def doomed(**server: Any) -> Iterator[Doomed]:
+    home = Path(tempfile.mkdtemp(prefix="bg-"))
+    home.chmod(0o755)
+    made = Doomed(home, server=server)
+    try:
+        yield made
+    except BaseException:
+        print(made.logs())
+        raise
+    finally:
+        made.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.parametrize("step", ATTESTATION)
+def test_at_each_step_of_an_attestation(step: str) -> None:
+    """The agent heals by itself, as the same node: its key is what the used token now belongs to."""
+    with doomed() as pair:
+        pair.start_server()
+        token = pair.create_token()
+        (pair.home / "token").write_text(token)
+        pair.stop("server")
+        pair.step = step
+        pair.launch("server")
+        pair.launch("agent")
+        pair.has_died()
+        pair.start_server()
+        until("the agent is OK", lambda: pair.status().state == "OK")
+        assert pair.agent_path() == f"/spire/agent/join_token/{token}"
+        assert pair.count_agents() == 1
+        pair.is_whole()
+
+
+@pytest.mark.parametrize("step", FIRST_AUTHORITIES)
+def test_at_each_step_of_making_authorities(step: str) -> None:
+    """Whatever was stored is taken up; whatever was not is made anew."""
+    with doomed() as pair:
+        pair.step = step
+        pair.launch("server")
+        pair.has_died()
+        pair.start_server()
+        pair.trusts(pair.mint("/w"))
+        pair.is_whole()
+        before = pair.rows("SELECT authority_id FROM authorities ORDER BY 1")
+        pair.kill()
+        pair.start_server()
+        assert pair.rows("SELECT authority_id FROM authorities ORDER BY 1") == before
+
+
+def test_at_any_moment_while_authorities_rotate_and_svids_are_issued() -> None:
+    """Authorities live for 12 s. Every SVID that was given out is on record, once, and trusted."""
+    ttls = {"ca_ttl_seconds": 12, "x509_svid_ttl_seconds": 2, "jwt_svid_ttl_seconds": 2, "agent_ttl_seconds": 2}
+    choose = random.Random(7)
+    with doomed(**ttls, backdate_seconds=0) as pair:
+        pair.start_server()
+        minted: list[tuple[bytes, ...]] = []
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            die_at = time.monotonic() + choose.uniform(0.1, 1.5)
+            while time.monotonic() < die_at:
+                try:
+                    minted.append(pair.mint(f"/w/{len(minted)}"))
+                except grpc.RpcError as error:
+                    raise AssertionError(f"not issued while the server ran: {error}") from error
+                pair.trusts(minted[-1])
+            pair.kill()
+            pair.start_server()
+        pair.is_whole()
+        assert len(pair.rows("SELECT * FROM authorities WHERE kind = 'x509'")) >= 2
+        recorded = Counter(pair.recorded())
+        assert set(recorded.values()) == {1}
+        serials = [str(x509.load_der_x509_certificate(chain[0]).serial_number) for chain in minted]
+        assert len(set(serials)) == len(serials) > 20
+        assert set(serials) <= set(recorded)

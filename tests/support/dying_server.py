@@ -1,0 +1,60 @@
+"""A server that kills itself with SIGKILL at a named step, once: `… dying_server STEP --config FILE`.
+
+A step is `module:Class.method` (or `module:function`), and `before` or `after` it. The file `died` beside the
+configuration says that it has happened: the next start is an ordinary one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ca.server import main
+
+
+def die_at(step: str, mark: Path) -> None:
+    """Replace the step's function by one that ends this process."""
+    when, _, place = step.partition(" ")
+    module, _, path = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    inner = getattr(owner, name)
+
+    def die() -> None:
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, _wrapped(inner, before=when == "before", die=die))
+
+
+def _wrapped(inner: Callable[..., Any], *, before: bool, die: Callable[[], None]) -> Callable[..., Any]:
+    async def dying(*arguments: Any, **named: Any) -> Any:
+        if before:
+            die()
+        result = await inner(*arguments, **named)
+        die()
+        return result
+
+    def dying_at_once(*arguments: Any, **named: Any) -> Any:
+        if before:
+            die()
+        result = inner(*arguments, **named)
+        die()
+        return result
+
+    return dying if inspect.iscoroutinefunction(inner) else dying_at_once
+
+
+if __name__ == "__main__":
+    mark = Path(sys.argv[3]).parent / "died"
+    if not mark.exists():
+        die_at(sys.argv[1], mark)
+    sys.exit(main(sys.argv[2:]))
