@@ -66,6 +66,8 @@ def _options(
         # Pings reach the real client: the gate relays them, so a dead one is found although its relay lives.
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
+        # Without this one an unanswered ping is waited for for a minute, whatever the line above says.
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_CLIENT_PING_SECONDS * 1000),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),

@@ -74,7 +74,7 @@ def test_a_hostile_workload_delays_nobody(nodes: Pair, apart: str, capsys: pytes
         refused = metric(nodes, 'burgee_gate_refused_total{listener="workload",reason="CONNECTION_LIMIT_OF_CALLER"}')
         with capsys.disabled():
             print(
-                f"\n{apart}: renewals at most {late:.2f} s late (deadline {DEADLINE_SECONDS} s), {held:.0f} connections, "
+                f"\n{apart}: renewals at most {late:.2f} s late (deadline {DEADLINE_SECONDS} s), {held:.0f} open, "
                 f"refused {refused:.0f}, agent's peak {peak_rss(nodes.pid('agent')) // 1024} MB"
             )
         assert late < 5 * DEADLINE_SECONDS
