@@ -1,8 +1,10 @@
 """Workload attestation from the kernel's own records: user, groups, executable.
 
 Everything is read through the directory file descriptor of the process, so that a recycled pid reads as gone.
-Effective ids are used, as SPIRE does. What remains: a process may pass its connected socket to another one; the
-kernel names the process that connected, and that one is attested.
+Effective ids are used, as SPIRE does, but only those that the process connected with: whoever connects, keeps the
+socket in a child and executes `su` would otherwise be root for the child. What remains: a process may pass its
+connected socket to another one, and may itself become any program that its user can execute; the kernel names the
+process that connected, and that one is attested. So select by user or group, and by `path` or `sha256` only besides.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pydantic import Field
 from attestor.workload.executable import Executables
 from attestor.workload.names import Names
 from attestor.workload.procfs import Ids, read_ids
+from ca.errors import Unauthenticated
 from ca.identity.selector import Selector
 from ca.ports import Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
@@ -49,7 +52,9 @@ class UnixAttestor:
         return frozenset(Selector(NAME, value) for value in found)
 
     def _look(self, process: Process) -> list[str]:
-        values = self._identity(read_ids(process.proc))
+        ids = read_ids(process.proc)
+        _require_same_user(ids, process)
+        values = self._identity(ids)
         if self._config.path:
             executable = self._executables.find(process.proc)
             if executable is not None:
@@ -67,6 +72,16 @@ class UnixAttestor:
             values.append(f"group:{group}")
         values += [f"supplementary_group:{name}" for gid in ids.groups if (name := self._names.group(gid))]
         return values
+
+
+def _require_same_user(ids: Ids, process: Process) -> None:
+    """A set-user-ID program gives the process another user, and nothing to those who hold its socket (execve(2))."""
+    if (ids.uid, ids.gid) != (process.uid, process.gid):
+        raise Unauthenticated(
+            "the caller changed its user or group after it connected",
+            reason="CALLER_CHANGED",
+            hint="connect after the change, not before it",
+        )
 
 
 plugin = WorkloadAttestorPlugin(name=NAME, config=Config, attestor=UnixAttestor)

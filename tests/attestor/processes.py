@@ -17,13 +17,13 @@ SLEEP = shutil.which("sleep") or "/bin/sleep"
 
 
 class Pinned:
-    """Implements ca.ports.Process for a pid that the test controls."""
+    """Implements ca.ports.Process for a pid that the test controls: as if it had connected as the user it is now."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.uid = os.geteuid()
-        self.gid = os.getegid()
         self.proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        owner = os.fstat(self.proc)
+        self.uid, self.gid = owner.st_uid, owner.st_gid
         self.checks = 0
         self.dies_at_check = 0
 

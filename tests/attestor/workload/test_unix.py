@@ -7,6 +7,7 @@ import hashlib
 import os
 import pwd
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ async def test_ids_of_another_user_without_an_account() -> None:
         "unix:supplementary_group:root",
         "unix:supplementary_gid:54323",
     }
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o4755, 0o2755], ids=["set-user-ID", "set-group-ID"])
+async def test_a_caller_that_executed_a_setuid_program_has_not_its_users_identities(mode: int) -> None:
+    """It connected as 54321 and left the socket to a child: the child must not be taken for root."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        program = copy_of_sleep(Path(directory) / "su")
+        program.chmod(mode)
+        options = {"user": 54321, "group": 54321, "extra_groups": []}
+        with child([str(program), "60"], **options) as process, pinned(process.pid) as pin:
+            ids = procfs.read_ids(pin.proc)
+            if 0 not in (ids.uid, ids.gid):
+                pytest.skip("set-user-ID programs have no effect here")
+            pin.uid = pin.gid = 54321
+            with pytest.raises(Unauthenticated) as caught:
+                await UnixAttestor(Config(path=False)).attest(pin)
+    assert caught.value.reason == "CALLER_CHANGED"
 
 
 async def test_path_and_hash_of_the_executable(tmp_path: Path) -> None:
