@@ -18,6 +18,7 @@ from ca.proto.burgee import workload_pb2 as wl
 from sds.entries import is_partial, unique_hints
 
 MADE_AT_MOST = 4096
+MADE_BYTES_AT_MOST = 2 << 20
 FAR = datetime.max.replace(tzinfo=UTC)
 
 
@@ -93,6 +94,7 @@ class Content:
         self.bundles = bundles
         self.hints = unique_hints(entries)
         self._made: dict[object, bytes] = {}
+        self._made_bytes = 0
         expiries = [entry.expires_at for entry in entries if entry.expires_at is not None]
         self.valid_until = min([svid.not_after for _, svid in svids] + expiries, default=FAR)
 
@@ -154,14 +156,21 @@ class Content:
     def once(self, key: object, make: Callable[[], bytes]) -> bytes:
         """What `make` gives, made once for each `key`: serialized secrets, responses, explanations.
 
-        Callers choose some keys: beyond `MADE_AT_MOST` it is made each time, so that nobody fills the memory.
+        Callers choose some keys, and how much belongs to one: beyond `MADE_AT_MOST` of them, or bytes of
+        `MADE_BYTES_AT_MOST`, it is made each time, so that nobody fills the memory.
         """
         found = self._made.get(key)
         if found is None:
             found = make()
-            if len(self._made) < MADE_AT_MOST:
+            room = len(found) + _key_bytes(key)
+            if len(self._made) < MADE_AT_MOST and self._made_bytes + room <= MADE_BYTES_AT_MOST:
                 self._made[key] = found
+                self._made_bytes += room
         return found
+
+
+def _key_bytes(key: object) -> int:
+    return sum(len(part) for part in key if isinstance(part, bytes)) if isinstance(key, tuple) else 0
 
 
 def build(

@@ -16,7 +16,7 @@ from ca.identity.spiffe_id import SpiffeId
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import ResourceState
 from sds.secrets import Form, SecretNames, is_root_name
-from sds.views import BundleForms, Content, WorkloadSvid, asked_for, build
+from sds.views import MADE_BYTES_AT_MOST, BundleForms, Content, WorkloadSvid, asked_for, build
 from tests.sds.lab import FED, TD, Authority, entry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -320,3 +320,20 @@ def test_names_no_longer_asked_for_are_forgotten():
     peer.ask("default", "nope")
     peer.ack("default")
     assert peer.states() == {"default": "SENT"}
+
+
+def test_what_callers_may_have_made_is_bounded_in_bytes() -> None:
+    """A trust domain may be spelled in many ways, and any choice of spellings is an answer of its own."""
+    now = content("a")
+    spelled = [f"spiffe://{_spelled('example', number)}.org" for number in range(128)]
+    stream = SdsStream()
+    for first in range(100):
+        names = [*spelled[first:], *spelled[:first]][:100]
+        request = discovery_pb2.DiscoveryRequest(resource_names=names, response_nonce=stream.nonce)
+        stream.request(request, NOW)
+        assert len(stream.respond(now, settled=True, now=NOW) or b"") > 50_000
+    assert sum(map(len, now._made.values())) <= MADE_BYTES_AT_MOST
+
+
+def _spelled(name: str, number: int) -> str:
+    return "".join(c.upper() if number >> position & 1 else c for position, c in enumerate(name))
