@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import grp
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,7 +38,7 @@ from ca.api.services import register
 from ca.api.svid import SvidService
 from ca.api.trust_domain import TrustDomainService
 from ca.authority.ttls import check_ttls
-from ca.errors import BurgeeError, ConfigError
+from ca.errors import BurgeeError, ConfigError, FailedPrecondition
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
@@ -48,6 +49,7 @@ from ca.runtime.debug_report import DebugReport
 from ca.runtime.files import atomic_write, make_private_dir
 from ca.runtime.gate import Gate, GateLimits, PeerCred
 from ca.runtime.health import Health
+from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
@@ -78,6 +80,8 @@ logger = log.get("server")
 
 WORKERS = 2
 SOCKET_PATH_BYTES = 100
+SERVER_ID = "server-id"
+_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 MAX_STREAMS_PER_CONNECTION = 128
 """Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
 
@@ -135,8 +139,10 @@ class Server:
         check(self.config)
         try:
             await self._start()
-        except BaseException:
+        except BaseException as error:
             await self._stack.aclose()
+            if isinstance(error, OSError):
+                raise _cannot(error) from error
             raise
 
     async def stop(self) -> None:
@@ -171,7 +177,8 @@ class Server:
 
     async def _open_store(self) -> None:
         """The store and what of it is kept in memory."""
-        self.store = await Store.open(self.config.store_url, clock=self.clock)
+        known = (self.config.data_dir / SERVER_ID).exists()
+        self.store = await Store.open(self.config.store_url, clock=self.clock, known=known)
         self._stack.push_async_callback(self.store.close)
         self.trust = Trust(self.trust_domain)
         self.index = AuthorizedIndex(self.trust_domain, self.clock.now)
@@ -184,6 +191,7 @@ class Server:
         config = self.config
         pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="crypto")
         self._stack.callback(pool.shutdown)
+        self._heartbeat = Heartbeat(clock=self.clock, pool=pool)
         server = _server_name(config.data_dir)
         self.authority = AuthorityManager(
             settings=RotationSettings(
@@ -372,7 +380,7 @@ class Server:
         revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
         self.follower.on_applied(revocation.on_applied)
         self.agents.on_change(revocation.on_agent)
-        store_watch = StoreWatch(follower=self.follower, clock=self.clock)
+        store_watch = StoreWatch(store=self.store, follower=self.follower, clock=self.clock)
         self.health.add("authority", self.authority.check)
         self.health.add("server_svid", self.server_svid.check)
         self.health.add("store", store_watch.check)
@@ -386,11 +394,13 @@ class Server:
             store=self.store, trust_domain=self.trust_domain, follower=self.follower, clock=self.clock
         )
         tasks.spawn("bundle-pruning", pruning.run)
-        tasks.spawn("follower", self.follower.run)
+        self.health.add("alive", self._heartbeat.check, live=True)
+        tasks.spawn("heartbeat", self._heartbeat.run)
+        self._heartbeat.essential("follower", tasks.spawn("follower", self.follower.run))
         tasks.spawn("entry-expiry", EntryExpiry(index=self.index, follower=self.follower, clock=self.clock).run)
-        tasks.spawn("authority", self.authority.run)
-        tasks.spawn("server-svid", self.server_svid.run)
-        tasks.spawn("store-watch", store_watch.run)
+        self._heartbeat.essential("authority", tasks.spawn("authority", self.authority.run))
+        self._heartbeat.essential("server-svid", tasks.spawn("server-svid", self.server_svid.run))
+        self._heartbeat.essential("store-watch", tasks.spawn("store-watch", store_watch.run))
         self._maintenance = Maintenance(
             pruner=self.pruner, clock=self.clock, every_seconds=self.config.prune.every_seconds
         )
@@ -461,10 +471,27 @@ def _admin_gid(config: ServerConfig) -> int | None:
 
 def _server_name(data_dir: Path) -> str:
     """This server's name in records and authorities, made once."""
-    path = data_dir / "server-id"
+    path = data_dir / SERVER_ID
     if not path.exists():
         atomic_write(path, f"{secrets.token_hex(8)}\n".encode())
-    return path.read_text(encoding="ascii").strip()
+    name = path.read_bytes().decode("ascii", "replace").strip()
+    if _SERVER_NAME.fullmatch(name) is None:
+        raise FailedPrecondition(
+            f"`{path}` holds no name of a server",
+            reason="SERVER_ID_CORRUPT",
+            hint="restore it from a backup: with another name the server has no authority",
+        )
+    return name
+
+
+def _cannot(error: OSError) -> FailedPrecondition:
+    """Of the system's words those that help."""
+    where = f" `{os.fsdecode(error.filename)}`" if error.filename else ""
+    return FailedPrecondition(
+        f"cannot use{where or ' a file'}: {error.strerror or error}",
+        reason="START_FAILED",
+        hint="see who owns it, and whether the disk is full or mounted read-only",
+    )
 
 
 async def run(config: ServerConfig, path: Path | None = None) -> None:
@@ -511,7 +538,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(run(config, options.config))
     except BurgeeError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""
-        print(f"error: {error.detail} ({error.reason}){hint}", file=sys.stderr)
+        words = getattr(error.__cause__, "orig", None)  # the database's
+        cause = f"\n  cause: {words}" if words else ""
+        print(f"error: {error.detail} ({error.reason}){cause}{hint}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Engine, create_engine, event, insert, make_url, select, update
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -60,6 +60,8 @@ class Database:
         """Called with a transaction's changes while the writer lock is still held."""
         self.commit_uncertain: Callable[[], None] = lambda: None
         """Called when a transaction with changes ended in an error, perhaps after the commit."""
+        self.unwritable = False
+        """The last write failed for a reason of the database's own; the next one that succeeds ends it."""
         self._running: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
@@ -70,6 +72,25 @@ class Database:
                 if self.backend == "postgresql":
                     await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
                 yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around every write: `unavailable`, and remembered."""
+        try:
+            with unavailable():
+                yield
+        except Unavailable:
+            self.unwritable = True
+            raise
+        self.unwritable = False
+
+    async def try_write(self) -> None:
+        """A write that changes nothing, and needs the lock and the room of any other."""
+
+        async def work(transaction: WriteTransaction) -> None:
+            await transaction.connection.execute(update(tables.store).values(id=tables.store.c.id))
+
+        await self.write(work)
 
     async def write(self, work: Callable[[WriteTransaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction and publish its changes; a cancelled caller does not stop it half-way."""
@@ -82,7 +103,7 @@ class Database:
         async with self.writer:
             transaction: WriteTransaction | None = None
             try:
-                with unavailable():
+                with self.writing():
                     async with self.engine.connect() as connection:
                         await connection.execution_options(burgee_begin="BEGIN IMMEDIATE")
                         async with connection.begin():
@@ -121,13 +142,25 @@ class Database:
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """The database is gone, full or locked: the caller learns that much, the log the rest."""
+    """The database is gone, full, locked or damaged: the caller learns that much, the log the rest."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise Unavailable(
-            "the store cannot be reached or written now", reason="STORE_UNAVAILABLE", hint="the log has the cause"
-        ) from error
+    except DatabaseError as error:
+        if type(error) is DatabaseError:  # SQLite: malformed, or no database; its subclasses mean other things
+            raise Unavailable(
+                "the store is damaged", reason="STORE_CORRUPT", hint="restore it from a backup; the log has the cause"
+            ) from error
+        if not isinstance(error, OperationalError):
+            raise
+        raise _out_of_reach() from error
+    except (InterfaceError, PoolTimeoutError) as error:
+        raise _out_of_reach() from error
+
+
+def _out_of_reach() -> Unavailable:
+    return Unavailable(
+        "the store cannot be reached or written now", reason="STORE_UNAVAILABLE", hint="the log has the cause"
+    )
 
 
 def parse_url(text: str) -> URL:

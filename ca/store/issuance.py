@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from ca.errors import Unavailable
 from ca.ports import Clock
@@ -171,9 +171,11 @@ class IssuanceLog:
             async with self._database.writer:
                 batch = self._take()
                 try:
-                    await loop.run_in_executor(self._thread, self._commit, [r for records, _ in batch for r in records])
+                    with self._database.writing():
+                        records = [record for handed_in, _ in batch for record in handed_in]
+                        await loop.run_in_executor(self._thread, self._commit, records)
                 except Exception as error:
-                    _settle(batch, _explained(error))
+                    _settle(batch, error)
                 else:
                     _settle(batch, None)
         self._writing = None
@@ -227,14 +229,6 @@ def _summary(records: Sequence[IssuanceRecord]) -> dict[str, Any]:
         "authorities": "\n".join(sorted({record.authority_id for record in records})),
         "agents": "\n".join(sorted({record.agent for record in records})),
     }
-
-
-def _explained(error: Exception) -> Exception:
-    if not isinstance(error, OperationalError | InterfaceError):
-        return error
-    refusal = Unavailable("the issuance record cannot be written now", reason="STORE_UNAVAILABLE")
-    refusal.__cause__ = error
-    return refusal
 
 
 def _settle(batch: Sequence[Waiting], error: Exception | None) -> None:

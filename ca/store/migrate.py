@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
+from ca.errors import FailedPrecondition
+
 if TYPE_CHECKING:
     from alembic.config import Config
 
@@ -21,8 +23,15 @@ def migrate(connection: Connection) -> None:
     """Upgrade to HEAD inside the connection's transaction. Concurrent servers wait for one another (PostgreSQL)."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-    if current(connection) == HEAD:
+    found = current(connection)
+    if found == HEAD:
         return
+    if found is not None and found > HEAD:
+        raise FailedPrecondition(
+            f"the store was written by a newer version (schema {found}, known here: {HEAD})",
+            reason="STORE_NEWER",
+            hint="start the newer version, or restore the backup that was taken before the upgrade",
+        )
     from alembic import command  # imported here: it costs a start 0.1 s that only a migration needs to pay
 
     config = alembic_config()

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ca.errors import FailedPrecondition
 from ca.ports import Clock
 from ca.store.agents import Agents, read_all_agents
 from ca.store.audit import AuditLog
@@ -44,13 +45,16 @@ class Store:
         self.changes = ChangeLog(database, epoch)
 
     @classmethod
-    async def open(cls, url: str, *, clock: Clock) -> Store:
+    async def open(cls, url: str, *, clock: Clock, known: bool = False) -> Store:
         """Connect, migrate to the newest schema and start watching for changes.
 
         `url`: `sqlite:///path` (locked against a second server) or `postgresql://…`. Raises ConfigError for a
-        url that cannot work, FailedPrecondition STORE_LOCKED, Unavailable when the database cannot be reached.
+        url that cannot work, FailedPrecondition STORE_LOCKED or STORE_NEWER, Unavailable when the database cannot be
+        reached or is damaged. A `known` store has been here before: STORE_LOST when its file is gone.
         """
         parsed = parse_url(url)
+        if known and parsed.get_backend_name() == "sqlite":
+            _refuse_lost(Path(parsed.database or ""))
         database = Database(parsed)
         lock = None
         try:
@@ -77,6 +81,16 @@ class Store:
                 mark=await read_mark(connection, revision) or "",
             )
 
+    @property
+    def unwritable(self) -> bool:
+        """Whether the last write failed for a reason of the database's own."""
+        return self._database.unwritable
+
+    async def check_writable(self) -> None:
+        """After a write that failed, tries one that changes nothing. Raises Unavailable while it fails too."""
+        if self._database.unwritable:
+            await self._database.try_write()
+
     async def close(self) -> None:
         """Waits for writes under way, then lets go of the database and its lock. Idempotent."""
         await self.changes.close()
@@ -84,6 +98,17 @@ class Store:
         await self._database.close()
         if self._lock is not None:
             self._lock.release()
+
+
+def _refuse_lost(path: Path) -> None:
+    """A server without its store would make another authority, which nobody trusts."""
+    if not path.exists() or not path.stat().st_size:
+        raise FailedPrecondition(
+            f"the store `{path}` is gone, and it is not this server's first start",
+            reason="STORE_LOST",
+            hint="restore it from a backup; to begin anew, with an authority that nobody trusts yet, move the whole "
+            "`data_dir` away",
+        )
 
 
 async def _prepare(database: Database) -> str:

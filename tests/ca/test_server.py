@@ -254,7 +254,7 @@ class TestInside:
         from ca.service.store_watch import StoreWatch
 
         async with running_server() as server:
-            watch = StoreWatch(follower=server.server.follower, clock=server.server.clock)
+            watch = StoreWatch(store=server.server.store, follower=server.server.follower, clock=server.server.clock)
             await watch.ask()
             assert watch.check() is None
 

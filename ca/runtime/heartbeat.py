@@ -1,0 +1,48 @@
+"""Whether the program still moves: its event loop, its worker threads, and the tasks that it cannot do without."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+
+from ca.ports import Clock
+from ca.runtime.health import Problem
+
+EVERY_SECONDS = 1.0
+STUCK_SECONDS = 60.0
+"""Without a beat for so long only a restart helps. A loop that is stuck altogether does not even answer /live."""
+
+
+class Heartbeat:
+    """`run` for ever; `check` is for liveness. A beat goes through the loop and through the worker threads."""
+
+    def __init__(self, *, clock: Clock, pool: Executor) -> None:
+        self._clock = clock
+        self._pool = pool
+        self._beat_at = clock.monotonic()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def essential(self, name: str, task: asyncio.Task[None]) -> None:
+        """A task that restarts after failures and must never be over."""
+        self._tasks[name] = task
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.get_running_loop().run_in_executor(self._pool, _nothing)
+            self._beat_at = self._clock.monotonic()
+            await self._clock.sleep(EVERY_SECONDS)
+
+    def check(self) -> Problem | None:
+        over = sorted(name for name, task in self._tasks.items() if task.done())
+        if over:
+            return Problem(reason="TASK_OVER", detail=f"essential tasks have ended: {', '.join(over)}", hint="restart")
+        silent = self._clock.monotonic() - self._beat_at
+        if silent > STUCK_SECONDS:
+            return Problem(
+                reason="STUCK", detail=f"the worker threads have not answered for {silent:.0f} seconds", hint="restart"
+            )
+        return None
+
+
+def _nothing() -> None:
+    return None
