@@ -103,7 +103,8 @@ def _locked(home: Path) -> Iterator[Path]:
     """Make `home` and hold it; a second `burgee up` on it raises FailedPrecondition."""
     try:
         home.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _require_ours(home)
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise FailedPrecondition(f"cannot write to `{home}`: {error.strerror}", reason="DIRECTORY") from error
     try:
@@ -111,6 +112,17 @@ def _locked(home: Path) -> Iterator[Path]:
         yield home
     finally:
         os.close(descriptor)
+
+
+def _require_ours(home: Path) -> None:
+    """Whoever else can write there could swap a configuration before it is read, or lead a log into another file."""
+    found = home.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o002:
+        raise FailedPrecondition(
+            f"`{home}` belongs to somebody else, or everybody can write to it",
+            reason="NOT_PRIVATE",
+            hint="choose another directory with --dir",
+        )
 
 
 def _lock(descriptor: int, home: Path) -> None:

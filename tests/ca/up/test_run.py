@@ -65,6 +65,18 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest
     assert f"cannot write to `{tmp_path / 'file'}`" in capsys.readouterr().err
 
 
+def test_a_directory_that_somebody_else_prepared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(0o777)
+    assert up(options(tmp_path)) == 1
+    assert "NOT_PRIVATE" in capsys.readouterr().err
+    if os.geteuid() == 0:
+        tmp_path.chmod(0o755)
+        os.chown(tmp_path, 54321, -1)
+        assert up(options(tmp_path)) == 1
+        assert "NOT_PRIVATE" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_status_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     status = Status(trust_domain="burgee.test")
     status.server = ServerStatus(pid=1, address="a", admin_socket="s", metrics_address="m", bundle_file="b")
