@@ -19,6 +19,8 @@ from sds.views import Content
 
 MAX_NAMES = 1000
 MAX_NAME_BYTES = 2048
+MAX_NAMES_BYTES = 128 << 10
+"""Of all names of one stream together: a workload may have many streams, and names that mean nothing are kept too."""
 MAX_DETAIL = 2000
 
 M = TypeVar("M", bound=Message)
@@ -135,9 +137,11 @@ def parse(kind: type[M], raw: bytes) -> M:
 
 def check_bounds(names: Collection[str]) -> None:
     """Raises InvalidArgument (SDS_TOO_MANY_NAMES) for more or longer names than one stream may ask for."""
-    if len(names) > MAX_NAMES or any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+    sizes = [len(name.encode()) for name in names]
+    if len(sizes) > MAX_NAMES or max(sizes, default=0) > MAX_NAME_BYTES or sum(sizes) > MAX_NAMES_BYTES:
         raise InvalidArgument(
-            f"at most {MAX_NAMES} resource names of {MAX_NAME_BYTES} bytes each", reason="SDS_TOO_MANY_NAMES"
+            f"at most {MAX_NAMES} resource names of {MAX_NAME_BYTES} bytes each, {MAX_NAMES_BYTES} bytes together",
+            reason="SDS_TOO_MANY_NAMES",
         )
 
 

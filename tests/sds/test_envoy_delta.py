@@ -343,3 +343,19 @@ async def test_streams_share_the_serialized_secrets(lab: Lab, client: WorkloadCl
     (view,) = lab.cache._live.values()
     made = lab.cache.content(view)._made
     assert len([key for key in made if isinstance(key, tuple) and key[0] == "delta"]) == 1
+
+
+def test_the_names_of_one_stream_are_bounded_together() -> None:
+    """Each request is small, and no name is longer than one may be: the stream keeps them all."""
+    stream = DeltaStream()
+
+    def ask(number: int) -> None:
+        names = [f"{number}/".ljust(2048, "x")]
+        stream.request(discovery_pb2.DeltaDiscoveryRequest(resource_names_subscribe=names), NOW)
+
+    for number in range(64):
+        ask(number)
+    with pytest.raises(InvalidArgument) as caught:
+        ask(64)
+    assert caught.value.reason == "SDS_TOO_MANY_NAMES"
+    assert len(stream.subscribed) == 64
