@@ -29,6 +29,12 @@ class LimitsConfig(StrictModel):
         default=1_500, gt=0, description="Connections of one workload, and never more than half of what there is."
     )
     max_streams_per_workload: int = Field(default=2_000, gt=0, description="Open streams and calls of one workload.")
+    max_calls_per_second_per_workload: int = Field(
+        default=1_000,
+        gt=0,
+        description="Calls and streams that one workload begins per second, after twice as many at once; one that is "
+        "faster is read more slowly.",
+    )
     max_attestations: int = Field(
         default=32, gt=0, description="Processes that are attested at the same time; others wait their workload's turn."
     )
@@ -50,6 +56,7 @@ class LimitsConfig(StrictModel):
             max_connections=self.max_connections,
             max_connections_per_uid=self.max_connections_per_uid,
             max_connections_per_share=self.max_connections_per_workload,
+            calls_per_second_per_share=self.max_calls_per_second_per_workload,
             files_per_connection=FILES_PER_CONNECTION,
             reserved_files=RESERVED_FILES,
         )

@@ -13,28 +13,28 @@ import itertools
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from ca.errors import BurgeeError, Unimplemented
+from ca.errors import BurgeeError
 from ca.ports import Clock
 from ca.runtime import gate_unix, log
 from ca.runtime.clock import SystemClock
 from ca.runtime.files import raise_open_files_limit
 from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
+from ca.runtime.gate_interceptor import OnlyThroughGate
 from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener
+from ca.runtime.gate_pace import SLOWED, Pace, Throttle
 from ca.runtime.gate_places import GateLimits, Places, origin_of_address
 from ca.runtime.gate_tls import server_context
 from ca.runtime.log_limit import Sparingly
 from ca.runtime.peers import Peer, PeerCred, PeerTable, ReadCred, current_peer, read_peer_cred
-from ca.runtime.rpc_errors import abort_with
-from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, UnknownMethod, Yielding
+from ca.runtime.rpc_handlers import Context, LayerInterceptor, UnknownMethod
 from ca.runtime.tls import TlsMaterial
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class Gate:
         self._admit: dict[str, Callable[[PeerCred], bool]] = {}
         self._share_of: dict[str, Callable[[PeerCred], str]] = {}
         self._connections: dict[int, Connection] = {}
+        rate = self.limits.calls_per_second_per_share
+        self._pace = Pace(rate) if rate is not None else None
         self._places = Places(self.limits, raise_open_files_limit())
         self._numbers = itertools.count(1)
         self._sparingly = Sparingly(REFUSALS_LOGGED_PER_SECOND)
@@ -163,7 +165,7 @@ class Gate:
 
     def interceptor(self) -> grpc.aio.ServerInterceptor:
         """Refuses an unregistered peer for every service and unknown method; sets `current_peer` for the call."""
-        layer = _OnlyThroughGate(self._table)
+        layer = OnlyThroughGate(self._table)
         return LayerInterceptor(layer, unknown=UnknownMethod(layer.unknown))
 
     def peer_of(self, context: Context) -> Peer:
@@ -262,6 +264,20 @@ class Gate:
         ACCEPTED.labels(listener.name).inc()
         return connection
 
+    def throttle(self, connection: Connection) -> Throttle | None:
+        """What slows a connection down, on a listener that tells its callers apart."""
+        if self._pace is None or connection.listener not in self._share_of:
+            return None
+        return Throttle(
+            self._pace,
+            str(connection.origins[-1]),
+            self._host.loop,
+            forward=connection.relay_plain,
+            pause=connection.front.pause,
+            resume=connection.resume_front,
+            slowed=SLOWED.labels(connection.listener).inc,
+        )
+
     def authenticated(self, connection: Connection) -> str:
         """A connection has a peer; note when its certificate ends. Returns why it cannot stay, or nothing."""
         if connection.anonymous:
@@ -330,6 +346,7 @@ class _Host:
         self.max_anonymous_bytes = gate.limits.max_anonymous_bytes
         self.has_http = http is not None
         self.admitted = gate.authenticated
+        self.throttle = gate.throttle
         self.ended = gate.forget
         self.release_name = table.unregister
         self._grpc_socket = grpc_socket
@@ -366,35 +383,3 @@ class _Host:
     async def close(self) -> None:
         """Wait for the HTTP ends that are just being set up."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-class _OnlyThroughGate:
-    """Implements rpc_handlers.Layer."""
-
-    def __init__(self, table: PeerTable) -> None:
-        self._find = table.find
-
-    def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer:
-        async def admitted(request: Any, context: Context) -> Any:
-            current_peer.set(self._find(context.peer()))
-            return await inner(request, context)
-
-        return admitted
-
-    def yielding(self, method: str, inner: Yielding) -> Yielding:
-        async def admitted(request: Any, context: Context) -> AsyncIterator[Any]:
-            current_peer.set(self._find(context.peer()))
-            responses: Any = inner(request, context)
-            async with aclosing(responses):
-                async for response in responses:
-                    yield response
-
-        return admitted
-
-    async def unknown(self, request: Any, context: Context) -> NoReturn:
-        """A method nobody serves: strangers are not even told that."""
-        try:
-            self._find(context.peer())
-        except BurgeeError as error:
-            await abort_with(context, error)
-        await abort_with(context, Unimplemented("unknown service or method", reason="UNKNOWN_METHOD"))

@@ -14,6 +14,7 @@ from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
 from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
 from ca.runtime.gate_host import Host
 from ca.runtime.gate_leg import Leg
+from ca.runtime.gate_pace import Throttle
 from ca.runtime.gate_tls import ALPN_H2, TlsEngine
 from ca.runtime.peers import Peer, PeerCred
 
@@ -69,6 +70,7 @@ class Connection:
         self._over = False
         self._lingering = False
         self._waiting = False
+        self._throttle: Throttle | None = None
 
     # ---- stage 1: who is there
 
@@ -184,14 +186,15 @@ class Connection:
             self.host.view,
             on_chunk=self._send if self._tls is not None or self._tracker is not None else self._send_plain,
             on_end=self._back_ended,
-            on_drained=self.front.resume,
+            on_drained=self.resume_front,
         )
         if self._tls is None:
-            self.front.on_chunk = self._receive_plain
+            self._throttle = self.host.throttle(self) if h2 else None
+            self.front.on_chunk = self.relay_plain if self._throttle is None else self._throttle.receive
         self.front.resume()
         self.back.resume()
         head, self._head = bytes(self._head), bytearray()
-        self._receive_plain(head)
+        (self.relay_plain if self._throttle is None else self._throttle.receive)(head)
 
     def _retry_open(self, h2: bool) -> None:
         if not self._over:
@@ -199,13 +202,19 @@ class Connection:
 
     # ---- stage 3: relay
 
-    def _receive_plain(self, plain: memoryview | bytes) -> None:
+    def relay_plain(self, plain: memoryview | bytes) -> None:
         """Client → back."""
         back = self.back
         if back is not None:
             back.write(plain)
             if back.pending:
                 self.front.pause()
+
+    def resume_front(self) -> None:
+        if self._over or (self.back is not None and self.back.pending):
+            return
+        if self._throttle is None or not self._throttle.holding:
+            self.front.resume()
 
     def _receive(self, chunk: memoryview) -> None:
         """Client → back, through TLS."""
@@ -230,7 +239,7 @@ class Connection:
             if self.back is None:
                 self._first(plain)
             else:
-                self._receive_plain(plain)
+                self.relay_plain(plain)
         if tls.ended and not self._over:
             self._front_ended()
 
@@ -262,8 +271,7 @@ class Connection:
             return
         if self.back is not None:
             self.back.resume()
-            if not self.back.pending:
-                self.front.resume()
+            self.resume_front()
 
     # ---- stage 4: endings
 
@@ -335,6 +343,8 @@ class Connection:
             return
         self._over = True
         self._disarm()
+        if self._throttle is not None:
+            self._throttle.close()
         self._release_back()
         self.front.close()
         if self.cred is not None and self.cred.pidfd is not None:

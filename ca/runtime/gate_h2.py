@@ -14,13 +14,16 @@ _END_HEADERS = 0x04
 
 
 class FrameTracker:
-    """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload."""
+    """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload; the first `skip_bytes` are
+    none (the preface)."""
 
-    __slots__ = ("_block_open", "_header", "_left", "_seen")
+    __slots__ = ("_block_open", "_header", "_left", "_seen", "header_frames")
 
-    def __init__(self) -> None:
+    def __init__(self, *, skip_bytes: int = 0) -> None:
         self._header = bytearray()
-        self._left = 0
+        self._left = skip_bytes
+        self.header_frames = 0
+        """HEADERS, PUSH_PROMISE and CONTINUATION frames so far: what begins a call, or makes its beginning longer."""
         self._block_open = False
         self._seen = False
 
@@ -30,7 +33,7 @@ class FrameTracker:
         a HEADERS frame and its CONTINUATIONs (§6.10)."""
         return self._seen and not (self._left or self._header or self._block_open)
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: memoryview | bytes) -> None:
         """Take the next bytes of the direction."""
         at, end = 0, len(data)
         while at < end:
@@ -50,5 +53,6 @@ class FrameTracker:
         self._left = header[0] << 16 | header[1] << 8 | header[2]
         if header[3] in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
             self._block_open = not header[4] & _END_HEADERS
+            self.header_frames += 1
         self._seen = True
         header.clear()

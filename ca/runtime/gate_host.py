@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ca.runtime.gate_connection import Connection
+    from ca.runtime.gate_pace import Throttle
     from ca.runtime.peers import Peer
 
 
@@ -26,6 +27,8 @@ class Host(Protocol):
     def open_http(self, peer: Peer) -> socket.socket: ...
 
     def release_name(self, name: str) -> None: ...
+
+    def throttle(self, connection: Connection) -> Throttle | None: ...
 
     def admitted(self, connection: Connection) -> str: ...
 

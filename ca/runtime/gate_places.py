@@ -27,6 +27,9 @@ class GateLimits:
     max_connections_per_share: int = 1_500
     """Of one share of a Unix listener that tells its callers apart, and never more than half of all places."""
 
+    calls_per_second_per_share: float | None = None
+    """How fast a share may begin calls, after twice as many at once; what comes faster is read more slowly."""
+
     files_per_connection: int = FILES_PER_CONNECTION
     reserved_files: int = RESERVED_FILES
     """Open files that are for everything else; half of what there is, where there is little."""

@@ -114,6 +114,9 @@ class _Recorder:
         if isinstance(error, asyncio.CancelledError | GeneratorExit) or not isinstance(error, Exception):
             self._count(grpc.StatusCode.CANCELLED.value[0])
             raise error
+        if isinstance(error, grpc.aio.InternalError):  # the caller's stream is gone: there is nobody to write to
+            self._count(grpc.StatusCode.CANCELLED.value[0])
+            raise asyncio.CancelledError from error
         known = error if isinstance(error, BurgeeError) else self._unknown(error)
         if isinstance(error, BurgeeError):
             self._refused(error)

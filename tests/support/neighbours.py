@@ -1,7 +1,7 @@
 """Processes of other users and cgroups: one that does its worst to an agent, and one that only wants its SVIDs.
 
-Run as `python -m tests.support.neighbours hostile|neighbour SOCKET`; both print JSON lines. Giving a process another
-user or cgroup needs root: `other_user`, `other_cgroup`.
+Run as `python -m tests.support.neighbours hostile|neighbour|ABUSE SOCKET UID`; all print JSON lines.
+Giving a process another user or cgroup needs root: `other_user`, `cgroups`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import grpc
 from cryptography import x509
 
 from ca.proto.burgee import workload_pb2 as wl
+from tests.support.h2_abuse import ABUSES, abuse
 from tests.support.real import require
 
 CONNECTIONS = 5000
@@ -63,6 +64,12 @@ def hostile(path: str) -> None:
         threading.Thread(target=_audiences, args=(path, number), daemon=True).start()
     threading.Thread(target=_streams, args=(path,), daemon=True).start()
     _hold(path)
+
+
+def misuse(path: str, kind: str) -> None:
+    """One of the abuses of HTTP/2, without end."""
+    while True:
+        _say(connections=abuse(Path(path), kind, seconds=0.5))
 
 
 def _hold(path: str) -> None:
@@ -209,4 +216,7 @@ if __name__ == "__main__":
         os.setgroups([])  # only now: another user may not be able to read this Python
         os.setgid(user)
         os.setuid(user)
-    {"hostile": hostile, "neighbour": neighbour}[sys.argv[1]](sys.argv[2])
+    if sys.argv[1] in ABUSES:
+        misuse(sys.argv[2], sys.argv[1])
+    else:
+        {"hostile": hostile, "neighbour": neighbour}[sys.argv[1]](sys.argv[2])
