@@ -97,14 +97,25 @@ class SealedStore:
             return self._ignore(path, f"cannot be read: {error.strerror}")
         return self._open(path, name, content, agent)
 
+    def sweep(self) -> None:
+        """Removes what a process that was killed while it saved has left. Nobody else may be saving here."""
+        with self._lock:
+            self._unlink(".*.sealed.*")
+
     def erase(self) -> None:
         """Removes every blob and destroys the key: what was copied while sealed stays sealed."""
         with self._lock:
             self._erased = True
             self.key.destroy()
-            if self.directory.is_dir():
-                for path in self.directory.glob("*.sealed"):
-                    path.unlink(missing_ok=True)
+            self._unlink("*.sealed")
+            self._unlink(".*.sealed.*")
+
+    def _unlink(self, pattern: str) -> None:
+        for path in self.directory.glob(pattern) if self.directory.is_dir() else ():
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("cannot remove", reason="STATE_NOT_WRITABLE", path=str(path), detail=error.strerror)
 
     def _open(self, path: Path, name: str, content: bytes, agent: SpiffeId | None) -> bytes | None:
         start = len(MAGIC) + 2

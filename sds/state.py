@@ -141,6 +141,7 @@ def open_store(config: AgentConfig) -> AgentStore:
     state = config.data_dir / "state"
     try:
         durable = SealedStore(state, trust_domain=config.domain, key=durable_key(state))
+        durable.sweep()
         if config.cache.persist == "none":
             return AgentStore(durable=durable, cache=None)
         directory = cache_directory(config)
@@ -152,7 +153,9 @@ def open_store(config: AgentConfig) -> AgentStore:
             reason="STATE_NOT_WRITABLE",
             hint="`data_dir` and `cache.directory` must belong to the agent's user, with no access for others",
         ) from error
-    return AgentStore(durable=durable, cache=SealedStore(directory, trust_domain=config.domain, key=key))
+    cache = SealedStore(directory, trust_domain=config.domain, key=key)
+    cache.sweep()
+    return AgentStore(durable=durable, cache=cache)
 
 
 def cache_directory(config: AgentConfig) -> Path:

@@ -158,3 +158,56 @@ async def test_tokens_of_a_tainted_key_are_forgotten():
 @pytest.mark.parametrize("token", ["", "a.b.c", "e30.e30.", "W10.."])
 def test_what_is_no_token_has_no_key_id(token: str):
     assert key_id(token) == ""
+
+
+async def test_endless_audiences_of_one_workload_push_out_its_own_tokens_only():
+    world = World()
+    world.cache = JwtCache(
+        issuer=world.server, clock=world.clock, limits=LimitsConfig(max_jwt_svids=10, max_jwt_svids_per_workload=5)
+    )
+    for number in range(3):
+        await world.cache.get(world.entries["b"], [f"n{number}"], share="neighbour")
+    for number in range(50):
+        await world.cache.get(world.entries["a"], [f"h{number}"], share="hostile")
+    assert len(world.cache) == 8
+    asked = len(world.server.jwts_asked)
+    for number in range(3):
+        await world.cache.get(world.entries["b"], [f"n{number}"], share="neighbour")
+    await world.cache.get(world.entries["a"], ["h49"], share="hostile")
+    assert len(world.server.jwts_asked) == asked  # all of them were held
+
+
+async def test_over_the_total_whoever_has_most_gives_way():
+    world = World()
+    world.cache = JwtCache(
+        issuer=world.server, clock=world.clock, limits=LimitsConfig(max_jwt_svids=6, max_jwt_svids_per_workload=5)
+    )
+    for number in range(5):
+        await world.cache.get(world.entries["a"], [f"h{number}"], share="much")
+    for number in range(3):
+        await world.cache.get(world.entries["b"], [f"n{number}"], share="little")
+    assert len(world.cache) == 6
+    asked = len(world.server.jwts_asked)
+    for number in range(3):
+        await world.cache.get(world.entries["b"], [f"n{number}"], share="little")
+    assert len(world.server.jwts_asked) == asked
+
+
+async def test_the_server_is_asked_in_turns():
+    world = World()
+    limits = LimitsConfig(max_jwt_requests=3, max_jwt_requests_per_workload=2)
+    world.cache = JwtCache(issuer=world.server, clock=world.clock, limits=limits)
+    world.server.silent = True
+    hostile = [
+        asyncio.create_task(world.cache.get(world.entries["a"], [f"h{number}"], share="hostile"))
+        for number in range(20)
+    ]
+    await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    world.server.silent = False  # for whoever asks from now on
+    token = await asyncio.wait_for(world.cache.get(world.entries["b"], ["n"], share="neighbour"), 2)
+    assert token
+    assert [entry_id for entry_id, _ in world.server.jwts_asked] == ["b"]  # two hang, eighteen wait their turn
+    world.cache.close()
+    await asyncio.gather(*hostile, return_exceptions=True)

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ca.errors import Internal, Unauthenticated, Unavailable
+from ca.errors import Exhausted, Internal, Unauthenticated, Unavailable
+from ca.identity.selector import Selector
+from ca.ports import Process
+from sds.limits import LimitsConfig
+from sds.workloads import Workloads
 from tests.sds.lab import API, WEB, Lab, Me, ended, entry, eventually
 
 
@@ -130,3 +134,71 @@ async def test_processes_and_their_descriptors_are_let_go_of(lab: Lab, monkeypat
     assert len(lab.workloads) == 1
     await eventually(lambda: len(lab.workloads) == 0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Crowd:
+    """Two cgroups of one user: a hostile one whose attestations never end, and a neighbour."""
+
+    def __init__(self, lab: Lab, limits: LimitsConfig, hostile: set[int]) -> None:
+        self.begun: list[int] = []
+        self.free = asyncio.Event()
+        self.hostile = hostile
+        self.workloads = Workloads(
+            attest=self._attest,
+            cache=lab.cache,
+            clock=lab.clock,
+            limits=limits,
+            share_of=lambda process: "hostile" if process.pid in hostile else "neighbour",
+        )
+
+    async def _attest(self, process: Process) -> frozenset[Selector]:
+        self.begun.append(process.pid)
+        if process.pid in self.hostile:
+            await self.free.wait()
+        return frozenset({WEB})
+
+    async def call(self, pid: int, hold: asyncio.Event | None = None) -> None:
+        async with self.workloads.session(Me(pid=pid), needs_svid=False):
+            if hold is not None:
+                await hold.wait()
+
+
+@pytest.fixture
+def children() -> Iterator[list[int]]:
+    made = [
+        subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        for _ in range(6)
+    ]
+    yield [process.pid for process in made]
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+async def test_a_cgroup_whose_attestations_hang_keeps_no_other_from_its_own(lab: Lab, children: list[int]):
+    limits = LimitsConfig(max_attestations=3, max_attestations_per_workload=2)
+    crowd = Crowd(lab, limits, set(children))
+    calls = [asyncio.create_task(crowd.call(pid)) for pid in children]
+    await eventually(lambda: len(crowd.begun) == 2)
+    await asyncio.wait_for(crowd.call(os.getpid()), 2)  # the third place was left for somebody else
+    assert len(crowd.begun) == 3
+    crowd.free.set()
+    await asyncio.gather(*calls)
+    assert set(crowd.begun) == {*children, os.getpid()}
+    crowd.workloads.close()
+
+
+async def test_streams_beyond_the_limit_are_refused_to_that_workload_alone(lab: Lab, children: list[int]):
+    crowd = Crowd(lab, LimitsConfig(max_streams_per_workload=2), set(children))
+    crowd.free.set()
+    hold = asyncio.Event()
+    held = [asyncio.create_task(crowd.call(pid, hold)) for pid in children[:2]]
+    await eventually(lambda: crowd.workloads._streams.taken("hostile") == 2)
+    with pytest.raises(Exhausted) as refused:
+        await crowd.call(children[2])  # another process of the same cgroup
+    assert refused.value.reason == "STREAM_LIMIT"
+    await crowd.call(os.getpid())
+    hold.set()
+    await asyncio.gather(*held)
+    await crowd.call(children[2])
+    crowd.workloads.close()
