@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
+from datetime import timedelta
 
 from ca.ports import Clock
+from ca.runtime import log
 from ca.runtime.health import Problem
 
 EVERY_SECONDS = 1.0
 STUCK_SECONDS = 60.0
 """Without a beat for so long only a restart helps. A loop that is stuck altogether does not even answer /live."""
+
+CLOCK_SET_SECONDS = 5.0
+"""A step of the wall clock against the monotonic one that is worth a line; a machine that slept shows one, too."""
+
+_log = log.get("heartbeat")
 
 
 class Heartbeat:
@@ -20,6 +27,7 @@ class Heartbeat:
         self._clock = clock
         self._pool = pool
         self._beat_at = clock.monotonic()
+        self._offset = clock.now().timestamp() - clock.monotonic()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def essential(self, name: str, task: asyncio.Task[None]) -> None:
@@ -30,7 +38,23 @@ class Heartbeat:
         while True:
             await asyncio.get_running_loop().run_in_executor(self._pool, _nothing)
             self._beat_at = self._clock.monotonic()
+            self._look_at_the_clock()
             await self._clock.sleep(EVERY_SECONDS)
+
+    def _look_at_the_clock(self) -> None:
+        """Somebody set it: what depends on it may look odd from here on, and the log says why."""
+        now = self._clock.now()
+        stepped = now.timestamp() - self._clock.monotonic() - self._offset
+        if abs(stepped) > CLOCK_SET_SECONDS:
+            self._offset += stepped
+            was = now - timedelta(seconds=stepped)
+            _log.warning(
+                "this machine's clock was set",
+                reason="CLOCK_SET",
+                seconds=round(stepped),
+                from_time=was.isoformat(timespec="seconds"),
+                to_time=now.isoformat(timespec="seconds"),
+            )
 
     def check(self) -> Problem | None:
         over = sorted(name for name, task in self._tasks.items() if task.done())

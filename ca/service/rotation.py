@@ -33,6 +33,7 @@ logger = log.get("authority")
 
 LONGEST_SLEEP_SECONDS = 10.0
 SHORTEST_SLEEP_SECONDS = 0.2
+CLOCK_TOLERANCE = timedelta(seconds=60)
 MAX_STEPS = 8
 """Rounds of one tick; preparing, activating and pruning take three."""
 
@@ -74,6 +75,7 @@ class AuthorityManager:
         self._signers: dict[str, Signer] = {}
         self._x509: X509Signing | None = None
         self._jwt: JwtSigning | None = None
+        self._begins: dict[AuthorityKind, datetime] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -135,11 +137,13 @@ class AuthorityManager:
     def x509(self) -> X509Signing:
         if self._x509 is None or self._clock.now() >= self._x509.issuer.not_after:
             raise _nothing_active(AuthorityKind.X509)
+        self._refuse_before(AuthorityKind.X509)
         return self._x509
 
     def jwt(self) -> JwtSigning:
         if self._jwt is None or self._clock.now() >= self._jwt.not_after:
             raise _nothing_active(AuthorityKind.JWT)
+        self._refuse_before(AuthorityKind.JWT)
         return self._jwt
 
     def check(self) -> Problem | None:
@@ -150,6 +154,17 @@ class AuthorityManager:
         except BurgeeError as error:
             return Problem(reason=error.reason, detail=error.detail, hint=error.hint)
         return None
+
+    def _refuse_before(self, kind: AuthorityKind) -> None:
+        """What is signed by a clock of before the authority's own beginning would have ended, or nearly, elsewhere."""
+        begins, now = self._begins[kind], self._clock.now()
+        if now < begins - CLOCK_TOLERANCE:
+            raise Unavailable(
+                f"the active {kind} authority begins at {begins.isoformat()}, this server's clock says "
+                f"{now.isoformat(timespec='seconds')}",
+                reason="CLOCK_BEHIND",
+                hint="set this server's clock",
+            )
 
     async def _prepare(self, kinds: Sequence[AuthorityKind]) -> None:
         """New authorities: keys made, rows stored, then one change of the bundle for all of them."""
@@ -260,6 +275,7 @@ class AuthorityManager:
         if x509 is not None:
             issuer = IssuerTemplate.from_certificate(x509.certificate)
             self._x509 = X509Signing(issuer=issuer, signer=self._signers[x509.key_id], remote=self._keys.remote)
+            self._begins[x509.kind] = x509.not_before
             _note(x509.kind, x509.not_after)
         if jwt is not None:
             self._jwt = JwtSigning(
@@ -268,6 +284,7 @@ class AuthorityManager:
                 remote=self._keys.remote,
                 not_after=jwt.not_after,
             )
+            self._begins[jwt.kind] = jwt.not_before
             _note(jwt.kind, jwt.not_after)
 
 
