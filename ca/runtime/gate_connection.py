@@ -11,7 +11,7 @@ import ssl
 from ca.errors import BurgeeError
 from ca.runtime import log, metrics
 from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
-from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, PREFACE, FrameTracker
+from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, MAX_HEADER_BLOCK_BYTES, PREFACE, FrameTracker
 from ca.runtime.gate_host import Host
 from ca.runtime.gate_leg import Leg
 from ca.runtime.gate_pace import Throttle
@@ -61,6 +61,7 @@ class Connection:
         self._tls: TlsEngine | None = None
         self._verify: VerifyClient | None = None
         self._tracker: FrameTracker | None = None
+        self._requests: FrameTracker | None = None
         self._goaway_due = False
         self._leaving = False
         self._allowance = math.inf
@@ -180,6 +181,7 @@ class Connection:
         self._disarm()
         if h2 and peer.transport == "tls":
             self._tracker = FrameTracker()
+            self._requests = FrameTracker(skip_bytes=len(PREFACE))
         self.back = Leg(
             self.host.loop,
             sock,
@@ -204,7 +206,12 @@ class Connection:
 
     def relay_plain(self, plain: memoryview | bytes) -> None:
         """Client → back."""
-        back = self.back
+        back, requests = self.back, self._requests
+        if requests is not None:
+            requests.feed(plain)
+            if requests.block_bytes > MAX_HEADER_BLOCK_BYTES:
+                self._refuse("HEADERS_TOO_LARGE", "header fields without end")
+                return
         if back is not None:
             back.write(plain)
             if back.pending:

@@ -8,6 +8,9 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 GOAWAY_NO_ERROR = b"\x00\x00\x08\x07\x00" + bytes(4) + b"\x7f\xff\xff\xff" + bytes(4)
 """RFC 9113 §6.8: start no new streams here; those that exist may go on (last stream 2^31-1, NO_ERROR)."""
 
+MAX_HEADER_BLOCK_BYTES = 64 << 10
+"""grpcio refuses more than 16 KiB of header fields, but keeps what comes until their end."""
+
 _HEADER_BYTES = 9
 _HEADERS, _PUSH_PROMISE, _CONTINUATION = 1, 5, 9
 _END_HEADERS = 0x04
@@ -17,13 +20,15 @@ class FrameTracker:
     """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload; the first `skip_bytes` are
     none (the preface)."""
 
-    __slots__ = ("_block_open", "_header", "_left", "_seen", "header_frames")
+    __slots__ = ("_block_open", "_header", "_left", "_seen", "block_bytes", "header_frames")
 
     def __init__(self, *, skip_bytes: int = 0) -> None:
         self._header = bytearray()
         self._left = skip_bytes
         self.header_frames = 0
         """HEADERS, PUSH_PROMISE and CONTINUATION frames so far: what begins a call, or makes its beginning longer."""
+        self.block_bytes = 0
+        """Of the last header block, its CONTINUATION frames included, as far as frames of it have begun."""
         self._block_open = False
         self._seen = False
 
@@ -52,6 +57,7 @@ class FrameTracker:
         header = self._header
         self._left = header[0] << 16 | header[1] << 8 | header[2]
         if header[3] in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+            self.block_bytes = self._left + (self.block_bytes if header[3] == _CONTINUATION else 0)
             self._block_open = not header[4] & _END_HEADERS
             self.header_frames += 1
         self._seen = True

@@ -253,3 +253,13 @@ async def test_a_server_says_how_many_calls_a_connection_may_have_open() -> None
         settings = dict(struct.iter_unpack(">HI", await reader.readexactly(size)))
         assert (kind, settings[3]) == (4, 7)  # RFC 9113 §6.5.2: SETTINGS_MAX_CONCURRENT_STREAMS
         writer.close()
+
+
+def test_the_tracker_measures_a_header_block_over_its_continuations() -> None:
+    tracker = FrameTracker(skip_bytes=4)
+    tracker.feed(b"skip" + frame(4, 0, b"") + frame(1, 0, b"a" * 100))
+    assert tracker.block_bytes == 100
+    tracker.feed(frame(9, 0, b"b" * 50) + frame(9, 4, b"c" * 25))
+    assert tracker.block_bytes == 175
+    tracker.feed(frame(0, 1, b"data") + frame(1, 4, b"d" * 10))
+    assert tracker.block_bytes == 10
