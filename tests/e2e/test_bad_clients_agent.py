@@ -62,6 +62,7 @@ def test_http2_abuse_harms_nobody_else(nodes: Pair, kind: str) -> None:
     assert "Traceback" not in log_of(nodes, "agent")
 
 
+@pytest.mark.slow
 def test_silent_and_slow_clients_are_sent_away(nodes: Pair) -> None:
     """Ten seconds for the first bytes, however slowly they drip; whoever has spoken may be silent for long."""
     silent, dripping, idle = (socket.socket(socket.AF_UNIX) for _ in range(3))

@@ -1,9 +1,16 @@
-"""HTTP/2 by hand, as no decent client speaks it: RFC 9113 frames without a library."""
+"""HTTP/2 by hand, as no decent client speaks it: RFC 9113 frames without a library.
+
+`python -m tests.support.h2_abuse KIND SOCKET UID` does it without end, as that user, and prints
+a JSON line now and then.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,3 +132,18 @@ def abuse(path: Path, kind: str, *, seconds: float = 3.0) -> int:
             except OSError:  # sent away, or not listened to any more
                 continue
     return connections
+
+
+def become(user: int) -> None:
+    """Only once everything is imported: another user may not be able to read this Python."""
+    if user != os.getuid():
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+
+
+if __name__ == "__main__":
+    become(int(sys.argv[3]))
+    while True:
+        sys.stdout.write(json.dumps({"connections": abuse(Path(sys.argv[2]), sys.argv[1], seconds=0.5)}) + "\n")
+        sys.stdout.flush()

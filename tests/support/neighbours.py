@@ -1,6 +1,6 @@
 """Processes of other users and cgroups: one that does its worst to an agent, and one that only wants its SVIDs.
 
-Run as `python -m tests.support.neighbours hostile|neighbour|ABUSE SOCKET UID`; all print JSON lines.
+Run as `python -m tests.support.neighbours hostile|neighbour SOCKET UID`; all print JSON lines.
 Giving a process another user or cgroup needs root: `other_user`, `cgroups`.
 """
 
@@ -24,7 +24,7 @@ import grpc
 from cryptography import x509
 
 from ca.proto.burgee import workload_pb2 as wl
-from tests.support.h2_abuse import ABUSES, abuse
+from tests.support.h2_abuse import ABUSES, become
 from tests.support.real import require
 
 CONNECTIONS = 5000
@@ -64,12 +64,6 @@ def hostile(path: str) -> None:
         threading.Thread(target=_audiences, args=(path, number), daemon=True).start()
     threading.Thread(target=_streams, args=(path,), daemon=True).start()
     _hold(path)
-
-
-def misuse(path: str, kind: str) -> None:
-    """One of the abuses of HTTP/2, without end."""
-    while True:
-        _say(connections=abuse(Path(path), kind, seconds=0.5))
 
 
 def _hold(path: str) -> None:
@@ -152,8 +146,9 @@ class Neighbour:
                 (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
         self.lines: list[dict[str, Any]] = []
+        module = "h2_abuse" if role in ABUSES else "neighbours"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.neighbours", role, str(path), str(uid or os.getuid())],
+            [sys.executable, "-m", f"tests.support.{module}", role, str(path), str(uid or os.getuid())],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
@@ -212,11 +207,5 @@ def _make(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    if (user := int(sys.argv[3])) != os.getuid():
-        os.setgroups([])  # only now: another user may not be able to read this Python
-        os.setgid(user)
-        os.setuid(user)
-    if sys.argv[1] in ABUSES:
-        misuse(sys.argv[2], sys.argv[1])
-    else:
-        {"hostile": hostile, "neighbour": neighbour}[sys.argv[1]](sys.argv[2])
+    become(int(sys.argv[3]))
+    {"hostile": hostile, "neighbour": neighbour}[sys.argv[1]](sys.argv[2])
