@@ -24,8 +24,8 @@ open call costs 15 kB here, and its caller next to nothing."""
 
 KEEPALIVE_SECONDS = 60
 KEEPALIVE_TIMEOUT_SECONDS = 20
-MIN_CLIENT_PING_SECONDS = 10
-MAX_PING_STRIKES = 2
+MIN_CLIENT_PING_SECONDS = 5
+MAX_PING_STRIKES = 4
 
 
 def grpc_server(
@@ -41,7 +41,7 @@ def grpc_server(
 
     The socket's directory must be private (0700), else FailedPrecondition. Put `gate.interceptor()` first among
     `interceptors`. A request above `max_receive_bytes` is refused unread with ResourceExhausted. Clients that ping
-    more often than every 10 s are sent away, and calls beyond `max_streams_per_connection` wait at the client.
+    more often than every 5 s are sent away, and calls beyond `max_streams_per_connection` wait at the client.
     Handlers are async; they raise members of the error family.
     """
     path = os.fspath(uds_path)
