@@ -124,10 +124,10 @@ class TestClock:
         with ThreadPoolExecutor(1) as pool:
             heart = Heartbeat(clock=clock, pool=pool)
             task = asyncio.create_task(heart.run())
-            await asyncio.sleep(0.05)
+            await eventually(lambda: bool(clock._sleepers))
             clock.jump(-3600)
             await clock.advance(1)
-            await eventually(lambda: "CLOCK_SET" in capsys.readouterr().out)
+            await eventually(lambda: "CLOCK_SET" in "".join(capsys.readouterr()))
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
