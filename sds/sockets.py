@@ -20,10 +20,6 @@ from ca.runtime.rpc import grpc_server
 from ca.runtime.rpc_handlers import Answer, Context, Layer, LayerInterceptor, Yielding
 from sds.config import AdminSocketConfig
 
-QUEUE = [("grpc.server.max_pending_requests", 20_000), ("grpc.server.max_pending_requests_hard_limit", 40_000)]
-"""Calls that gRPC keeps until they are looked at. Beyond a thousand it would cancel some at random, whoever's they are:
-one caller could have all others' calls cancelled. The gate slows down whoever begins too many."""
-
 MAX_REQUEST_BYTES = 256 * 1024
 """Requests on the agent's sockets are small; a larger one is refused unread."""
 
@@ -45,7 +41,7 @@ class Endpoint:
         socket = self._directory / f"{name}.sock"
         self.gate = Gate(grpc_socket=socket, clock=clock, limits=limits)
         interceptors = [self.gate.interceptor(), *(LayerInterceptor(layer) for layer in layers)]
-        self.server = grpc_server(socket, interceptors, max_receive_bytes=MAX_REQUEST_BYTES, options=QUEUE)
+        self.server = grpc_server(socket, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
 
     async def listen(
         self,

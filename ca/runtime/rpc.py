@@ -22,6 +22,12 @@ MAX_STREAMS_PER_CONNECTION = 4096
 """Many workloads may share one connection to an agent. A server whose callers need no certificate grants fewer: an
 open call costs 15 kB here, and its caller next to nothing."""
 
+PENDING_CALLS = 20_000
+PENDING_CALLS_HARD = 40_000
+"""Calls that gRPC keeps until they are looked at. By default it cancels some at random beyond a thousand, whoever's they
+are: one caller could have all others' calls cancelled. What a caller may begin is bounded elsewhere, by the gate and by
+the calls that are open on one connection."""
+
 KEEPALIVE_SECONDS = 60
 KEEPALIVE_TIMEOUT_SECONDS = 20
 MIN_CLIENT_PING_SECONDS = 5
@@ -63,6 +69,8 @@ def _options(
         ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", max_streams_per_connection),
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_HARD),
         # Pings reach the real client: the gate relays them, so a dead one is found although its relay lives.
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),

@@ -30,7 +30,7 @@ class DatabaseLock:
             raise FailedPrecondition(
                 f"the store `{database}` is in use by {holder}",
                 reason="STORE_LOCKED",
-                hint="stop the other server, give this one its own data_dir, or share a PostgreSQL database",
+                hint="one server per trust domain: stop the other one, or give this one a `data_dir` of its own",
             ) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)

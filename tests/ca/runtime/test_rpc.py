@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,28 @@ def test_a_handler_that_is_not_async_is_a_fault_that_shows() -> None:
     blocking = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
     with pytest.raises(TypeError, match="not async"):
         _wrap(CallObserver()._layer, "/a/b", blocking)
+
+
+async def test_calls_that_come_while_the_server_is_busy_wait_and_none_is_cancelled(tmp_path: Path) -> None:
+    """gRPC's own limit is a thousand; beyond it some are cancelled at random, beyond three thousand all."""
+
+    async def answer(request: Any, context: Any) -> bytes:
+        return b""
+
+    calls = 3500
+    tmp_path.chmod(0o700)
+    server = grpc_server(tmp_path / "s")
+    handlers = {"answer": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+    await server.start()
+    with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
+        method = channel.unary_unary("/t.T/answer")
+        await asyncio.to_thread(method, b"", timeout=10)
+        begun = [method.future(b"", timeout=60) for _ in range(calls)]  # the server's loop stands still meanwhile
+        time.sleep(2)  # noqa: ASYNC251 (and until all have arrived)
+        codes = await asyncio.to_thread(lambda: {future.code() for future in begun})
+    await server.stop(0)
+    assert codes == {grpc.StatusCode.OK}
 
 
 async def test_connect_sends_its_header_with_calls_of_every_shape(tmp_path: Path) -> None:

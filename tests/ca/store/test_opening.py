@@ -87,6 +87,7 @@ async def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> No
             await Store.open(url, clock=FakeClock())
         assert refusal.value.reason == "STORE_LOCKED"
         assert f"process {os.getpid()} " in refusal.value.detail
+        assert "PostgreSQL" not in refusal.value.hint, "servers cannot share a database yet"
         await first.entries.create([entry("/still/works")])
     async with opened(url) as second:  # released on closing
         assert len(await second.entries.all()) == 1
