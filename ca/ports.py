@@ -11,6 +11,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from ca.errors import BurgeeError
+from ca.identity.bundle import JwtAuthority, X509Authority
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 
@@ -54,6 +56,12 @@ class Signer(Protocol):
         ...
 
     def sign(self, data: bytes) -> bytes: ...
+
+
+class BatchSigner(Signer, Protocol):
+    """A signer for which many signatures cost one round trip. `sign_many` answers in the order of `batch`."""
+
+    def sign_many(self, batch: Sequence[bytes]) -> Sequence[bytes]: ...
 
 
 class KeyManager(Protocol):
@@ -173,9 +181,98 @@ class WorkloadAttestorPlugin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuthorityHost:
+    """What the server lends to key managers and upstream authorities. `server` is its own stable name."""
+
+    trust_domain: TrustDomain
+    server: str
+    data_directory: str
+    clock: Clock
+
+
+class Connected(Protocol):
+    """What a key manager or an upstream authority can be besides: one that depends on something outside.
+
+    `start` tries the connection at once and raises ConfigError for what cannot work until somebody changes it,
+    Unavailable for what may pass. `run` keeps it (log-ins renewed, what changes outside followed) until cancelled and
+    never raises for a failure outside. `problem` looks at memory only; None means well.
+    """
+
+    async def start(self) -> None: ...
+
+    async def run(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def problem(self) -> BurgeeError | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeyManagerPlugin:
-    """What the entry point group `burgee.key_managers` names. The second argument is the server's data directory."""
+    """What the entry point group `burgee.key_managers` names."""
 
     name: str
     config: type[Any]
-    manager: Callable[[Any, str], KeyManager]
+    manager: Callable[[Any, AuthorityHost], KeyManager]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamCa:
+    """An upstream's answer. `chain` is DER: the new authority, then what leads to a root, without the root. `roots` are
+    all that the upstream wants trusted now, DER; the chain's own is among them."""
+
+    chain: tuple[bytes, ...]
+    roots: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamBundle:
+    """What an upstream publishes: its roots, and the JWT authorities of the whole trust domain where it keeps them."""
+
+    x509_authorities: tuple[X509Authority, ...]
+    jwt_authorities: tuple[JwtAuthority, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of a check: what was looked at, how it is, and what to do about it."""
+
+    what: str
+    level: FindingLevel
+    detail: str
+    hint: str = ""
+
+
+class FindingLevel(StrEnum):
+    """OK; WARNING: it works and will not for ever; FAILED."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class UpstreamAuthority(Protocol):
+    """An authority above this server's. What it answers is believed by nobody before it was proved.
+
+    `mint` signs a PKCS#10 request (DER) as an authority of this trust domain, for `ttl_seconds` at most. `bundle` is
+    asked again and again: roots come and go. `publish_jwt_key` raises Unimplemented where the upstream keeps none. All
+    raise Unavailable for what may pass, Denied for what the upstream refuses. `check` rehearses all of it and leaves
+    nothing behind.
+    """
+
+    async def mint(self, csr: bytes, ttl_seconds: int) -> UpstreamCa: ...
+
+    async def bundle(self) -> UpstreamBundle: ...
+
+    async def publish_jwt_key(self, key: JwtAuthority) -> Sequence[JwtAuthority]: ...
+
+    async def check(self) -> Sequence[Finding]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpstreamAuthorityPlugin:
+    """What the entry point group `burgee.upstream_authorities` names."""
+
+    name: str
+    config: type[Any]
+    upstream: Callable[[Any, AuthorityHost], UpstreamAuthority]

@@ -41,7 +41,7 @@ from ca.authority.ttls import check_ttls
 from ca.errors import BurgeeError, ConfigError, FailedPrecondition
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
-from ca.ports import Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
+from ca.ports import AuthorityHost, Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
 from ca.runtime import log, metrics, notify, plugins
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values, load_yaml
@@ -203,7 +203,7 @@ class Server:
                 jwt_key_type=config.jwt_key_type,
             ),
             store=self.store,
-            keys=_key_manager(config),
+            keys=_key_manager(config, self._authority_host(server)),
             follower=self.follower,
             clock=self.clock,
             pool=pool,
@@ -228,6 +228,14 @@ class Server:
         )
         self.server_svid = ServerSvid(issuer=self.issuer, trust=self.trust, clock=self.clock)
         await self.server_svid.renew()
+
+    def _authority_host(self, server: str) -> AuthorityHost:
+        return AuthorityHost(
+            trust_domain=self.trust_domain,
+            server=server,
+            data_directory=str(self.config.data_dir),
+            clock=self.clock,
+        )
 
     def _make_services(self) -> None:
         """What answers calls."""
@@ -448,10 +456,10 @@ def _prune_policy(config: PruneConfig) -> PrunePolicy:
     )
 
 
-def _key_manager(config: ServerConfig) -> KeyManager:
+def _key_manager(config: ServerConfig, host: AuthorityHost) -> KeyManager:
     plugin = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
     settings = from_values(config.keys.config, plugin.config, name="keys.config")
-    return plugin.manager(settings, str(config.data_dir))
+    return plugin.manager(settings, host)
 
 
 def _admin_gid(config: ServerConfig) -> int | None:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from ca.errors import FailedPrecondition
 from ca.keys.key_id import check_key_id, in_use
 from ca.keys.signer import LocalSigner, PrivateKey, generate_private_key
-from ca.ports import KeyManagerPlugin, KeyType, Signer
+from ca.ports import AuthorityHost, KeyManagerPlugin, KeyType, Signer
 from ca.runtime.config import StrictModel
 from ca.runtime.files import make_private_dir, read_private, require_private, sync_directory
 
@@ -151,8 +151,8 @@ def _corrupt(path: Path) -> FailedPrecondition:
     )
 
 
-def _manager(config: DiskKeysConfig, data_directory: str) -> DiskKeyManager:
-    return DiskKeyManager(config.directory or Path(data_directory) / "keys")
+def _manager(config: DiskKeysConfig, host: AuthorityHost) -> DiskKeyManager:
+    return DiskKeyManager(config.directory or Path(host.data_directory) / "keys")
 
 
 plugin = KeyManagerPlugin(name="disk", config=DiskKeysConfig, manager=_manager)

@@ -45,6 +45,4 @@ class MemoryKeyManager:
         self._signers.pop(key_id, None)
 
 
-plugin = KeyManagerPlugin(
-    name="memory", config=MemoryKeysConfig, manager=lambda _config, _data_directory: MemoryKeyManager()
-)
+plugin = KeyManagerPlugin(name="memory", config=MemoryKeysConfig, manager=lambda _config, _host: MemoryKeyManager())

@@ -13,6 +13,7 @@ T = TypeVar("T")
 NODE_ATTESTORS = "burgee.node_attestors"
 WORKLOAD_ATTESTORS = "burgee.workload_attestors"
 KEY_MANAGERS = "burgee.key_managers"
+UPSTREAM_AUTHORITIES = "burgee.upstream_authorities"
 
 
 def names(group: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from ca.errors import AlreadyExists, InvalidArgument
 from ca.keys import disk, memory
 from ca.ports import KeyManager, KeyManagerPlugin, KeyType, Signer
+from tests.support.authority_host import authority_host
 
 PLUGINS: tuple[KeyManagerPlugin, ...] = (memory.plugin, disk.plugin)
 QUICK_TYPES = (KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048)
@@ -22,7 +23,7 @@ QUICK_TYPES = (KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048)
 @pytest.fixture(params=PLUGINS, ids=lambda plugin: plugin.name)
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> KeyManager:
     plugin: KeyManagerPlugin = request.param
-    made: KeyManager = plugin.manager(plugin.config(), str(tmp_path))
+    made: KeyManager = plugin.manager(plugin.config(), authority_host(tmp_path))
     return made
 
 

@@ -20,6 +20,7 @@ from ca.errors import AlreadyExists, ConfigError, FailedPrecondition
 from ca.keys.disk import DiskKeyManager, DiskKeysConfig, plugin
 from ca.ports import KeyType
 from ca.runtime.config import load_yaml
+from tests.support.authority_host import authority_host
 
 
 @pytest.fixture
@@ -160,9 +161,9 @@ async def test_what_a_power_cut_left_behind_is_no_key(directory: Path) -> None:
 
 
 def test_the_directory_can_be_chosen(tmp_path: Path) -> None:
-    plugin.manager(DiskKeysConfig(directory=str(tmp_path / "chosen")), str(tmp_path / "data"))
+    plugin.manager(DiskKeysConfig(directory=str(tmp_path / "chosen")), authority_host(tmp_path / "data"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chosen"]
-    plugin.manager(DiskKeysConfig(), str(tmp_path / "data"))
+    plugin.manager(DiskKeysConfig(), authority_host(tmp_path / "data"))
     assert mode(tmp_path / "data" / "keys") == 0o700
 
 

@@ -1,0 +1,1 @@
+"""One way into Vault or OpenBao: log-in, renewal, and requests that say what was wrong."""
