@@ -24,9 +24,9 @@ open call costs 15 kB here, and its caller next to nothing."""
 
 PENDING_CALLS = 20_000
 PENDING_CALLS_HARD = 40_000
-"""Calls that gRPC keeps until they are looked at. By default it cancels some at random beyond a thousand, whoever's they
-are: one caller could have all others' calls cancelled. What a caller may begin is bounded elsewhere, by the gate and by
-the calls that are open on one connection."""
+"""Calls that gRPC keeps until they are looked at. By default it cancels some at random beyond a thousand, whoever's
+they are: one caller could have all others' calls cancelled. What a caller may begin is bounded elsewhere, by the gate
+and by the calls that are open on one connection."""
 
 KEEPALIVE_SECONDS = 60
 KEEPALIVE_TIMEOUT_SECONDS = 20

@@ -99,7 +99,8 @@ agent_selectors = Table(
     Index("ix_agent_selectors_digest", "digest", "position"),
 )
 
-# Tokens are kept as SHA-256 only: who reads the database (or a backup of it) cannot attest with them.
+# Tokens are kept as SHA-256 only: who reads this table (or a backup of it) cannot attest with them. The entry of one
+# with an alias names it in clear, see tokens.py.
 join_tokens = Table(
     "join_tokens",
     metadata,

@@ -15,6 +15,9 @@ from ca.store.tables import join_tokens
 REPEAT = timedelta(minutes=5)
 """For so long after its use a token serves once more whoever has the key that it was used for."""
 
+EXPIRED_KEPT = timedelta(days=7)
+"""For so long an expired token that nobody used is told from one that never was."""
+
 _PREFIX = f"{AGENT_PREFIX}join_token/"
 
 
@@ -25,8 +28,13 @@ def token_digest(value: str) -> bytes:
 
 def over(now: datetime) -> ColumnElement[bool]:
     """Rows that are of no use any more."""
-    expired = join_tokens.c.expires_at < to_micros(now)
+    expired = join_tokens.c.expires_at < to_micros(now - EXPIRED_KEPT)
     return or_(and_(join_tokens.c.used_at.is_(None), expired), join_tokens.c.used_at < to_micros(now - REPEAT))
+
+
+def replaceable(now: datetime) -> ColumnElement[bool]:
+    """Rows whose value may be made again: of used tokens, and of expired ones."""
+    return or_(join_tokens.c.used_at.is_not(None), join_tokens.c.expires_at < to_micros(now))
 
 
 async def forget_token_of(connection: AsyncConnection, agent_id: SpiffeId) -> None:

@@ -1,7 +1,11 @@
-"""Join tokens: made once, used once; only their SHA-256 is kept.
+"""Join tokens: made once, used once; this table keeps their SHA-256 only.
+
+The entry of a token with an alias is another matter: its parent is the agent to be, whose ID ends in the token, and it
+is there from the beginning, as on SPIRE's wire. Such a token can be read in the table of entries before it is used.
 
 A token that was used for a key stays for some minutes, for that key alone: when the answer to an attestation is lost,
-the same node may ask for it again, and nobody else can.
+the same node may ask for it again, and nobody else can. One that expired unused stays for days, so that each attempt
+hears the same.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from ca.store.database import Database, WriteTransaction
 from ca.store.entry_create import create_entries
 from ca.store.rows import from_micros, spiffe_id, to_micros
 from ca.store.tables import join_tokens
-from ca.store.token_rows import REPEAT, over, token_digest
+from ca.store.token_rows import REPEAT, over, replaceable, token_digest
 
 
 class Tokens:
@@ -33,14 +37,14 @@ class Tokens:
     async def create(self, value: str, expires_at: datetime, agent_id: SpiffeId | None = None) -> None:
         """Accept `value` until `expires_at` (inclusive). Raises AlreadyExists JOIN_TOKEN_EXISTS.
 
-        With `agent_id`, the agent that will use the token also gets that ID as an alias: an entry is created in the
-        same transaction. Raises InvalidArgument when the token then is no valid path segment.
+        With `agent_id`, the agent that will use the token also gets that ID as an alias: an entry, which names the
+        token, is created in the same transaction. Raises InvalidArgument when the token then is no valid path segment.
         """
 
         async def work(transaction: WriteTransaction) -> None:
             digest = token_digest(value)
-            used = delete(join_tokens).where(join_tokens.c.digest == digest, join_tokens.c.used_at.is_not(None))
-            await transaction.connection.execute(used)
+            over = delete(join_tokens).where(join_tokens.c.digest == digest, replaceable(self._clock.now()))
+            await transaction.connection.execute(over)
             query = select(join_tokens.c.digest).where(join_tokens.c.digest == digest)
             if (await transaction.connection.execute(query)).first() is not None:
                 raise AlreadyExists("join token already exists", reason="JOIN_TOKEN_EXISTS")
@@ -58,27 +62,18 @@ class Tokens:
 
         With `key_sha256`, of a key whose possession was proven, it is used for that key, and for `REPEAT` consuming it
         for the same key succeeds again, though it may have expired meanwhile. Raises Denied JOIN_TOKEN_UNKNOWN (never
-        made, or used) or JOIN_TOKEN_EXPIRED (and the token is gone then too).
+        made, or used) or JOIN_TOKEN_EXPIRED, the latter until the row is pruned.
         """
 
-        async def work(transaction: WriteTransaction) -> JoinToken | None:
+        async def work(transaction: WriteTransaction) -> JoinToken:
             row = await _take(transaction, token_digest(value), now, key_sha256)
-            if row is None:
-                return None
             alias = None if row.agent_id is None else spiffe_id(row.agent_id)
-            expires_at = now if row.used_at is not None else from_micros(row.expires_at)
-            return JoinToken(value=value, expires_at=expires_at, agent_id=alias)
+            return JoinToken(value=value, expires_at=from_micros(row.expires_at), agent_id=alias)
 
-        # The refusals come after the commit: an expired token is used up by the first try.
-        token = await self._database.write(work)
-        if token is None:
-            raise Denied("join token does not exist or has already been used", reason="JOIN_TOKEN_UNKNOWN")
-        if token.expires_at < now:
-            raise Denied("join token expired", reason="JOIN_TOKEN_EXPIRED", hint="create a new one")
-        return token
+        return await self._database.write(work)
 
     async def prune(self, now: datetime) -> int:
-        """Forget tokens that expired before `now`, or serve no more; returns how many."""
+        """Forget tokens that expired `EXPIRED_KEPT` before `now`, or were used and serve no more; returns how many."""
 
         async def work(transaction: WriteTransaction) -> int:
             gone = delete(join_tokens).where(over(now))
@@ -87,22 +82,27 @@ class Tokens:
         return await self._database.write(work)
 
 
-async def _take(
-    transaction: WriteTransaction, digest: bytes, now: datetime, key_sha256: bytes | None
-) -> Row[Any] | None:
-    """The token's row as it was; None when there is none for this caller. The writer lock makes it atomic."""
+async def _take(transaction: WriteTransaction, digest: bytes, now: datetime, key_sha256: bytes | None) -> Row[Any]:
+    """The token's row as it was; the writer lock makes it atomic. Raises Denied, and then nothing has changed."""
     execute, this = transaction.connection.execute, join_tokens.c.digest == digest
     row = (await execute(select(join_tokens).where(this).with_for_update())).one_or_none()
     if row is None:
-        return None
+        raise _unknown()
     if row.used_at is not None:
         repeated = key_sha256 is not None and row.used_key_sha256 == key_sha256
-        return row if repeated and to_micros(now - REPEAT) <= row.used_at <= to_micros(now) else None
-    if key_sha256 is None or from_micros(row.expires_at) < now:
+        if not repeated or not to_micros(now - REPEAT) <= row.used_at <= to_micros(now):
+            raise _unknown()
+    elif from_micros(row.expires_at) < now:
+        raise Denied("join token expired", reason="JOIN_TOKEN_EXPIRED", hint="create a new one")
+    elif key_sha256 is None:
         await execute(delete(join_tokens).where(this))
     else:
         await execute(update(join_tokens).where(this).values(used_at=to_micros(now), used_key_sha256=key_sha256))
     return row
+
+
+def _unknown() -> Denied:
+    return Denied("join token does not exist or has already been used", reason="JOIN_TOKEN_UNKNOWN")
 
 
 def _alias_entry(value: str, agent_id: SpiffeId) -> RegistrationEntry:

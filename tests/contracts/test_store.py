@@ -308,21 +308,33 @@ class TestTokens:
         (won,) = (o for o in outcomes if not isinstance(o, BaseException))
         assert (won.value, won.expires_at, won.agent_id) == ("t1", NOW + HOUR, None)
 
-    async def test_an_expired_token_is_used_up_by_the_first_try(self, store: Store) -> None:
-        await store.tokens.create("t1", NOW)
-        for reason in ("JOIN_TOKEN_EXPIRED", "JOIN_TOKEN_UNKNOWN"):
+    async def test_an_expired_token_says_so_each_time_until_it_is_forgotten(self, store: Store) -> None:
+        await store.tokens.create("t1", NOW, SpiffeId(TD, "/alias"))
+        late = NOW + timedelta(microseconds=1)
+        week = timedelta(days=7)
+        for when, key in ((late, None), (late, b"k" * 32), (NOW + HOUR, b"k" * 32), (NOW + week, None)):
             with pytest.raises(Denied) as refusal:
-                await store.tokens.consume("t1", NOW + timedelta(microseconds=1))
-            assert refusal.value.reason == reason
+                await store.tokens.consume("t1", when, key_sha256=key)
+            assert refusal.value.reason == "JOIN_TOKEN_EXPIRED"
+        assert await store.tokens.prune(NOW + week) == 0
+        assert await store.tokens.prune(late + week) == 1
+        with pytest.raises(Denied) as refusal:
+            await store.tokens.consume("t1", late)
+        assert refusal.value.reason == "JOIN_TOKEN_UNKNOWN"
 
     async def test_a_token_is_made_once_and_pruned(self, store: Store) -> None:
         await store.tokens.create("bad token/with%chars", NOW)
         with pytest.raises(AlreadyExists):
             await store.tokens.create("bad token/with%chars", NOW + HOUR)
         await store.tokens.create("later", NOW + HOUR)
-        assert await store.tokens.prune(NOW) == 0
-        assert await store.tokens.prune(NOW + timedelta(seconds=1)) == 1
+        assert await store.tokens.prune(NOW + timedelta(days=7)) == 0
+        assert await store.tokens.prune(NOW + timedelta(days=7, seconds=1)) == 1
         await store.tokens.consume("later", NOW)
+
+    async def test_the_value_of_an_expired_token_may_be_made_again(self, store: Store) -> None:
+        await store.tokens.create("t1", NOW - timedelta(seconds=1))
+        await store.tokens.create("t1", NOW + HOUR)
+        assert (await store.tokens.consume("t1", NOW)).expires_at == NOW + HOUR
 
     async def test_a_used_token_serves_its_key_again_for_a_while_and_nobody_else(self, store: Store) -> None:
         own, other = b"k" * 32, b"o" * 32

@@ -146,8 +146,9 @@ class TestPruning:
 
     async def test_counts_are_what_the_writes_forget(self, store: Store) -> None:
         await store.tokens.create("t", NOW)
+        await store.tokens.create("lately", NOW + HOUR)
         await store.entries.create([entry(f"/{number}") for number in range(5)])
-        later = NOW + HOUR
+        later = NOW + timedelta(days=7, seconds=1)
         assert await store.pruning.count_tokens(later) == await store.tokens.prune(later) == 1
         assert await store.changes.count_beyond(2) == await store.changes.compact(2) == 3
         assert await store.changes.count_beyond(2) == 0

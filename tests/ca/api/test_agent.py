@@ -135,13 +135,12 @@ class TestAttestation:
         with refused(Code.INVALID_ARGUMENT, "does not exist or has already been used", "JOIN_TOKEN_UNKNOWN"):
             await server.attest(token=token)
 
-    async def test_an_expired_token_and_then_once_more(self, server: RunningServer) -> None:
+    async def test_an_expired_token_says_so_each_time(self, server: RunningServer) -> None:
         made = await server.local.agents.CreateJoinToken(pb.CreateJoinTokenRequest(ttl=1))
         await eventually(lambda: server.server.clock.now().timestamp() > made.expires_at + 1)
-        with refused(Code.INVALID_ARGUMENT, "expired", "JOIN_TOKEN_EXPIRED"):
-            await server.attest(token=made.value)
-        with refused(Code.INVALID_ARGUMENT, reason="JOIN_TOKEN_UNKNOWN"):
-            await server.attest(token=made.value)
+        for _ in range(3):
+            with refused(Code.INVALID_ARGUMENT, "expired", "JOIN_TOKEN_EXPIRED"):
+                await server.attest(token=made.value)
 
     async def test_of_fifty_at_once_exactly_one_wins(self, server: RunningServer) -> None:
         token = await server.token()
