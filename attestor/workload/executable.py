@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -17,6 +19,10 @@ from ca.runtime.log import get
 
 MAX_REMEMBERED = 1024
 CHUNK_BYTES = 1 << 20
+SETTLED_SECONDS = 2.0
+"""A file that changed less than so long ago may change once more and keep its ctime, whose steps are coarse on some
+file systems: its hash is not remembered."""
+
 FileKey = tuple[int, int, int, int]  # device, inode, size, ctime in ns
 log = get("attestor.workload.unix")
 
@@ -30,10 +36,14 @@ class Executable:
 
 
 class Executables:
-    """Finds executables and remembers hashes by (device, inode, size, ctime): ctime cannot be set back by a user."""
+    """Finds executables and remembers hashes by (device, inode, size, ctime): ctime cannot be set back by a user.
 
-    def __init__(self, *, size_limit_bytes: int) -> None:
+    `now` is the wall clock in Unix seconds, which is what ctimes are taken from.
+    """
+
+    def __init__(self, *, size_limit_bytes: int, now: Callable[[], float] = time.time) -> None:
         self._limit = size_limit_bytes
+        self._now = now
         self._hashes: OrderedDict[FileKey, str] = OrderedDict()
         self._lock = Lock()
         self.hashed_files = 0
@@ -65,20 +75,26 @@ class Executables:
             os.close(descriptor)
 
     def _hash(self, descriptor: int) -> str:
-        key = _key(os.fstat(descriptor))
+        file = os.fstat(descriptor)
+        key = _key(file)
         with self._lock:
             if key in self._hashes:
                 self._hashes.move_to_end(key)
                 return self._hashes[key]
+        settled = self._now() - file.st_ctime >= SETTLED_SECONDS  # before the first byte is read
         digest = _digest(descriptor, self._limit)
         if _key(os.fstat(descriptor)) != key:
             return ""  # written to meanwhile: the hash is of no one file
+        self.hashed_files += 1
+        if settled:
+            self._remember(key, digest)
+        return digest
+
+    def _remember(self, key: FileKey, digest: str) -> None:
         with self._lock:
-            self.hashed_files += 1
             self._hashes[key] = digest
             if len(self._hashes) > MAX_REMEMBERED:
                 self._hashes.popitem(last=False)
-        return digest
 
 
 def _is_text(path: str) -> bool:

@@ -8,12 +8,13 @@ import os
 import pwd
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from attestor.workload import procfs
-from attestor.workload.executable import Executables
+from attestor.workload import executable, procfs
+from attestor.workload.executable import SETTLED_SECONDS, Executables
 from attestor.workload.names import Names
 from attestor.workload.unix import Config, UnixAttestor, plugin
 from ca.errors import Unauthenticated, Unavailable
@@ -140,11 +141,47 @@ async def test_a_path_that_is_no_text_is_withheld(tmp_path: Path) -> None:
 
 def test_a_hash_is_computed_once_for_one_file(tmp_path: Path) -> None:
     program = copy_of_sleep(tmp_path / "web")
-    executables = Executables(size_limit_bytes=1 << 30)
+    executables = Executables(size_limit_bytes=1 << 30, now=lambda: time.time() + SETTLED_SECONDS)
     for _ in range(2):
         with child([str(program), "60"]) as process, pinned(process.pid) as pin:
             assert executables.find(pin.proc) is not None
     assert executables.hashed_files == 1
+
+
+@pytest.mark.parametrize("age", [0.0, SETTLED_SECONDS - 0.001, -3600.0], ids=["now", "just now", "in the future"])
+def test_the_hash_of_a_file_that_just_changed_is_not_remembered(tmp_path: Path, age: float) -> None:
+    """Until ctime has moved on, the next change may leave device, inode, size and ctime as they are."""
+    program = copy_of_sleep(tmp_path / "web")
+    now = program.stat().st_ctime + age
+    executables = Executables(size_limit_bytes=1 << 30, now=lambda: now)
+    with child([str(program), "60"]) as process, pinned(process.pid) as pin:
+        found = [executables.find(pin.proc) for _ in range(2)]
+        assert executables.hashed_files == 2
+        now = program.stat().st_ctime + SETTLED_SECONDS
+        found += [executables.find(pin.proc) for _ in range(2)]
+        assert executables.hashed_files == 3
+    assert {item.sha256 for item in found if item} == {hashlib.sha256(program.read_bytes()).hexdigest()}
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = copy_of_sleep(tmp_path / "web")
+    executables = Executables(size_limit_bytes=1 << 30)
+    digest = executable._digest
+
+    def meanwhile(descriptor: int, limit: int) -> str:
+        done = digest(descriptor, limit)
+        os.utime(program)  # as a write does, it gives the file a new ctime
+        return done
+
+    with child([str(program), "60"]) as process, pinned(process.pid) as pin:
+        monkeypatch.setattr(executable, "_digest", meanwhile)
+        found = executables.find(pin.proc)
+        assert found is not None
+        assert found.sha256 == ""
+        monkeypatch.undo()
+        again = executables.find(pin.proc)
+    assert again is not None
+    assert again.sha256
 
 
 def test_a_changed_file_is_hashed_again(tmp_path: Path) -> None:
