@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ca.errors import BurgeeError
-from ca.identity.bundle import JwtAuthority, X509Authority
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+
+if TYPE_CHECKING:  # the command line imports this page at its start, and a bundle imports cryptography
+    from ca.identity.bundle import JwtAuthority, X509Authority
 
 
 class Clock(Protocol):
