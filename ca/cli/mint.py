@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ca.cli.arguments import DURATION_HELP, duration, wire_id
-from ca.cli.bundle import from_wire
+from ca.cli.bundle_values import from_wire
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.files import write_files
 from ca.cli.output import Output, OutputOption, emit, plain, span, timestamp

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ca.cli.bundle import describe_authority
+from ca.cli.bundle_values import describe_authority
 from ca.cli.output import columns, green, red, until
 from ca.errors import BurgeeError, InvalidArgument
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
