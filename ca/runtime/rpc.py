@@ -32,6 +32,9 @@ KEEPALIVE_SECONDS = 60
 KEEPALIVE_TIMEOUT_SECONDS = 20
 MIN_CLIENT_PING_SECONDS = 5
 MAX_PING_STRIKES = 4
+"""A ping that comes sooner after the one before is a strike, and one strike too many ends the connection, unless the
+server sent something in between: that forgives all. A stream on which nothing changes forgives nothing, so whoever asks
+regularly must stay above the interval, and the strikes are for the pings that grpc sends on its own account."""
 
 
 def grpc_server(
@@ -77,7 +80,9 @@ def _options(
         # Without this one an unanswered ping is waited for for a minute, whatever the line above says.
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_CLIENT_PING_SECONDS * 1000),
+        # grpc's constant for it has RECV in its name, the option itself has not; unknown options are passed over in
+        # silence, and the default is five minutes.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_CLIENT_PING_SECONDS * 1000)),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
     ]
     if max_connection_age_seconds is not None:
