@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from ca.errors import BurgeeError
+from ca.identity.lineage import issuer_ids
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import parse_x509_svid
 from ca.ports import Clock
@@ -198,7 +199,7 @@ class Keeper:
                     not_after=item.not_after,
                     rotate_at=at,
                     rotate_by=self._clock.monotonic() + (at - now).total_seconds(),
-                    authority_key_id=svid.authority_key_id,
+                    issuer_ids=issuer_ids(svid.authority_key_id, item.chain[1:]),
                     asked=asked_for(entry) if current else (),
                 )
             )

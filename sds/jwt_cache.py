@@ -80,6 +80,7 @@ class JwtCache:
         self._turns = FairQueue(total=self._limits.max_jwt_requests, each=self._limits.max_jwt_requests_per_workload)
         self._fetching: dict[tuple[Key, str], asyncio.Task[JwtIssued]] = {}
         self._quiet_until = 0.0
+        self._trusted: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -114,7 +115,9 @@ class JwtCache:
         self._keep(lambda key, issued: key[0] in entry_ids)
 
     def trust(self, key_ids: frozenset[str]) -> None:
-        """Drop the tokens that were signed with any other key: it was tainted or taken out of the bundle."""
+        """Drop the tokens that were signed with any other key: it was tainted or taken out of the bundle. Nor is one
+        kept that was under way meanwhile: its caller alone gets it."""
+        self._trusted = key_ids
         self._keep(lambda key, issued: key_id(issued.token) in key_ids)
 
     def _keep(self, good: Callable[[Key, JwtIssued], bool]) -> None:
@@ -144,6 +147,8 @@ class JwtCache:
             del self._fetching[key, share]
         if key in self._tokens:
             self._remove(key)
+        if self._trusted is not None and key_id(issued.token) not in self._trusted:
+            return issued
         self._tokens[key] = _Held(issued, share)
         self._shares[share] += 1
         self._drop(share)

@@ -17,6 +17,7 @@ from sds.first_trust import ServerTrust
 from sds.node_attest import REFUSALS, NodeCalls, no_more_proof
 from sds.node_plan import BANNED_REASON, Attest, Renew, Wait, is_tainted, plan, renew_at, verdict_of
 from sds.state import AgentStore, AgentSvid
+from sds.taint import taint_delay
 
 PART = "identity"
 UNREACHABLE_CAP_SECONDS = 5.0
@@ -229,11 +230,12 @@ class NodeIdentity:
             await listener()
 
     def _bundle_changed(self) -> None:
-        """An SVID that only a tainted authority vouches for is renewed now, once for each such bundle."""
+        """An SVID that only a tainted authority vouches for is renewed within a second, once for each such bundle."""
         bundle, svid = self._trust.bundle, self._svid
-        if bundle is not None and svid is not None and is_tainted(svid, bundle, self._clock.now()):
-            self._due = self._clock.now()
-            self._due_by = self._clock.monotonic()
+        if bundle is not None and svid is not None and is_tainted(svid, bundle):
+            delay = taint_delay(self._jitter())
+            self._due = min(self._due, self._clock.now() + timedelta(seconds=delay))
+            self._due_by = min(self._due_by, self._clock.monotonic() + delay)
         self._poked.set()
 
     async def _sleep(self, seconds: float) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ca.errors import BurgeeError, Code, Denied, Unauthenticated
 from ca.identity.bundle import TrustBundle
+from ca.identity.lineage import Taints, issuer_ids
 from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from sds.state import AgentSvid
 
@@ -91,12 +92,13 @@ def _begins(svid: AgentSvid) -> datetime:
         return svid.issued_at
 
 
-def is_tainted(svid: AgentSvid, bundle: TrustBundle, now: datetime) -> bool:
-    """Whether the SVID hangs on tainted authorities alone, while there are others to renew under."""
-    clean = replace(bundle, x509_authorities=tuple(a for a in bundle.x509_authorities if not a.tainted))
-    if clean == bundle or not clean.x509_authorities:
+def is_tainted(svid: AgentSvid, bundle: TrustBundle) -> bool:
+    """Whether the SVID hangs on a tainted authority, while there are others to renew under."""
+    try:
+        leaf = parse_x509_svid(svid.chain)
+    except BurgeeError:
         return False
-    return not chains_to(svid, clean, now)
+    return Taints.of(bundle).reach(issuer_ids(leaf.authority_key_id, svid.chain[1:]))
 
 
 def chains_to(svid: AgentSvid, bundle: TrustBundle, now: datetime) -> bool:

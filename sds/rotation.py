@@ -15,8 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from ca.errors import BurgeeError, Internal, Unauthenticated
-from ca.identity.bundle import TrustBundle, authority_id
+from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
+from ca.identity.lineage import issuer_ids
 from ca.identity.spiffe_id import TrustDomain, server_id
 from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from ca.ports import Clock
@@ -26,6 +27,7 @@ from sds.cache import Cache
 from sds.clock_watch import ClockWatch, ahead
 from sds.condition import Condition
 from sds.keys import KeyPool, WorkloadKey, certificate_request
+from sds.taint import TaintWatch
 from sds.views import WorkloadSvid, asked_for
 from sds.waiting import sleep_or
 
@@ -57,14 +59,12 @@ def rotate_at(issued_at: datetime, not_after: datetime, jitter: float) -> dateti
     return issued_at + timedelta(seconds=max(life * (0.5 + JITTER * 0.5 * jitter), 0.25))
 
 
-def is_due(
-    entry: RegistrationEntry, svid: WorkloadSvid | None, tainted: frozenset[str], now: datetime, mono: float
-) -> bool:
-    """Whether an entry's SVID is missing, half used (by either clock: the wall clock may have been set back), out of
-    date with its entry, or signed by a tainted authority."""
-    if svid is None or svid.rotate_at <= now or svid.rotate_by <= mono or svid.asked != asked_for(entry):
-        return True
-    return svid.authority_key_id in tainted
+def due_in(entry: RegistrationEntry, svid: WorkloadSvid | None, now: datetime, mono: float) -> float:
+    """Seconds until an entry's SVID is to be had anew, 0 or less when that is now: it is missing, half used (by either
+    clock: the wall clock may have been set back), or out of date with its entry."""
+    if svid is None or svid.asked != asked_for(entry):
+        return 0.0
+    return min((svid.rotate_at - now).total_seconds(), svid.rotate_by - mono)
 
 
 def retry_seconds(failures: int, longest: float, jitter: float) -> float:
@@ -119,6 +119,7 @@ class Rotator:
         condition: Condition | None = None,
     ) -> None:
         self._clocks = ClockWatch(clock, condition)
+        self._taints = TaintWatch(cache, clock, jitter)
         self._cache = cache
         self._issuer = issuer
         self._keys = keys
@@ -159,6 +160,7 @@ class Rotator:
         """Ask for everything that is due now, the SVIDs somebody waits for first; seconds until the next is due."""
         self._poked.clear()
         self._clocks.look()
+        self._taints.look()
         urgent, ahead = wanted(
             self._cache.entries(), self._cache.in_use(), self._limit, str(server_id(self._cache.trust_domain))
         )
@@ -173,36 +175,30 @@ class Rotator:
 
     def _due(self, entries: Iterable[RegistrationEntry]) -> list[RegistrationEntry]:
         now, mono = self._clock.now(), self._clock.monotonic()
-        tainted = self._tainted()
-        return [
-            entry
-            for entry in entries
-            if self._failures.get(entry.id, (0, 0.0, ""))[1] <= mono
-            and is_due(entry, self._cache.svid(entry.id), tainted, now, mono)
-        ]
+        return [entry for entry in entries if self._due_in(entry, now, mono) <= 0.0]
 
-    def _tainted(self) -> frozenset[str]:
-        bundle = self._cache.bundle(self._cache.trust_domain)
-        authorities = bundle.x509_authorities if bundle else ()
-        return frozenset(authority_id(a.certificate) for a in authorities if a.tainted)
+    def _due_in(self, entry: RegistrationEntry, now: datetime, mono: float) -> float:
+        """Seconds until an entry's SVID is to be asked for, also because of a taint, and not before the next retry."""
+        svid = self._cache.svid(entry.id)
+        due = due_in(entry, svid, now, mono)
+        tainted = self._taints.wait(svid)
+        retry = self._failures.get(entry.id, (0, 0.0, ""))[1] - mono
+        return max(due if tainted is None else min(due, tainted), retry)
 
     def _wait(self, entries: Iterable[RegistrationEntry]) -> float:
         """Seconds until something is due, at most ten (a wall clock may be set, and then no sleep is right)."""
         now, mono = self._clock.now(), self._clock.monotonic()
-        wait = 10.0
-        for entry in entries:
-            svid = self._cache.svid(entry.id)
-            _, retry, _ = self._failures.get(entry.id, (0, 0.0, ""))
-            due = 0.0
-            if svid and svid.asked == asked_for(entry):
-                due = min((svid.rotate_at - now).total_seconds(), svid.rotate_by - mono)
-            wait = min(wait, max(due, retry - mono))
-        return max(wait, 0.01)
+        soonest = min((self._due_in(entry, now, mono) for entry in entries), default=10.0)
+        return min(max(soonest, 0.01), 10.0)
 
     def _drop_unused(self, kept: set[str]) -> None:
+        """What is too much, and what is tainted and will not be replaced: should somebody come for it, it is had
+        anew."""
         held = {svid.entry_id for svid in self._cache.svids()}
-        if len(held) > self._limit:
-            self._cache.drop_svids(held - kept)
+        dropped = held - kept if len(held) > self._limit else set()
+        dropped |= {svid.entry_id for svid in self._cache.svids() if self._taints.hits(svid)} - kept
+        if dropped:
+            self._cache.drop_svids(dropped)
         self._failures = {key: value for key, value in self._failures.items() if key in kept}
 
     async def _request(self, entries: Sequence[RegistrationEntry]) -> None:
@@ -227,7 +223,7 @@ class Rotator:
         self._take_over(entries, results)
 
     def _take_over(self, entries: Sequence[RegistrationEntry], results: Sequence[WorkloadSvid | BurgeeError]) -> None:
-        svids, tainted = [], self._tainted()
+        svids = []
         for entry, result in zip(entries, results, strict=True):
             if isinstance(result, BurgeeError):
                 self._failed(entry, result, REFUSED_RETRY_SECONDS)
@@ -235,7 +231,7 @@ class Rotator:
             else:
                 self._failures.pop(entry.id, None)
                 svids.append(result)
-                if result.authority_key_id in tainted:
+                if self._taints.hits(result):
                     # The server has not moved to another authority yet: ask again, but not at once.
                     again = self._clock.monotonic() + TAINTED_RETRY_SECONDS
                     self._failures[entry.id] = (1, again, "AUTHORITY_TAINTED")
@@ -294,7 +290,7 @@ def check_issued(
         not_after=svid.not_after,
         # Of the life that the server meant, also where its clock is ahead of ours.
         rotate_at=rotate_at(begins, svid.not_after, jitter) - (begins - now),
-        authority_key_id=svid.authority_key_id,
+        issuer_ids=issuer_ids(svid.authority_key_id, svid.chain[1:]),
         asked=asked_for(entry),
     )
 

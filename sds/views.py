@@ -27,6 +27,7 @@ class WorkloadSvid:
     """A workload's X.509-SVID. `chain` is DER, leaf first; `key` PKCS#8 DER; `asked` what it was issued for.
 
     `rotate_at` is by the wall clock; `rotate_by` the same by the monotonic one, which nobody can set back.
+    `issuer_ids` name the authorities that it hangs on, nearest first.
     """
 
     entry_id: str
@@ -36,7 +37,7 @@ class WorkloadSvid:
     issued_at: datetime
     not_after: datetime
     rotate_at: datetime
-    authority_key_id: str
+    issuer_ids: tuple[str, ...]
     asked: tuple[str, ...]
     rotate_by: float = math.inf
 

@@ -33,7 +33,7 @@ def svid(entry_id: str, serial: bytes = b"1") -> WorkloadSvid:
         issued_at=NOW,
         not_after=NOW.replace(year=2027),
         rotate_at=NOW.replace(month=6),
-        authority_key_id="",
+        issuer_ids=(),
         asked=asked_for(entry(entry_id)),
     )
 

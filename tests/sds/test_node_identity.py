@@ -78,12 +78,10 @@ class TestPlan:
         svid = svid_of((leaf_of(first, str(AGENT)),), issued=now)
         old = X509Authority(certificate=first.der, tainted=True)
         new = X509Authority(certificate=second.der)
-        assert is_tainted(svid, TrustBundle(trust_domain=TD, x509_authorities=(old, new)), now)
-        assert not is_tainted(svid, TrustBundle(trust_domain=TD, x509_authorities=(old,)), now), (
-            "nothing to renew under"
-        )
+        assert is_tainted(svid, TrustBundle(trust_domain=TD, x509_authorities=(old, new)))
+        assert not is_tainted(svid, TrustBundle(trust_domain=TD, x509_authorities=(old,))), "nothing to renew under"
         clean = TrustBundle(trust_domain=TD, x509_authorities=(X509Authority(certificate=first.der), new))
-        assert not is_tainted(svid, clean, now)
+        assert not is_tainted(svid, clean)
 
     @given(jitter=st.floats(-1, 1), backdate=st.integers(0, 600))
     def test_renewal_is_counted_from_issue(self, jitter: float, backdate: int) -> None:

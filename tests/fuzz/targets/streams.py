@@ -67,7 +67,7 @@ def _svid(entry: RegistrationEntry, number: int) -> WorkloadSvid:
         issued_at=NOW,
         not_after=NOW.replace(year=2027),
         rotate_at=NOW.replace(month=6),
-        authority_key_id="",
+        issuer_ids=(),
         asked=asked_for(entry),
     )
 
