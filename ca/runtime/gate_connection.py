@@ -11,7 +11,8 @@ import ssl
 from ca.errors import BurgeeError
 from ca.runtime import log, metrics
 from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
-from ca.runtime.gate_h2 import GOAWAY_NO_ERROR, MAX_HEADER_BLOCK_BYTES, PREFACE, FrameTracker
+from ca.runtime.gate_farewell import Farewell
+from ca.runtime.gate_h2 import MAX_HEADER_BLOCK_BYTES, PREFACE, FrameTracker
 from ca.runtime.gate_host import Host
 from ca.runtime.gate_leg import Leg
 from ca.runtime.gate_pace import Throttle
@@ -60,9 +61,8 @@ class Connection:
         self._name = ""
         self._tls: TlsEngine | None = None
         self._verify: VerifyClient | None = None
-        self._tracker: FrameTracker | None = None
+        self._farewell: Farewell | None = None
         self._requests: FrameTracker | None = None
-        self._goaway_due = False
         self._leaving = False
         self._allowance = math.inf
         self._head = bytearray()
@@ -86,6 +86,7 @@ class Connection:
             pid=cred.pid,
             uid=cred.uid,
             gid=cred.gid,
+            program=cred.program,
             link=self,
         )
         self._await_first_bytes()
@@ -180,13 +181,13 @@ class Connection:
             return
         self._disarm()
         if h2 and peer.transport == "tls":
-            self._tracker = FrameTracker()
+            self._farewell = Farewell(lambda frame: self._send_plain(self._encrypt(frame)))
             self._requests = FrameTracker(skip_bytes=len(PREFACE))
         self.back = Leg(
             self.host.loop,
             sock,
             self.host.view,
-            on_chunk=self._send if self._tls is not None or self._tracker is not None else self._send_plain,
+            on_chunk=self._send if self._tls is not None else self._send_plain,
             on_end=self._back_ended,
             on_drained=self.resume_front,
         )
@@ -257,13 +258,10 @@ class Connection:
             self._pause_back()
 
     def _send(self, chunk: memoryview) -> None:
-        """Back → client through TLS, with a GOAWAY between two frames once that is due."""
-        tracker = self._tracker
-        if tracker is not None:
-            tracker.feed(chunk)
+        """Back → client through TLS."""
         self._send_plain(self._encrypt(chunk))
-        if self._goaway_due and not self._over:
-            self._put_goaway()
+        if self._farewell is not None and not self._over:
+            self._farewell.follow(chunk)
 
     def _encrypt(self, plain: memoryview | bytes) -> memoryview | bytes:
         return plain if self._tls is None else self._tls.write(plain)
@@ -287,18 +285,11 @@ class Connection:
         if self._over or self._leaving:
             return
         self._leaving = True
-        if self._tracker is None:
+        if self._farewell is None:
             self.close(reason)
             return
-        self._goaway_due = True
         self._arm(GOAWAY_DRAIN_SECONDS, reason)
-        self._put_goaway()
-
-    def _put_goaway(self) -> None:
-        if self._tracker is not None and self._tracker.between_frames:
-            self._goaway_due = False
-            self._tracker = None
-            self._send_plain(self._encrypt(GOAWAY_NO_ERROR))
+        self._farewell.say()
 
     def _front_ended(self) -> None:
         self._finish("CLIENT_CLOSED" if self.back is not None or self._lingering else "CLIENT_LEFT_EARLY")
@@ -386,6 +377,11 @@ class Connection:
     def closed(self) -> bool:
         """Implements Link."""
         return self._over or self._lingering
+
+    def call_seen(self) -> None:
+        """Implements Link."""
+        if self._throttle is not None:
+            self._throttle.seen()
 
     def _arm(self, seconds: float, reason: str) -> None:
         self._disarm()

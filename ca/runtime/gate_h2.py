@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """RFC 9113 §3.4: the first bytes of every HTTP/2 client."""
 
@@ -20,17 +22,20 @@ class FrameTracker:
     """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload; the first `skip_bytes` are
     none (the preface)."""
 
-    __slots__ = ("_block_open", "_header", "_left", "_seen", "block_bytes", "header_frames")
+    __slots__ = ("_block_open", "_header", "_left", "_seen", "_stopped", "block_bytes", "header_frames", "headers")
 
     def __init__(self, *, skip_bytes: int = 0) -> None:
         self._header = bytearray()
         self._left = skip_bytes
+        self.headers = 0
+        """HEADERS frames so far: from a client each begins a call."""
         self.header_frames = 0
-        """HEADERS, PUSH_PROMISE and CONTINUATION frames so far: what begins a call, or makes its beginning longer."""
+        """Those, PUSH_PROMISE and CONTINUATION frames: what begins a call, or makes its beginning longer."""
         self.block_bytes = 0
         """Of the last header block, its CONTINUATION frames included, as far as frames of it have begun."""
         self._block_open = False
         self._seen = False
+        self._stopped = False
 
     @property
     def between_frames(self) -> bool:
@@ -38,10 +43,16 @@ class FrameTracker:
         a HEADERS frame and its CONTINUATIONs (§6.10)."""
         return self._seen and not (self._left or self._header or self._block_open)
 
-    def feed(self, data: memoryview | bytes) -> None:
-        """Take the next bytes of the direction."""
+    def feed(self, data: memoryview | bytes, *, allowed: float = math.inf) -> int:
+        """Take the next bytes of the direction, up to the payload of the first header frame beyond those that are
+        `allowed`; returns how many were taken. That frame goes on when it is fed with more allowed."""
         at, end = 0, len(data)
         while at < end:
+            if self._stopped:
+                if allowed < 1:
+                    break
+                allowed -= 1
+                self._count()
             if self._left:
                 step = min(self._left, end - at)
                 self._left -= step
@@ -50,15 +61,28 @@ class FrameTracker:
             step = min(_HEADER_BYTES - len(self._header), end - at)
             self._header += data[at : at + step]
             at += step
-            if len(self._header) == _HEADER_BYTES:
-                self._frame()
+            if len(self._header) == _HEADER_BYTES and self._frame():
+                if allowed < 1:
+                    self._stopped = True
+                    break
+                allowed -= 1
+                self._count()
+        return at
 
-    def _frame(self) -> None:
+    def _frame(self) -> bool:
+        """A frame's header is complete; True for a header frame, which is not counted yet."""
         header = self._header
         self._left = header[0] << 16 | header[1] << 8 | header[2]
-        if header[3] in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
-            self.block_bytes = self._left + (self.block_bytes if header[3] == _CONTINUATION else 0)
-            self._block_open = not header[4] & _END_HEADERS
-            self.header_frames += 1
         self._seen = True
-        header.clear()
+        if header[3] not in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+            header.clear()
+            return False
+        self.block_bytes = self._left + (self.block_bytes if header[3] == _CONTINUATION else 0)
+        self._block_open = not header[4] & _END_HEADERS
+        return True
+
+    def _count(self) -> None:
+        self._stopped = False
+        self.header_frames += 1
+        self.headers += self._header[3] == _HEADERS
+        self._header.clear()

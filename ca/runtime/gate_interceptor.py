@@ -20,14 +20,14 @@ class OnlyThroughGate:
 
     def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer:
         async def admitted(request: Any, context: Context) -> Any:
-            current_peer.set(self._find(context.peer()))
+            self._enter(context)
             return await inner(request, context)
 
         return admitted
 
     def yielding(self, method: str, inner: Yielding) -> Yielding:
         async def admitted(request: Any, context: Context) -> AsyncIterator[Any]:
-            current_peer.set(self._find(context.peer()))
+            self._enter(context)
             responses: Any = inner(request, context)
             async with aclosing(responses):
                 async for response in responses:
@@ -35,10 +35,15 @@ class OnlyThroughGate:
 
         return admitted
 
+    def _enter(self, context: Context) -> None:
+        peer = self._find(context.peer())
+        current_peer.set(peer)
+        peer.call_seen()
+
     async def unknown(self, request: Any, context: Context) -> NoReturn:
         """A method nobody serves: strangers are not even told that."""
         try:
-            self._find(context.peer())
+            self._enter(context)
         except BurgeeError as error:
             await abort_with(context, error)
         await abort_with(context, Unimplemented("unknown service or method", reason="UNKNOWN_METHOD"))

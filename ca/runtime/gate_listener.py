@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ca.runtime import log
 
 ACCEPTS_PER_TURN = 64
-"""How many connections are accepted before other work gets its turn."""
+"""How many connections are accepted before other work gets its turn, for as long as they took."""
 
 PAUSE_SECONDS = 0.2
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -40,6 +40,7 @@ class Listener:
         loop.add_reader(sock, self._ready)
 
     def _ready(self) -> None:
+        began = self._loop.time()
         for _ in range(ACCEPTS_PER_TURN):
             if self._closed:
                 return
@@ -58,12 +59,16 @@ class Listener:
             except OSError as error:  # a client that is gone already
                 _log.debug("accepted nobody", listener=self.name, error=error.strerror)
                 client.close()
+        self._rest(self._loop.time() - began)  # more may wait: no flood of them takes more than half of the time
 
     def _pause(self, error: OSError) -> None:
         """Out of file descriptors or memory: leave callers in the backlog for a moment instead of spinning."""
         _log.error("cannot accept", listener=self.name, reason="OUT_OF_FILES", error=error.strerror)
+        self._rest(PAUSE_SECONDS)
+
+    def _rest(self, seconds: float) -> None:
         self._loop.remove_reader(self.sock)
-        self._loop.call_later(PAUSE_SECONDS, self._go_on)
+        self._loop.call_later(seconds, self._go_on)
 
     def _go_on(self) -> None:
         if not self._closed:

@@ -33,13 +33,15 @@ _ABSTRACT = "unix-abstract:"
 class PeerCred:
     """What the kernel says about a Unix socket's peer at the time it connected.
 
-    `pidfd` is borrowed: it is closed with the connection. None where the kernel has no pidfds.
+    `pidfd` is borrowed: it is closed with the connection. None where the kernel has no pidfds. `program` is what the
+    peer ran when it was accepted, as (device, inode); None where nobody looked.
     """
 
     pid: int
     uid: int
     gid: int
     pidfd: int | None = None
+    program: tuple[int, int] | None = None
 
 
 class Link(Protocol):
@@ -51,12 +53,14 @@ class Link(Protocol):
 
     def closed(self) -> bool: ...
 
+    def call_seen(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Peer:
     """A verified caller; one object per connection, equal only to itself.
 
-    unix: `pid`, `uid`, `gid` are set. tls: `svid` is the verified client SVID, or None when the client showed no
+    unix: `pid`, `uid`, `gid` are set, and `program` as in PeerCred. tls: `svid` is the verified client SVID, or None when the client showed no
     certificate. `remote_address` is `host:port`, or `pid:N` on a Unix socket. `connection` is a number that is unique
     in this process. `link` is the gate's; a Peer made by hand (in a test) has none.
     """
@@ -68,6 +72,7 @@ class Peer:
     pid: int | None = None
     uid: int | None = None
     gid: int | None = None
+    program: tuple[int, int] | None = None
     svid: X509Svid | None = None
     link: Link | None = field(default=None, repr=False)
 
@@ -90,6 +95,11 @@ class Peer:
     def closed(self) -> bool:
         """True once the connection has ended."""
         return self.link is not None and self.link.closed()
+
+    def call_seen(self) -> None:
+        """One of its calls has been looked at: the gate may let another one in."""
+        if self.link is not None:
+            self.link.call_seen()
 
     def close(self, reason: str) -> None:
         """End the connection now; `reason` (UPPER_SNAKE) goes to the log. Streams on it fail with Unavailable."""
