@@ -22,7 +22,12 @@ def first_violation(certificate: x509.Certificate, constraints: x509.NameConstra
 
     May raise what cryptography raises for malformed extensions (ValueError, x509.DuplicateExtension).
     """
-    for name in _names(certificate):
+    return violation_of(_names(certificate), constraints)
+
+
+def violation_of(names: Iterable[x509.GeneralName], constraints: x509.NameConstraints) -> str:
+    """The same for names that are in no certificate yet."""
+    for name in names:
         same_kind = [c for c in constraints.excluded_subtrees or () if type(c) is type(name)]
         # RFC 5280 §6.1.3 (c): outside every excluded subtree
         if any(_within(name, c, excluding=True) for c in same_kind):

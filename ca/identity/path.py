@@ -137,7 +137,7 @@ class _Search:
         if self._checks > MAX_SIGNATURE_CHECKS:
             raise Unauthenticated("certificate chain takes too much work to verify", reason="SVID_CHAIN_TOO_COMPLEX")
         try:
-            _check_algorithm(child)
+            check_algorithm(child)
             child.verify_directly_issued_by(issuer.certificate)
         except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise Unauthenticated(
@@ -177,7 +177,8 @@ class _Search:
                     )
 
 
-def _check_algorithm(child: x509.Certificate) -> None:
+def check_algorithm(child: x509.Certificate) -> None:
+    """Raises Unauthenticated (SVID_WEAK) for a signature by a digest or scheme that is no longer trusted."""
     digest = child.signature_hash_algorithm
     if child.signature_algorithm_oid not in _STRONG_SIGNATURES or (digest and digest.name) not in _STRONG_DIGESTS:
         raise Unauthenticated("signature algorithm of the certificate is weak or unknown", reason="SVID_WEAK")
