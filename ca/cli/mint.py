@@ -14,6 +14,7 @@ from ca.cli.bundle_values import from_wire
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.files import write_files
 from ca.cli.output import Output, OutputOption, emit, plain, span, timestamp
+from ca.cli.svid_files import BUNDLE_FILE, CHAIN_FILE, KEY_FILE
 from ca.cli.values import id_text, lifetime_value
 from ca.ports import KeyType
 
@@ -33,7 +34,10 @@ def mint_x509(
     dns_name: Annotated[list[str] | None, typer.Option(help="A DNS name. Repeatable.", show_default=False)] = None,
     key_type: Annotated[KeyType, typer.Option(help="Type of the new key.")] = KeyType.EC_P256,
     write: Annotated[
-        Path | None, typer.Option(help="Write svid.pem, key.pem and bundle.pem (0600) into this directory.")
+        Path | None,
+        typer.Option(
+            help="Write svid.key, svid.pem and bundle.pem (0600) into this directory, which --svid-dir can then name."
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
@@ -52,9 +56,9 @@ def mint_x509(
         stub = server_bundle_pb2_grpc.BundleStub(opened)
         bundle = from_wire(stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=CALL_SECONDS))
     files = {
-        "svid.pem": pem(minted.svid.cert_chain),
-        "key.pem": private_pem(key),
-        "bundle.pem": format_pem(bundle).encode(),
+        KEY_FILE: private_pem(key),
+        CHAIN_FILE: pem(minted.svid.cert_chain),
+        BUNDLE_FILE: format_pem(bundle).encode(),
     }
     data: dict[str, Any] = {
         "spiffe_id": id_text(minted.svid.id),
@@ -66,8 +70,9 @@ def mint_x509(
         data["files"] = write_files(write, files)
         emit(data, output, lambda: "\n".join(f"wrote {name}" for name in data["files"]))
     else:
-        data |= {name.partition(".")[0]: text.decode() for name, text in files.items()}
-        emit(data, output, lambda: "".join(text.decode() for text in files.values()).rstrip("\n"))
+        shown = {"svid": files[CHAIN_FILE], "key": files[KEY_FILE], "bundle": files[BUNDLE_FILE]}
+        data |= {name: text.decode() for name, text in shown.items()}
+        emit(data, output, lambda: "".join(text.decode() for text in shown.values()).rstrip("\n"))
 
 
 @app.command("jwt")

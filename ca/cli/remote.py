@@ -129,24 +129,13 @@ def _credentials(remote: Remote) -> Credentials:
 
 
 def _from_directory(directory: Path) -> Credentials:
-    """Raises InvalidArgument (FILE, SVID_KEY_MISMATCH), FailedPrecondition (NOT_PRIVATE) and what is wrong with an
-    SVID."""
+    """Raises what `read_svid_dir` does, InvalidArgument (SVID_KEY_MISMATCH) and what is wrong with an SVID."""
+    from ca.cli.svid_dir import read_svid_dir
     from ca.identity.bundle_pem import parse_pem
-    from ca.runtime.files import read_private
 
-    try:
-        chain_pem = (directory / "svid.pem").read_bytes()
-        key_pem = read_private(directory / "svid.key")
-        bundle_pem = (directory / "bundle.pem").read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not ASCII"
-        name = getattr(error, "filename", None) or directory
-        raise InvalidArgument(
-            f"cannot read `{name}`: {why}", reason="FILE", hint="`caadmin svid watch --write DIR` writes these files"
-        ) from error
-    chain = [_der(block) for block in _pem_blocks(chain_pem)]
-    svid = parse_x509_svid(chain)
-    return _made(svid, chain_pem, key_pem, parse_pem(bundle_pem, svid.id.trust_domain))
+    files = read_svid_dir(directory)
+    svid = parse_x509_svid([_der(block) for block in _pem_blocks(files.chain)])
+    return _made(svid, files.chain, files.key, parse_pem(files.bundle, svid.id.trust_domain))
 
 
 def _from_workload_api(spiffe_id: str | None) -> Credentials:

@@ -14,9 +14,8 @@ import typer
 
 from ca.cli import mint
 from ca.cli.exits import Exit, leave, show_error
-from ca.cli.files import write_files
 from ca.cli.output import Output, OutputOption, columns, emit, until
-from ca.cli.svid_files import SvidFiles, command_line
+from ca.cli.svid_files import SvidFiles, command_line, write_all
 from ca.cli.workload import workload_client
 from ca.errors import BurgeeError, Code, InvalidArgument, Unavailable
 
@@ -50,7 +49,8 @@ def fetch(
     write: Annotated[
         Path | None,
         typer.Option(
-            help="Write svid.N.pem, svid.N.key, bundle.N.pem and federated bundles (0600) into this directory."
+            help="Write svid.key, svid.pem, bundle.pem and federated bundles (0600) into this directory; of further "
+            "SVIDs svid.1.key, svid.1.pem, bundle.1.pem and so on."
         ),
     ] = None,
     timeout: TimeoutOption = 10.0,
@@ -64,7 +64,7 @@ def fetch(
     response = _first_x509(endpoint, timeout)
     data = _x509(response)
     if write is not None:
-        data["files"] = write_files(write, _files(response))
+        data["files"] = write_all(write, response)
     emit(data, output, lambda: "\n".join([_table(data), *(f"wrote {name}" for name in data.get("files", ()))]))
 
 
@@ -201,25 +201,6 @@ def _x509(response: workload_pb2.X509SVIDResponse) -> dict[str, Any]:
         "svids": [svid_value(svid, bundles) for svid in response.svids],
         "trust_domains": sorted(trust_domain.name for trust_domain in bundles),
     }
-
-
-def _files(response: workload_pb2.X509SVIDResponse) -> dict[str, bytes]:
-    """Named as SPIRE's `api fetch x509 -write` names them."""
-    from cryptography.hazmat.primitives import serialization
-
-    from ca.cli.workload_values import split_der
-
-    files: dict[str, bytes] = {}
-    for number, svid in enumerate(response.svids):
-        key = serialization.load_der_private_key(svid.x509_svid_key, None)
-        files[f"svid.{number}.pem"] = mint.pem(split_der(svid.x509_svid))
-        files[f"svid.{number}.key"] = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        files[f"bundle.{number}.pem"] = mint.pem(split_der(svid.bundle))
-        for other, blob in enumerate(response.federated_bundles[name] for name in sorted(response.federated_bundles)):
-            files[f"federated_bundle.{number}.{other}.pem"] = mint.pem(split_der(blob))
-    return files
 
 
 def _show_update(number: int, response: workload_pb2.X509SVIDResponse, output: Output) -> None:

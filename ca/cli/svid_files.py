@@ -1,4 +1,4 @@
-"""Keeps an X.509-SVID in files for programs that cannot ask for it themselves."""
+"""X.509-SVIDs in files, under the same names whoever writes them, and kept there for programs that cannot ask."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from ca.errors import FailedPrecondition, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from ca.proto.burgee import workload_pb2
+
+KEY_FILE = "svid.key"
+CHAIN_FILE = "svid.pem"
+BUNDLE_FILE = "bundle.pem"
+"""What a directory with an SVID holds; `--svid-dir` reads the same three."""
 
 RELOAD_SECONDS = 60.0
 _STDERR = 2
@@ -48,21 +53,14 @@ class SvidFiles:
 
         Raises NotFound (SVID_NOT_GIVEN), InvalidArgument (FILE), FailedPrecondition (RELOAD_COMMAND).
         """
-        contents = _contents(self._chosen(response), response)
+        contents = _svid(self._chosen(response)) | _federated(response)
         if contents == self._written:
             return []
-        names = write_files(self.directory, contents)
-        for gone in self._stale(contents):
-            (self.directory / gone).unlink(missing_ok=True)
+        names = _write(self.directory, contents)
         self._written = contents
         if self.reload:
             _run(self.reload)
         return names
-
-    def _stale(self, contents: dict[str, bytes]) -> set[str]:
-        """Bundles of trust domains that are no longer federated with, also from an earlier run."""
-        found = {path.name for path in self.directory.glob("federated_bundle.*.pem")}
-        return found - set(contents)
 
     def _chosen(self, response: workload_pb2.X509SVIDResponse) -> workload_pb2.X509SVID:
         """The first, which is the default identity (Workload API §4.2), or the one that was asked for."""
@@ -78,25 +76,51 @@ class SvidFiles:
         )
 
 
-def _contents(svid: workload_pb2.X509SVID, response: workload_pb2.X509SVIDResponse) -> dict[str, bytes]:
+def write_all(directory: Path, response: workload_pb2.X509SVIDResponse) -> list[str]:
+    """Write every SVID: the first, which is the default identity, under the plain names, the next as `svid.1.key`,
+    `svid.1.pem`, `bundle.1.pem` and so on. Returns the files' paths. Raises InvalidArgument (FILE)."""
+    contents = _federated(response)
+    for number, svid in reversed(list(enumerate(response.svids))):
+        contents = _svid(svid, f".{number}" if number else "") | contents
+    return _write(directory, contents)
+
+
+def _write(directory: Path, contents: dict[str, bytes]) -> list[str]:
+    """Bundles of trust domains that are no longer federated with, also those of an earlier run, are removed."""
+    names = write_files(directory, contents)
+    for path in directory.glob("federated_bundle.*.pem"):
+        if path.name not in contents:
+            path.unlink(missing_ok=True)
+    return names
+
+
+def _svid(svid: workload_pb2.X509SVID, number: str = "") -> dict[str, bytes]:
     from cryptography.hazmat.primitives import serialization
 
     from ca.cli.mint import pem
     from ca.cli.workload_values import split_der
-    from ca.identity.spiffe_id import TrustDomain
 
     key = serialization.load_der_private_key(svid.x509_svid_key, None)
     contents = {
-        "svid.key": key.private_bytes(
+        KEY_FILE: key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
-        "svid.pem": pem(split_der(svid.x509_svid)),
-        "bundle.pem": pem(split_der(svid.bundle)),
+        CHAIN_FILE: pem(split_der(svid.x509_svid)),
+        BUNDLE_FILE: pem(split_der(svid.bundle)),
     }
-    for name, blob in sorted(response.federated_bundles.items()):
-        # A parsed trust domain name has no slash: it cannot lead out of the directory.
-        contents[f"federated_bundle.{TrustDomain.parse(name).name}.pem"] = pem(split_der(blob))
-    return contents
+    return {name.replace(".", f"{number}.", 1): data for name, data in contents.items()}
+
+
+def _federated(response: workload_pb2.X509SVIDResponse) -> dict[str, bytes]:
+    from ca.cli.mint import pem
+    from ca.cli.workload_values import split_der
+    from ca.identity.spiffe_id import TrustDomain
+
+    # A parsed trust domain name has no slash: it cannot lead out of the directory.
+    return {
+        f"federated_bundle.{TrustDomain.parse(name).name}.pem": pem(split_der(blob))
+        for name, blob in sorted(response.federated_bundles.items())
+    }
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -64,10 +64,15 @@ def test_a_failed_item_fails_the_batch_in_json_too(live: Caadmin, tmp_path: Path
         *("entry", "create", "--parent-id", PARENT, "--spiffe-id", f"{ID}/twice", "--selector", "t:v", "-o", "json")
     )
     assert again.code == 1
-    assert again.json["results"][0]["status"]["code"] == "AlreadyExists"
+    assert again.json["results"][0]["status"] == {
+        "code": "AlreadyExists",
+        "reason": "ENTRY_SIMILAR",
+        "message": "similar entry already exists",
+    }
     mixed = live("entry", "delete", entry_id, "no-such-entry", "-o", "yaml")
     assert mixed.code == 3
-    assert [r["status"]["code"] for r in yaml.safe_load(mixed.out)["results"]] == ["OK", "NotFound"]
+    statuses = [result["status"] for result in yaml.safe_load(mixed.out)["results"]]
+    assert [(s["code"], s["reason"]) for s in statuses] == [("OK", ""), ("NotFound", "ENTRY_NOT_FOUND")]
 
 
 def test_what_is_listed_can_be_created_from_a_file(live: Caadmin, tmp_path: Path) -> None:
@@ -108,11 +113,12 @@ def test_a_node_alias_has_the_server_as_its_parent(live: Caadmin) -> None:
             "not created",
         ),
         (["entry", "update", "some-id"], 2, "nothing to change was given"),
-        (["entry", "update", "no-such-id", "--hint", "x"], 3, "not updated"),
+        (["entry", "update", "no-such-id", "--hint", "x"], 3, "not updated: entry not found (ENTRY_NOT_FOUND)\n"),
+        (["entry", "delete", "no-such-id"], 3, "not deleted: entry not found (ENTRY_NOT_FOUND)\n"),
         (["entry", "create", "--file", "no-such-file"], 2, "cannot read `no-such-file`"),
         (["entry", "delete"], 2, "Missing argument"),
         (["agent", "show", f"{ID}/spire/agent/x/none"], 3, "agent not found"),
-        (["agent", "evict", f"{ID}/spire/agent/x/none"], 3, "not evicted: agent not found"),
+        (["agent", "evict", f"{ID}/spire/agent/x/none"], 3, "not evicted: agent not found (AGENT_NOT_FOUND)\n"),
         (["token", "create", "--ttl", "soon"], 2, "`soon` is not a duration"),
         (["svid", "mint", "x509", "--spiffe-id", "spiffe://foreign/x"], 2, "foreign"),
         (["svid", "mint", "jwt", "--spiffe-id", f"{ID}/x"], 2, "--audience"),
@@ -146,6 +152,7 @@ def test_ban_and_evict_act_on_every_id_and_report_each(caadmin: Caadmin, monkeyp
         banned = caadmin("agent", "ban", spiffe_id, nobody, "-o", "json")
         assert banned.code == 3
         assert [result["status"]["code"] for result in banned.json["results"]] == ["OK", "NotFound"]
+        assert [result["status"]["reason"] for result in banned.json["results"]] == ["", "AGENT_NOT_FOUND"]
         assert caadmin("agent", "count", "--banned").out == "1\n"
         assert caadmin("agent", "evict", spiffe_id).out == f"{spiffe_id} evicted\n"
         assert caadmin("agent", "count").out == "0\n"
@@ -176,12 +183,20 @@ def test_a_minted_svid_and_its_key_are_written_privately(live: Caadmin, tmp_path
     ran = live("svid", "mint", "x509", "--spiffe-id", f"{ID}/m", "--dns-name", "m.example", "--write", str(where))
     assert ran.code == 0, ran.err
     assert stat.S_IMODE(where.stat().st_mode) == 0o700
-    assert {stat.S_IMODE((where / name).stat().st_mode) for name in ("svid.pem", "key.pem", "bundle.pem")} == {0o600}
+    assert {path.name for path in where.iterdir()} == {"svid.key", "svid.pem", "bundle.pem"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in where.iterdir()} == {0o600}
     leaf = x509.load_pem_x509_certificate((where / "svid.pem").read_bytes())
-    key = serialization.load_pem_private_key((where / "key.pem").read_bytes(), None)
+    key = serialization.load_pem_private_key((where / "svid.key").read_bytes(), None)
     assert leaf.public_key() == key.public_key()
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"{ID}/m"]
+
+
+def test_a_minted_svid_is_printed_when_it_is_not_written(live: Caadmin) -> None:
+    ran = live("svid", "mint", "x509", "--spiffe-id", f"{ID}/m", "-o", "json")
+    leaf = x509.load_pem_x509_certificate(ran.json["svid"].encode())
+    assert leaf.public_key() == serialization.load_pem_private_key(ran.json["key"].encode(), None).public_key()
+    assert ran.json["bundle"] == live("bundle", "show").out
 
 
 def test_a_shortened_life_is_explained(live: Caadmin) -> None:

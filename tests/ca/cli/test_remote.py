@@ -50,6 +50,19 @@ def test_with_files(remote: Caadmin, boss: str) -> None:
     assert records[0]["origin"].startswith("127.0.0.1:")
 
 
+def test_what_was_just_minted_is_let_in(live: Caadmin, boss: str) -> None:
+    assert live("svid", "mint", "x509", "--spiffe-id", f"{ID}/boss", "--write", "m").code == 0
+    ran = live("entry", "count", "--server", boss, "--svid-dir", "m")
+    assert (ran.code, ran.out) == (0, "2\n"), ran.err
+
+
+def test_so_is_what_was_just_fetched(live: Caadmin, boss: str) -> None:
+    """As the boss, or known as the clerk, whichever SVID comes first."""
+    assert live("svid", "fetch", "--write", "f").code == 0
+    ran = live("entry", "count", "--server", boss, "--svid-dir", "f")
+    assert ran.code == 0 or "(TIER)" in ran.err, ran.err
+
+
 def test_by_environment_and_batches_in_one_connection(
     remote: Caadmin, boss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ca.cli.svid_files import SvidFiles, command_line
+from ca.cli.svid_files import SvidFiles, command_line, write_all
 from ca.cli.workload import workload_client
 from ca.errors import FailedPrecondition, InvalidArgument, NotFound
 from ca.proto.burgee import workload_pb2
@@ -80,6 +80,23 @@ def test_what_did_not_change_is_not_written_again(response: workload_pb2.X509SVI
     assert files.take(response)
     assert not (tmp_path / "d/federated_bundle.other.example.pem").exists()
     assert mark.read_text() == "xxx"
+
+
+def test_all_of_several_svids_are_written(response: workload_pb2.X509SVIDResponse, tmp_path: Path) -> None:
+    """The first under the names that `--svid-dir` reads."""
+    several = workload_pb2.X509SVIDResponse()
+    several.CopyFrom(response)
+    several.svids.add().CopyFrom(response.svids[0])
+    several.federated_bundles["spiffe://other.example"] = response.svids[0].bundle
+    (tmp_path / "federated_bundle.gone.example.pem").touch()
+    names = [Path(name).name for name in write_all(tmp_path, several)]
+    assert names == [
+        *("svid.key", "svid.pem", "bundle.pem"),
+        *("svid.1.key", "svid.1.pem", "bundle.1.pem"),
+        "federated_bundle.other.example.pem",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert (tmp_path / "svid.1.key").read_bytes() == (tmp_path / "svid.key").read_bytes()
 
 
 def test_a_name_cannot_lead_out_of_the_directory(response: workload_pb2.X509SVIDResponse, tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ def test_fetch_shows_no_key_and_writes_private_files(live: Caadmin, entry: str, 
     assert ran.code == 0, ran.err
     [svid] = ran.json["svids"]
     assert (svid["spiffe_id"], svid["hint"], svid["problem"]) == (f"{ID}/me", "mine", None)
-    assert ran.json["files"] == ["out/svid.0.pem", "out/svid.0.key", "out/bundle.0.pem"]
+    assert ran.json["files"] == ["out/svid.key", "out/svid.pem", "out/bundle.pem"]
     assert "PRIVATE" not in ran.out
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ran.json["files"]} == {0o600}
-    leaf = x509.load_pem_x509_certificate((tmp_path / "out/svid.0.pem").read_bytes())
-    key = serialization.load_pem_private_key((tmp_path / "out/svid.0.key").read_bytes(), None)
+    leaf = x509.load_pem_x509_certificate((tmp_path / "out/svid.pem").read_bytes())
+    key = serialization.load_pem_private_key((tmp_path / "out/svid.key").read_bytes(), None)
     assert leaf.public_key() == key.public_key()
 
 
