@@ -25,6 +25,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.text import quote
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
+from ca.runtime.item_status import split_message
 from sds.feed import BUNDLE, ENTRY, Change, ResumeToken
 
 
@@ -189,7 +190,8 @@ def time_to_wire(moment: datetime | None) -> int:
 def status_error(status: types_pb2.Status) -> BurgeeError:
     """A result's own status inside a batch (gRPC status number and message), as a member of the family."""
     kind = _BY_NUMBER.get(status.code, Internal)
-    return kind(status.message)
+    detail, reason = split_message(status.message)
+    return kind(detail, reason=reason or None)
 
 
 _BY_NUMBER: dict[int, type[BurgeeError]] = {

@@ -160,12 +160,19 @@ def _each(spiffe_ids: list[str], call: Callable[[Any], object], output: Output, 
     """Try every ID; the exit code tells whether all went well. A server that is not there ends it at once."""
     results = [_try(spiffe_id, call) for spiffe_id in spiffe_ids]
     shown = [
-        {"spiffe_id": name, "status": {"code": error.code.value if error else "OK", "message": _message(error)}}
+        {
+            "spiffe_id": name,
+            "status": {
+                "code": error.code.value if error else "OK",
+                "reason": error.reason if error else "",
+                "message": error.detail if error else "",
+            },
+        }
         for name, error in results
     ]
 
     def line(name: str, error: BurgeeError | None) -> str:
-        return red(f"{name} not {done}: {error.detail} ({error.code})") if error else f"{name} {done}"
+        return red(f"{name} not {done}: {error.detail} ({error.reason})") if error else f"{name} {done}"
 
     emit({"results": shown}, output, lambda: "\n".join(line(name, error) for name, error in results))
     leave(exit_of_batch(STATUS[error.code][0] if error else 0 for _, error in results))
@@ -186,10 +193,6 @@ def _try(spiffe_id: str, call: Callable[[Any], object]) -> tuple[str, BurgeeErro
             raise
         return spiffe_id, error_of(failed)
     return spiffe_id, None
-
-
-def _message(error: BurgeeError | None) -> str:
-    return error.detail if error else ""
 
 
 def _state(agent: dict[str, Any]) -> str:

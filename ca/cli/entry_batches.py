@@ -92,7 +92,7 @@ def outcome(name: str, status: dict[str, Any], done: str) -> str:
     """One line for an item."""
     if status["code"] == "OK":
         return f"{name} {done}"
-    return red(f"{name} not {done}: {status['message']} ({status['code']})")
+    return red(f"{name} not {done}: {status['message']} ({status['reason'] or status['code']})")
 
 
 def batches(items: list[Any]) -> Iterator[list[Any]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca.cli.exits import code_name
 from ca.cli.output import timestamp
+from ca.runtime.item_status import split_message
 
 if TYPE_CHECKING:
     from ca.proto.burgee import admin_pb2
@@ -55,8 +56,9 @@ def agent_value(agent: types_pb2.Agent) -> dict[str, Any]:
 
 
 def status_value(status: types_pb2.Status) -> dict[str, Any]:
-    """The outcome of a batch's item."""
-    return {"code": code_name(status.code), "message": status.message}
+    """The outcome of a batch's item; without a reason where the server told none."""
+    message, reason = split_message(status.message)
+    return {"code": code_name(status.code), "reason": reason, "message": message}
 
 
 def lifetime_value(lifetime: admin_pb2.Lifetime) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 
 from ca.proto.spire import server_entry_pb2 as pb
 from ca.proto.spire import types_pb2
+from ca.runtime.item_status import split_message
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import RunningServer, entry, spiffe_id
 
@@ -72,6 +73,7 @@ class TestCreate:
             server, entry("/e/1", PARENT, "t:v", x509_svid_ttl=60), entry("/e/1", PARENT, "t:v2")
         )
         assert (again.status.code, again.entry) == (EXISTS, made)
+        assert again.status.message == "similar entry already exists (ENTRY_SIMILAR)"
         assert other.status.code == STATUS_OK
 
     async def test_masks(self, server: RunningServer) -> None:
@@ -137,6 +139,7 @@ class TestCreate:
         (result,) = await create(server, bad)
         assert result.status.code == code, result.status
         assert part in result.status.message
+        assert split_message(result.status.message)[1] not in ("", "INVALID_ARGUMENT"), "a reason of its own"
         assert not result.HasField("entry")
 
     async def test_refused_ids(self, server: RunningServer) -> None:

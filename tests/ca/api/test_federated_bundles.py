@@ -81,7 +81,7 @@ async def test_create(server: RunningServer) -> None:
         output_mask=Mask(),
     )
     assert codes(results) == [EXISTS, INVALID, INVALID, INVALID, OK, OK]
-    assert results[0].status.message == "bundle already exists"
+    assert results[0].status.message == "bundle already exists (BUNDLE_EXISTS)"
     assert not results[0].HasField("bundle")
     assert [r.bundle for r in results[4:]] == [types_pb2.Bundle(trust_domain=name) for name in ("uri.org", "new.org")]
     assert (await server.local.bundles.CountBundles(pb.CountBundlesRequest())).count == 4
@@ -146,7 +146,7 @@ async def test_update_and_its_masks(server: RunningServer) -> None:
     assert gone.bundle == fed(server, refresh_hint=11, sequence_number=5, x509_authorities=[])
     results = await update(server, fed(server, "nope.org"), fed(server, "example.org"), fed(server, "Bad TD"))
     assert codes(results) == [NOT_FOUND, INVALID, INVALID]
-    assert results[0].status.message == "bundle not found"
+    assert results[0].status.message == "bundle not found (BUNDLE_NOT_FOUND)"
 
 
 async def test_set(server: RunningServer) -> None:

@@ -63,6 +63,7 @@ class TestBatch:
         )
         codes = [r.status.code for r in results]
         assert codes == [0, 0, NOT_FOUND, NOT_FOUND, INVALID, INVALID, INVALID, INVALID, 0, 0]
+        assert results[2].status.message == "entry not found or not authorized (ENTRY_NOT_AUTHORIZED)"
         assert [r.svid.id.path for r in results if not r.status.code] == ["/w/plain", "/w/full", "/w/plain", "/w/plain"]
         svid = verify_x509_svid(results[1].svid.cert_chain, server.server.trust.bundles, now=datetime.now(UTC))
         assert str(svid.id) == f"{EXAMPLE}/w/full"

@@ -94,7 +94,7 @@ def test_many_are_sent_in_batches_and_summed_up(live: Caadmin, tmp_path: Path, m
     ran = live("entry", "create", "-f", "e.json")
     assert ran.code == 1
     lines = ran.out.splitlines()
-    assert lines[0].startswith(f"item 18 ({ID}/many/16) not created:")
+    assert lines[0] == f"item 18 ({ID}/many/16) not created: similar entry already exists (ENTRY_SIMILAR)"
     assert lines[1].startswith(f"item 31 ({ID}/many/30) not created:")
     assert lines[2] == "43 of 45 created, 2 failed"
     assert len(lines) == 3
