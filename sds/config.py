@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from ca.errors import BurgeeError
+from ca.identity.endpoint import DEFAULT_SOCKET
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import KeyType
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
@@ -112,7 +113,7 @@ class AgentConfig(StrictModel):
         min_length=1, max_length=64, description="Servers as `host:port`; the first that answers is used."
     )
     workload_socket: Path = Field(
-        default=Path("/run/burgee/workload.sock"), description="The socket of the Workload API and Envoy SDS."
+        default=Path(DEFAULT_SOCKET), description="The socket of the Workload API and Envoy SDS."
     )
     admin_socket: AdminSocketConfig = Field(default=AdminSocketConfig(), description="The agent's admin socket.")
     trust: TrustConfig = Field(description="First trust in the server.")

@@ -18,6 +18,7 @@ from ca.cli.output import Output, OutputOption, columns, emit, until
 from ca.cli.svid_files import SvidFiles, command_line, write_all
 from ca.cli.workload import workload_client
 from ca.errors import BurgeeError, Code, InvalidArgument, Unavailable
+from ca.identity.endpoint import DEFAULT_SOCKET, ENVIRONMENT_VARIABLE
 
 if TYPE_CHECKING:
     from ca.proto.burgee import workload_pb2
@@ -29,8 +30,8 @@ EndpointOption = Annotated[
     str | None,
     typer.Option(
         "--endpoint",
-        help="The Workload API, such as unix:///run/burgee/workload.sock. Default: SPIFFE_ENDPOINT_SOCKET, else that "
-        "of the `burgee up` which runs in this directory.",
+        help=f"The Workload API, such as unix://{DEFAULT_SOCKET}. Default: {ENVIRONMENT_VARIABLE}, else that one if it "
+        "is there, else that of the `burgee up` which runs in this directory.",
         show_default=False,
     ),
 ]

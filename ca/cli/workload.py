@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ca.cli.connection import translated, workload_socket
+from ca.cli.connection import STATUS_FILE, translated, workload_socket
 from ca.errors import InvalidArgument, Unavailable
-from ca.identity.endpoint import ENVIRONMENT_VARIABLE, TcpEndpoint, UnixEndpoint, endpoint_address
+from ca.identity.endpoint import (
+    DEFAULT_SOCKET,
+    ENVIRONMENT_VARIABLE,
+    TcpEndpoint,
+    UnixEndpoint,
+    endpoint_address,
+)
 
 if TYPE_CHECKING:
     import grpc
@@ -22,17 +28,23 @@ _HEADER = (("workload.spiffe.io", "true"),)
 
 
 def endpoint(given: str | None) -> UnixEndpoint | TcpEndpoint:
-    """The address given, else SPIFFE_ENDPOINT_SOCKET, else that of a `burgee up` in this directory.
+    """The address given, else SPIFFE_ENDPOINT_SOCKET; else the socket of an agent where one is by default, else that
+    of a `burgee up` in this directory.
 
     Raises InvalidArgument.
     """
-    try:
+    if given or os.environ.get(ENVIRONMENT_VARIABLE):
         return endpoint_address(os.environ, given)
-    except InvalidArgument as error:
-        running = workload_socket()
-        if error.reason != "ENDPOINT_MISSING" or running is None:
-            raise
+    if os.path.exists(DEFAULT_SOCKET):
+        return UnixEndpoint(DEFAULT_SOCKET)
+    if (running := workload_socket()) is not None:
         return UnixEndpoint(str(running))
+    raise InvalidArgument(
+        "no Workload API was named, and none was found",
+        reason="ENDPOINT_MISSING",
+        hint=f"set {ENVIRONMENT_VARIABLE} (or give --endpoint), start an agent at {DEFAULT_SOCKET}, or go where "
+        f"`burgee up` keeps its {STATUS_FILE}",
+    )
 
 
 class WorkloadClient:

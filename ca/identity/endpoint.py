@@ -12,6 +12,8 @@ from ca.errors import InvalidArgument
 from ca.identity.text import quote
 
 ENVIRONMENT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
+DEFAULT_SOCKET = "/run/burgee/workload.sock"
+"""Where our agent serves the Workload API unless it is configured otherwise."""
 
 # The characters of a URI path (RFC 3986 §3.3); `?` and `#` would begin other parts.
 _URI_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
@@ -46,7 +48,7 @@ def endpoint_address(environment: Mapping[str, str], explicit: str | None = None
         raise InvalidArgument(
             "no workload endpoint address",
             reason="ENDPOINT_MISSING",
-            hint=f"set {ENVIRONMENT_VARIABLE}, for example to `unix:///run/burgee/workload.sock`",
+            hint=f"set {ENVIRONMENT_VARIABLE}, for example to `unix://{DEFAULT_SOCKET}`",
         )
     return parse_endpoint(text)
 

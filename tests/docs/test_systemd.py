@@ -12,6 +12,7 @@ import pytest
 
 from ca import server as server_program
 from ca.cli.connection import AGENT_SOCKET, SERVER_SOCKET
+from ca.identity.endpoint import DEFAULT_SOCKET
 from sds import agent as agent_program
 from tests.docs.reason_codes import ROOT
 from tests.support.pair import pair
@@ -72,6 +73,7 @@ def test_the_agent_can_see_its_workloads() -> None:
 def test_the_directories_are_those_that_caadmin_looks_in() -> None:
     for name, socket in (("burgee-server", SERVER_SOCKET), ("burgee-agent", AGENT_SOCKET)):
         assert socket.parent.parent == Path("/var/lib") / settings(name)["StateDirectory"]
+    assert Path(DEFAULT_SOCKET).parent == Path("/run") / settings("burgee-agent")["RuntimeDirectory"]
 
 
 def test_the_page_names_what_a_reload_applies() -> None:

@@ -47,10 +47,11 @@ class Caadmin:
 
 @pytest.fixture
 def caadmin(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Caadmin:
-    """The program, in an empty directory and without inherited sockets."""
+    """The program, in an empty directory and without inherited sockets or those of an agent of this machine."""
     monkeypatch.chdir(tmp_path)
     for name in ("BURGEE_ADMIN_SOCKET", "BURGEE_AGENT_SOCKET", "SPIFFE_ENDPOINT_SOCKET"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(tmp_path / "default.sock"))
     return Caadmin(monkeypatch, capsys)
 
 

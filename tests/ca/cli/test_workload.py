@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import serialization
 
 from ca.cli.workload_values import split_der
 from ca.errors import InvalidArgument
+from ca.identity.endpoint import DEFAULT_SOCKET
+from sds.config import AgentConfig
 from tests.ca.cli.conftest import Caadmin
 from tests.support.pair import TRUST_DOMAIN, Pair
 
@@ -76,27 +78,47 @@ def test_watch_tries_again_and_says_why(live: Caadmin, entry: str, monkeypatch: 
     assert ran.err.count("UNREACHABLE") == 3
 
 
-def test_an_address_is_needed_and_must_be_one(caadmin: Caadmin) -> None:
+def write_status(directory: Path, running: Pair, workload_socket: Path) -> None:
+    """As `burgee up` does."""
+    server = {"admin_socket": str(running.admin_socket)}
+    agent = {"admin_socket": str(running.agent_admin_socket), "workload_socket": str(workload_socket)}
+    (directory / ".burgee").mkdir()
+    (directory / ".burgee/status.json").write_text(json.dumps({"server": server, "agent": agent}))
+
+
+def test_where_the_workload_api_is_looked_for(
+    caadmin: Caadmin, running: Pair, entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment, an agent's default, a `burgee up` here: the first that is there."""
+    nobody = tmp_path / "nobody.sock"
+    write_status(tmp_path, running, nobody)
+    monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(running.workload_socket))
+    assert caadmin("svid", "fetch").code == 0
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{nobody}")
+    assert caadmin("svid", "fetch").code == 1
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{running.workload_socket}")
+    monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(nobody))
+    assert caadmin("svid", "fetch").code == 0
+    monkeypatch.delenv("SPIFFE_ENDPOINT_SOCKET")
+    ran = caadmin("svid", "fetch")
+    assert (ran.code, str(nobody) in ran.err) == (1, True), "the one of `burgee up` is asked last"
+
+
+def test_the_default_is_the_agents() -> None:
+    assert Path(DEFAULT_SOCKET) == AgentConfig.model_fields["workload_socket"].default
+
+
+def test_an_address_is_needed_and_must_be_one(caadmin: Caadmin, tmp_path: Path) -> None:
     missing = caadmin("svid", "fetch")
     assert missing.code == 2
     assert "(ENDPOINT_MISSING)" in missing.err
-    assert "hint: set SPIFFE_ENDPOINT_SOCKET" in missing.err
+    for place in ("SPIFFE_ENDPOINT_SOCKET", str(tmp_path / "default.sock"), ".burgee/status.json"):
+        assert place in missing.err
     assert caadmin("svid", "fetch", "--endpoint", "/run/x.sock").code == 2
 
 
 def test_status_json_of_a_running_burgee_is_found(caadmin: Caadmin, running: Pair, entry: str, tmp_path: Path) -> None:
-    (tmp_path / ".burgee").mkdir()
-    (tmp_path / ".burgee/status.json").write_text(
-        json.dumps(
-            {
-                "server": {"admin_socket": str(running.admin_socket)},
-                "agent": {
-                    "admin_socket": str(running.agent_admin_socket),
-                    "workload_socket": str(running.workload_socket),
-                },
-            }
-        )
-    )
+    write_status(tmp_path, running, running.workload_socket)
     assert caadmin("entry", "count").out == "1\n"
     assert caadmin("health", "--agent").code == 0
     assert caadmin("svid", "fetch").code == 0
