@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ca.errors import Unavailable
 from ca.ports import Clock
@@ -28,6 +28,8 @@ RETENTION = timedelta(days=7)
 """How long a record is kept after the last certificate or token of its batch has expired."""
 
 _MAX_BATCH = 5_000
+
+_COLUMNS = ("recorded_at", "count", "first_not_before", "last_not_after", "authorities", "agents", "body")
 
 _READ_BATCHES = 20
 
@@ -73,6 +75,10 @@ class IssuanceLog:
         self._engine = database.blocking_engine()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-issuance")
         self._connection: Connection | None = None
+        compiled: Any = insert(issuance).compile(dialect=self._engine.dialect, column_keys=list(_COLUMNS))
+        self._statement = str(compiled)
+        self._order: Sequence[str] | None = compiled.positiontup
+        self._driver: Any = self._engine.dialect.loaded_dbapi
         self._waiting: list[Waiting] = []
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
@@ -206,19 +212,26 @@ class IssuanceLog:
             if self._connection is None:
                 connection = self._engine.connect()
                 self._connection = connection.execution_options(isolation_level="AUTOCOMMIT", burgee_begin="")
-            self._connection.execute(_INSERT, row)
-            self._connection.commit()
+            self._execute(self._connection, row)
         except BaseException:
             self._hang_up()  # the next batch starts on a fresh connection
             raise
+
+    def _execute(self, connection: Connection, row: dict[str, Any]) -> None:
+        """The one statement of the hot path, on the driver itself: half of the time, for a lone record."""
+        driver: Any = connection.connection.driver_connection
+        try:
+            driver.execute(self._statement, row if self._order is None else [row[name] for name in self._order])
+        except self._driver.Error as error:
+            gone = connection.dialect.is_disconnect(error, driver, None)
+            raise DBAPIError.instance(
+                self._statement, None, error, self._driver.Error, connection_invalidated=gone
+            ) from error
 
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-_INSERT = insert(issuance)
 
 
 def _summary(records: Sequence[IssuanceRecord]) -> dict[str, Any]:
