@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import grp
 import os
 import re
@@ -81,6 +82,9 @@ logger = log.get("server")
 WORKERS = 2
 SOCKET_PATH_BYTES = 100
 SERVER_ID = "server-id"
+COLLECT_AFTER = (20_000, 20, 20)
+"""Objects made, and younger collections, before the collector looks for cycles: a batch of 500 makes thousands."""
+
 _SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 MAX_STREAMS_PER_CONNECTION = 128
 """Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
@@ -523,6 +527,10 @@ async def run(config: ServerConfig, path: Path | None = None) -> None:
         loop.add_signal_handler(
             signal.SIGHUP, lambda: reload(file, server.config, live=LIVE, check=check, apply=server.reconfigure)
         )
+    # What start-up made lives as long as the process: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     notify.ready()
     await stop.wait()
     logger.info("stopping", grace_seconds=server.config.stop_grace_seconds)
