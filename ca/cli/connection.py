@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ca.errors import BurgeeError, Unavailable
+from ca.errors import BurgeeError, Unavailable, Unimplemented
 
 if TYPE_CHECKING:
     import grpc
@@ -23,6 +23,8 @@ SERVER_SOCKET = Path("/var/lib/burgee/server/run/admin.sock")
 AGENT_SOCKET = Path("/var/lib/burgee/agent/run/admin.sock")
 SERVER_VARIABLE = "BURGEE_ADMIN_SOCKET"
 AGENT_VARIABLE = "BURGEE_AGENT_SOCKET"
+_UNKNOWN_CALL = ("UNKNOWN_METHOD", Unimplemented.reason)
+"""Ours, and what SPIRE's answer becomes."""
 
 SocketOption = Annotated[
     Path | None,
@@ -110,7 +112,7 @@ def channel(socket: Path | Remote, *, who: str = "server") -> Iterator[grpc.Chan
             yield opened
         return
     opened = grpc.insecure_channel(
-        f"unix:{socket.absolute()}",
+        grpc_target(socket),
         options=[("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)],
     )
     with opened, translated(socket, who):
@@ -134,9 +136,19 @@ def _error(error: Any, where: Path | str, who: str) -> BurgeeError:
     from ca.runtime.rpc_errors import error_of
 
     answered = error_of(error)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED and answered.reason in _UNKNOWN_CALL:
+        from ca.cli.sockets import Kind, advice
+
+        wanted = {"server": Kind.SERVER, "agent": Kind.AGENT}.get(who, Kind.WORKLOAD)
+        answered.hint = answered.hint or advice(grpc_target(where), wanted)
     if error.code() is not grpc.StatusCode.UNAVAILABLE or answered.reason != Unavailable.reason:
         return answered
     return Unavailable(f"no {who} answers at `{where}`", reason="UNREACHABLE", hint=_advice(where, who))
+
+
+def grpc_target(where: Path | str) -> str:
+    """An address of ours as gRPC writes it."""
+    return f"unix:{where.absolute()}" if isinstance(where, Path) else where.removeprefix("tcp://").replace("://", ":")
 
 
 def _advice(where: Path | str, who: str) -> str:

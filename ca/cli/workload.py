@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ca.cli.connection import STATUS_FILE, translated, workload_socket
+from ca.cli.connection import STATUS_FILE, grpc_target, translated, workload_socket
 from ca.errors import InvalidArgument, Unavailable
 from ca.identity.endpoint import (
     DEFAULT_SOCKET,
@@ -125,7 +125,9 @@ def workload_client(given: str | None) -> Iterator[WorkloadClient]:
     import grpc
 
     where = endpoint(given)
-    target = f"unix:{where.path}" if isinstance(where, UnixEndpoint) else str(where).removeprefix("tcp://")
     options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(target, options=options) as channel, translated(str(where), ENVIRONMENT_VARIABLE):
+    with (
+        grpc.insecure_channel(grpc_target(str(where)), options=options) as channel,
+        translated(str(where), ENVIRONMENT_VARIABLE),
+    ):
         yield WorkloadClient(channel)
