@@ -34,12 +34,16 @@ Request = pb.SubscribeToX509SVIDsRequest | pb.FetchJWTSVIDsRequest
 
 @dataclass(frozen=True, slots=True)
 class NamedProcess:
-    """A process that a delegate names by its pid, with its user as the kernel shows it."""
+    """A process that a delegate names by its pid, with its user as the kernel shows it; it may become any program."""
 
     pid: int
     uid: int
     gid: int
     pidfd: None = None
+    program: None = None
+
+    def close(self, reason: str) -> None:
+        """It has no connection of its own."""
 
 
 class DelegatedIdentityApi(agent_delegatedidentity_pb2_grpc.DelegatedIdentityServicer):

@@ -12,14 +12,24 @@ import os
 import select
 
 from ca.errors import Unauthenticated
+from sds.program import HIDDEN, Program, program_of
 
-ProcessKey = tuple[int, int, int, int]
-"""(pid, start time in clock ticks since boot, uid, gid): one process under one set of credentials."""
+ProcessKey = tuple[int, int, int, int, Program | None]
+"""(pid, start time in clock ticks since boot, uid, gid, program): one process, as whom and as what it connected."""
 
 
 def caller_gone() -> Unauthenticated:
     """The error for a caller that cannot be found (again)."""
     return Unauthenticated("could not verify existence of the original caller", reason="CALLER_GONE")
+
+
+def program_changed() -> Unauthenticated:
+    """The error for a caller that has begun another program (execve(2)) with its connection in its hands."""
+    return Unauthenticated(
+        "the caller began another program after it connected",
+        reason="CALLER_CHANGED",
+        hint="connect after the change, not before it",
+    )
 
 
 def start_time(stat: bytes) -> tuple[int, str]:
@@ -43,22 +53,28 @@ def read_start_time(pid: int) -> int:
 class PinnedProcess:
     """Implements ca.ports.Process. Owns its descriptors: `close` it."""
 
-    __slots__ = ("gid", "pid", "pidfd", "proc", "start", "uid")
+    __slots__ = ("gid", "pid", "pidfd", "proc", "program", "start", "uid")
 
-    def __init__(self, *, pid: int, uid: int, gid: int, proc: int, pidfd: int | None, start: int) -> None:
+    def __init__(
+        self, *, pid: int, uid: int, gid: int, proc: int, pidfd: int | None, start: int, program: Program | None
+    ) -> None:
         self.pid = pid
         self.uid = uid
         self.gid = gid
         self.proc = proc
         self.pidfd = pidfd
         self.start = start
+        self.program = program
 
     @classmethod
-    def pin(cls, *, pid: int, uid: int, gid: int, pidfd: int | None = None) -> PinnedProcess:
+    def pin(
+        cls, *, pid: int, uid: int, gid: int, pidfd: int | None = None, program: Program | None = None
+    ) -> PinnedProcess:
         """Pin the process of a socket's credentials.
 
         `pidfd` is the socket's own (SO_PEERPIDFD) and stays the caller's; without it one is opened by pid where the
-        kernel can. Raises Unauthenticated for a process that is gone or, as pid 0, not visible from our namespace.
+        kernel can. `program` is what it ran when its connection was accepted, None if nobody looked. Raises
+        Unauthenticated for a process that is gone or, as pid 0, not visible from our namespace.
         """
         if pid <= 0:
             raise Unauthenticated("the calling process is not visible to the agent", reason="CALLER_INVISIBLE")
@@ -67,7 +83,7 @@ class PinnedProcess:
         try:
             proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             start, _ = _read_stat(proc)
-            process = cls(pid=pid, uid=uid, gid=gid, proc=proc, pidfd=own, start=start)
+            process = cls(pid=pid, uid=uid, gid=gid, proc=proc, pidfd=own, start=start, program=program)
             # The directory and the start time are the caller's own only if it still lives *after* they were read.
             process.ensure_alive()
             return process
@@ -77,7 +93,7 @@ class PinnedProcess:
 
     @property
     def key(self) -> ProcessKey:
-        return (self.pid, self.start, self.uid, self.gid)
+        return (self.pid, self.start, self.uid, self.gid, self.program)
 
     def alive(self) -> bool:
         """Whether the very process that was pinned still runs (a zombie does not)."""
@@ -93,6 +109,14 @@ class PinnedProcess:
         """Raises Unauthenticated when the process that called is gone."""
         if not self.alive():
             raise caller_gone()
+
+    def ensure_same_program(self) -> None:
+        """Raises Unauthenticated when the process runs another program than the one that connected.
+
+        What it runs when the agent may not look gives it nothing: `path` and `sha256` are then not found either.
+        """
+        if self.program is not None and program_of(self.proc) not in (self.program, HIDDEN):
+            raise program_changed()
 
     def close(self) -> None:
         """Let go of the descriptors; harmless when done twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import aclosing
@@ -16,9 +17,11 @@ from ca.ports import Clock
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES
 from ca.runtime.files import make_private_dir
 from ca.runtime.gate import Gate, GateLimits, PeerCred, current_peer
+from ca.runtime.peers import read_peer_cred
 from ca.runtime.rpc import grpc_server
 from ca.runtime.rpc_handlers import Answer, Context, Layer, LayerInterceptor, Yielding
 from sds.config import AdminSocketConfig
+from sds.program import program_of_pid
 
 MAX_REQUEST_BYTES = 256 * 1024
 """Requests on the agent's sockets are small; a larger one is refused unread."""
@@ -38,10 +41,10 @@ class Endpoint:
     ) -> None:
         self._name = name
         self._directory = _private(private_directory, name)
-        socket = self._directory / f"{name}.sock"
-        self.gate = Gate(grpc_socket=socket, clock=clock, limits=limits)
+        private = self._directory / f"{name}.sock"
+        self.gate = Gate(grpc_socket=private, clock=clock, limits=limits, read_cred=read_caller)
         interceptors = [self.gate.interceptor(), *(LayerInterceptor(layer) for layer in layers)]
-        self.server = grpc_server(socket, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
+        self.server = grpc_server(private, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
 
     async def listen(
         self,
@@ -65,6 +68,15 @@ class Endpoint:
         await self.server.stop(grace_seconds)
         await self.gate.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def read_caller(sock: socket.socket) -> PeerCred:
+    """Who connected, and which program it runs now: what it becomes with the connection in its hands is not it.
+
+    Raises Unauthenticated, OSError as read_peer_cred does.
+    """
+    cred = read_peer_cred(sock)
+    return PeerCred(cred.pid, cred.uid, cred.gid, cred.pidfd, program_of_pid(cred.pid))
 
 
 class AdministratorsOnly:

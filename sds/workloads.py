@@ -1,9 +1,10 @@
 """Who is calling: from a connection to a pinned process, its selectors, and the identities that they earn.
 
 A process is attested when it first calls, again when it calls after `FRESH_SECONDS`, and every `interval_seconds` while
-one of its streams lives: a process that became another program gets another program's identities, and one that ended
-has its streams ended, also where somebody else holds their connections. All streams of a process share one attestation.
-What the processes of one workload may have open is limited, and their attestations take turns with those of others.
+one of its streams lives. One that ended has its streams ended, also where somebody else holds their connections; so has
+one that became another user or program, and its connection is closed, so that it comes back as what it is now. All
+streams of a process share one attestation. What the processes of one workload may have open is limited, and their
+attestations take turns with those of others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -23,13 +25,17 @@ from ca.runtime.log import get
 from sds.cache import Cache, Subscription
 from sds.limits import LimitsConfig
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
+from sds.program import Program
 from sds.shares import FairQueue, Places
 from sds.workload_share import share_of_process
 
 log = get("sds.workloads")
 
 FRESH_SECONDS = 1.0
-"""How long an attestation answers further calls of the same process. An exec(2) within it is seen at its end."""
+"""How long an attestation answers further calls of the same process."""
+
+PARTING_SECONDS = 0.25
+"""From a caller's CALLER_CHANGED to the end of its connection: its client reads why before it has to connect anew."""
 
 Attest = Callable[[Process], Awaitable[frozenset[Selector]]]
 """Every configured workload attestor's selectors together. Raises Unavailable when none could tell."""
@@ -52,6 +58,11 @@ class Caller(Protocol):
 
     @property
     def pidfd(self) -> int | None: ...
+
+    @property
+    def program(self) -> Program | None: ...
+
+    def close(self, reason: str) -> None: ...
 
 
 class Workload:
@@ -97,10 +108,10 @@ class Workloads:
     async def session(self, caller: Caller, *, needs_svid: bool, patient: bool = False) -> AsyncIterator[Subscription]:
         """Attest the caller and subscribe to what it may have, for as long as the block runs.
 
-        `patient` waits for an agent that is starting. Raises Unauthenticated (CALLER_GONE, CALLER_INVISIBLE),
-        Exhausted (STREAM_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a caller without any identity is no
-        error here. The subscription ends with Unauthenticated when the process does, and with Unavailable when it can
-        no longer be attested.
+        `patient` waits for an agent that is starting. Raises Unauthenticated (CALLER_GONE, CALLER_CHANGED,
+        CALLER_INVISIBLE), Exhausted (STREAM_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a caller without
+        any identity is no error here. The subscription ends with Unauthenticated when the process ends or changes, and
+        with Unavailable when it can no longer be attested.
         """
         async with self.attested(caller, patient=patient) as workload:
             subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid)
@@ -123,6 +134,11 @@ class Workloads:
                     await self._cache.wait_ready()
                 await self._ensure_fresh(workload)
                 yield workload
+        except Unauthenticated as error:
+            if error.reason == "CALLER_CHANGED":
+                # Its credentials are those of the moment when it connected: on this connection it is nobody for ever.
+                asyncio.get_running_loop().call_later(PARTING_SECONDS, caller.close, error.reason)
+            raise
         finally:
             workload.uses -= 1
             if not workload.uses:
@@ -145,11 +161,13 @@ class Workloads:
     def _find(self, caller: Caller) -> Workload:
         if caller.pid is None or caller.uid is None or caller.gid is None or caller.pid <= 0:
             raise Unauthenticated("the calling process is not visible to the agent", reason="CALLER_INVISIBLE")
-        known = self._known.get((caller.pid, read_start_time(caller.pid), caller.uid, caller.gid))
+        known = self._known.get((caller.pid, read_start_time(caller.pid), caller.uid, caller.gid, caller.program))
         # The start time was read by pid: it is the caller's only if the caller lives still.
         if known is not None and (caller.pidfd is None or not pidfd_exited(caller.pidfd)):
             return known
-        process = PinnedProcess.pin(pid=caller.pid, uid=caller.uid, gid=caller.gid, pidfd=caller.pidfd)
+        process = PinnedProcess.pin(
+            pid=caller.pid, uid=caller.uid, gid=caller.gid, pidfd=caller.pidfd, program=caller.program
+        )
         workload = self._known.get(process.key)
         if workload is not None:
             process.close()
@@ -163,6 +181,8 @@ class Workloads:
         age = None if workload.attested_at is None else self._clock.monotonic() - workload.attested_at
         if age is None or age >= FRESH_SECONDS or workload.attesting is not None:
             await self._attest_shared(workload)
+        else:
+            workload.process.ensure_same_program()
         workload.process.ensure_alive()
 
     async def _attest_shared(self, workload: Workload) -> None:
@@ -177,8 +197,9 @@ class Workloads:
             async with self._turns.turn(workload.share):
                 workload.process.ensure_alive()
                 selectors = await self._attest(workload.process)
-            # Whatever was read is the caller's only if it lives still.
+            # Whatever was read is the caller's only if it lives still, and still is what connected.
             workload.process.ensure_alive()
+            workload.process.ensure_same_program()
         except Unauthenticated:
             raise
         except Exception as error:  # whatever a plugin does wrong, its caller has no selectors then
@@ -200,8 +221,8 @@ class Workloads:
     async def _again(self, workload: Workload) -> None:
         try:
             await self._attest_shared(workload)
-        except Unauthenticated:
-            self._remove(workload, caller_gone)
+        except Unauthenticated as error:
+            self._remove(workload, partial(_anew, error) if error.reason == "CALLER_CHANGED" else caller_gone)
         except Unavailable:
             # It cannot be told any more who this is: fail closed, the workload may call again.
             self._remove(workload, attestation_failed)
@@ -236,6 +257,11 @@ async def quiet_exit(context: Context) -> AsyncIterator[None]:
 
 def _share(workload: Workload) -> str:
     return workload.share
+
+
+def _anew(error: Unauthenticated) -> Unauthenticated:
+    """The same error for each of several streams."""
+    return Unauthenticated(error.detail, reason=error.reason, hint=error.hint)
 
 
 def _look_at(task: asyncio.Task[None]) -> None:

@@ -3,8 +3,9 @@
 Everything is read through the directory file descriptor of the process, so that a recycled pid reads as gone.
 Effective ids are used, as SPIRE does, but only those that the process connected with: whoever connects, keeps the
 socket in a child and executes `su` would otherwise be root for the child. What remains: a process may pass its
-connected socket to another one, and may itself become any program that its user can execute; the kernel names the
-process that connected, and that one is attested. So select by user or group, and by `path` or `sha256` only besides.
+connected socket to another one, and may itself become any program that its user can execute, before the agent has
+looked at it once; the kernel names the process that connected, and that one is attested. So select by user or group,
+and by `path` or `sha256` only besides.
 """
 
 from __future__ import annotations

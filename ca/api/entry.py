@@ -12,6 +12,7 @@ from ca.api.access import current_agent, current_svid, denied
 from ca.api.convert.entries import entry_changes, entry_message, entry_value, optional_mask
 from ca.api.convert.filters import entry_filter, page_token
 from ca.api.convert.status import failed, ok
+from ca.api.entry_advice import advise
 from ca.errors import BurgeeError, Denied, Exhausted, InvalidArgument, NotFound
 from ca.identity.entry import RegistrationEntry, validate_entry
 from ca.identity.spiffe_id import TrustDomain
@@ -180,6 +181,7 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
             return []
         results = await self._store.entries.create(entries)
         await self._follower.catch_up()
+        advise(result.entry for result in results if result.status is None and result.entry is not None)
         return results
 
     async def _update(
@@ -190,6 +192,8 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
             entry = await self._store.entries.update(message.id, changes, check=self._check)
         except BurgeeError as error:
             return pb.BatchUpdateEntryResponse.Result(status=failed(error))
+        if "selectors" in changes:
+            advise([entry])
         return pb.BatchUpdateEntryResponse.Result(status=ok(), entry=entry_message(entry, output_mask))
 
 

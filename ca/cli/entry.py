@@ -10,7 +10,8 @@ import typer
 from ca.cli import entry_options as opt
 from ca.cli.arguments import DURATION_HELP
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
-from ca.cli.entry_batches import batches, creating, outcome, send, show_batch, updating
+from ca.cli.entry_batches import Sent, batches, creating, outcome, send, show_batch, updating
+from ca.cli.entry_warnings import warn
 from ca.cli.exits import exit_of_batch, leave
 from ca.cli.output import Output, OutputOption, columns, emit, fields, until
 from ca.cli.values import entry_value, status_value
@@ -71,7 +72,7 @@ def create(
             expires_at=expires_at,
         )
         entries = [opt.new_entry(changes, entry_id)]
-    leave(show_batch(send(entries, "created", creating(), socket), output, _details))
+    _finish(send(entries, "created", creating(), socket), output)
 
 
 @app.command("list")
@@ -137,7 +138,7 @@ def update(
         if entry_id is not None:
             raise InvalidArgument("an ID and --file exclude each other", reason="USAGE")
         entries = opt.from_file(file, spiffe_id, parent_id, selector)
-        leave(show_batch(send(entries, "updated", updating(None), socket), output, _details))
+        _finish(send(entries, "updated", updating(None), socket), output)
         return
     changes = opt.Changes(
         spiffe_id=spiffe_id,
@@ -154,7 +155,7 @@ def update(
         expires_at=expires_at,
     )
     entry, mask = opt.changed_entry(changes, entry_id)
-    leave(show_batch(send([entry], "updated", updating(mask), socket), output, _details))
+    _finish(send([entry], "updated", updating(mask), socket), output)
 
 
 @app.command()
@@ -197,6 +198,13 @@ def count(
     with channel(server_socket(socket)) as opened:
         number = _stub(opened).CountEntries(request, timeout=CALL_SECONDS).count
     emit({"count": number}, output, lambda: str(number))
+
+
+def _finish(sent: Sent, output: Output) -> None:
+    """Show what became of the entries, say what of it is seldom meant, and leave."""
+    code = show_batch(sent, output, _details)
+    warn(sent)
+    leave(code)
 
 
 def _stub(opened: grpc.Channel) -> server_entry_pb2_grpc.EntryStub:

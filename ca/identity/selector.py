@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ca.errors import InvalidArgument
 from ca.identity.text import quote
+
+PROGRAM_ALONE_REASON = "SELECTORS_PROGRAM_ALONE"
+"""The reason code for selectors of which `program_alone` holds."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,3 +44,13 @@ class Selector:
 
     def __str__(self) -> str:
         return f"{self.type}:{self.value}"
+
+
+def program_alone(selectors: Iterable[Selector]) -> bool:
+    """Whether they tell which program a process runs and nothing of who runs it (`unix:path` and `unix:sha256` alone).
+
+    Every local user who can execute the program can have what they earn: by beginning it after having connected, by
+    preloading code of his own into it, by tracing it.
+    """
+    given = list(selectors)
+    return bool(given) and all(s.type == "unix" and s.value.startswith(("path:", "sha256:")) for s in given)

@@ -60,9 +60,9 @@ class Link(Protocol):
 class Peer:
     """A verified caller; one object per connection, equal only to itself.
 
-    unix: `pid`, `uid`, `gid` are set, and `program` as in PeerCred. tls: `svid` is the verified client SVID, or None when the client showed no
-    certificate. `remote_address` is `host:port`, or `pid:N` on a Unix socket. `connection` is a number that is unique
-    in this process. `link` is the gate's; a Peer made by hand (in a test) has none.
+    unix: `pid`, `uid`, `gid` are set, and `program` as in PeerCred. tls: `svid` is the verified client SVID, or None
+    when the client showed no certificate. `remote_address` is `host:port`, or `pid:N` on a Unix socket. `connection`
+    is a number that is unique in this process. `link` is the gate's; a Peer made by hand (in a test) has none.
     """
 
     transport: Literal["unix", "tls"]

@@ -165,6 +165,11 @@ class Me:
     uid: int | None = field(default_factory=os.getuid)
     gid: int | None = field(default_factory=os.getgid)
     pidfd: int | None = None
+    program: tuple[int, int] | None = None
+    closed: list[str] = field(default_factory=list, compare=False)
+
+    def close(self, reason: str) -> None:
+        self.closed.append(reason)
 
 
 def entry(entry_id: str, path: str = "", *selectors: Selector, **fields: Any) -> RegistrationEntry:

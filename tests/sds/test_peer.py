@@ -34,7 +34,7 @@ def test_a_process_is_pinned_until_it_ends(
     pinned = PinnedProcess.pin(pid=child.pid, uid=0, gid=0)
     assert (pinned.pidfd is None) == (kernel == "start time")
     pinned.ensure_alive()
-    assert pinned.key == (child.pid, read_start_time(child.pid), 0, 0)
+    assert pinned.key == (child.pid, read_start_time(child.pid), 0, 0, None)
     assert os.readlink("exe", dir_fd=pinned.proc) == os.readlink(f"/proc/{child.pid}/exe")
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie keeps its pid and is gone all the same

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ca.errors import AlreadyExists, BurgeeError, InvalidArgument
 from ca.identity.dns_name import check_dns_name
 from ca.identity.entry import RegistrationEntry, validate_entry
-from ca.identity.selector import Selector
+from ca.identity.selector import Selector, program_alone
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 
 TD = TrustDomain("example.org")
@@ -183,3 +183,21 @@ def test_any_entry_is_refused_or_within_the_limits(
     assert len(entry.hint.encode("utf-8", "surrogatepass")) <= 1024
     assert len(entry.id) <= 255
     assert 0 <= ttl < 2**31
+
+
+@pytest.mark.parametrize(
+    ("selectors", "alone"),
+    [
+        (["unix:path:/usr/bin/web"], True),
+        (["unix:sha256:00ff"], True),
+        (["unix:path:/usr/bin/web", "unix:sha256:00ff"], True),
+        (["unix:path:/usr/bin/web", "unix:uid:1000"], False),
+        (["unix:sha256:00ff", "unix:supplementary_gid:7"], False),
+        (["unix:path:/usr/bin/web", "docker:label:a:b"], False),
+        (["other:path:/usr/bin/web"], False),
+        (["unix:uid:1000"], False),
+        ([], False),
+    ],
+)
+def test_which_selectors_tell_of_a_program_and_of_nobody(selectors: list[str], alone: bool) -> None:
+    assert program_alone(Selector.parse(text) for text in selectors) is alone
