@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import json
 import shutil
@@ -215,6 +217,14 @@ def openbao(*, real: bool = False, host: str = "127.0.0.1") -> Iterator[OpenBao]
         yield server.start()
     finally:
         server.close()
+
+
+@functools.cache
+def shared_openbao() -> OpenBao:
+    """One in memory for all tests of this process that need no more than mounts of their own."""
+    server = OpenBao().start()
+    atexit.register(server.close)
+    return server
 
 
 def _free_ports() -> int:
