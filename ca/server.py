@@ -57,6 +57,7 @@ from ca.runtime.rpc import grpc_server
 from ca.runtime.server_config import PruneConfig, ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
 from ca.runtime.tasks import Tasks
+from ca.runtime.vacancy import require_free_metrics, require_free_port, require_free_socket
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
 from ca.service.bundle_file import BundleFile
 from ca.service.bundle_pruning import BundlePruning
@@ -172,12 +173,21 @@ class Server:
         self.auditor.reads = config.audit.reads
 
     async def _start(self) -> None:
+        self._require_free_addresses()
         make_private_dir(self.config.data_dir)
         await self._open_store()
         await self._make_authority()
         self._make_services()
         await self._listen()
         await self._watch()
+
+    def _require_free_addresses(self) -> None:
+        config = self.config
+        require_free_port(config.bind_address, config.bind_port)
+        if config.metrics_address is not None:
+            require_free_metrics(config.metrics_address)
+        if config.admin_socket.path is not None:  # in the data directory the store's lock tells more
+            require_free_socket(config.admin_socket.path)
 
     async def _open_store(self) -> None:
         """The store and what of it is kept in memory."""

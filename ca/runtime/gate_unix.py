@@ -28,7 +28,8 @@ def listen_unix(path: str | os.PathLike[str], *, mode: int, dir_mode: int, gid: 
     if max(len(os.fsencode(target)), len(os.fsencode(scratch))) > MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"socket path `{target}` is longer than {MAX_UNIX_PATH_BYTES} bytes")
     directory = make_private_dir(target.parent, dir_mode)
-    _remove_stale(str(target))
+    if stands_stale(str(target)):
+        os.unlink(target)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _bind(sock, scratch, mode)
@@ -55,11 +56,13 @@ def _bind(sock: socket.socket, path: Path, mode: int) -> None:
         os.umask(before)
 
 
-def _remove_stale(name: str) -> None:
+def stands_stale(name: str) -> bool:
+    """Whether a socket file is there that nobody listens on. Raises FailedPrecondition (ADDRESS_IN_USE) for anything
+    else that is."""
     try:
         found = os.lstat(name)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(found.st_mode):
         raise FailedPrecondition(f"`{name}` exists and is not a socket", reason="ADDRESS_IN_USE")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -67,8 +70,7 @@ def _remove_stale(name: str) -> None:
         try:
             probe.connect(name)
         except ConnectionRefusedError:
-            os.unlink(name)
-            return
+            return True
         except OSError as error:
             raise FailedPrecondition(f"cannot use `{name}`: {error.strerror}", reason="ADDRESS_IN_USE") from error
     raise FailedPrecondition(

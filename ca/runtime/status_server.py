@@ -115,13 +115,18 @@ async def serve_metrics_and_health(
     /metrics is Prometheus' text format; /live and /ready answer 200 or 503 with the problems as JSON.
     Raises ConfigError, FailedPrecondition.
     """
+    server = StatusServer(registry, health)
+    await server.start(*host_and_port(address))
+    _log.info("serving metrics and health", address=f"{server.host}:{server.port}")
+    return server
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """`host:port` or `[ipv6]:port` → (host, port); port 0 is one. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"`{address}` is not host:port")
-    server = StatusServer(registry, health)
-    await server.start(host.strip("[]"), int(port))
-    _log.info("serving metrics and health", address=f"{server.host}:{server.port}")
-    return server
+    return host.strip("[]"), int(port)
 
 
 def _problem(status: HTTPStatus) -> _Answer:

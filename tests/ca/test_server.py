@@ -141,15 +141,40 @@ class TestConfiguration:
         assert (code, "is valid" in out) == (0, True)
         assert not (directory / "d").exists()
 
-    async def test_a_port_in_use(self, directory: Path) -> None:
+    @pytest.mark.parametrize("data_dir_exists", [False, True])
+    @pytest.mark.parametrize("key", ["bind_port", "metrics_address"])
+    async def test_a_port_in_use_changes_nothing(self, directory: Path, key: str, data_dir_exists: bool) -> None:
+        data_dir = directory / "d"
+        if data_dir_exists:
+            data_dir.mkdir(mode=0o755)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
-            code, _, err = await finished("--config", str(write_config(directory, bind_port=port)))
-        assert code == 1
+            value: Any = port if key == "bind_port" else f"127.0.0.1:{port}"
+            code, _, err = await finished("--config", str(write_config(directory, **{key: value})))
+        assert (code, "(ADDRESS_IN_USE)" in err) == (1, True), err
         assert f"127.0.0.1:{port}" in err
         assert "Traceback" not in err
+        assert data_dir.exists() == data_dir_exists
+        assert not data_dir_exists or (list(data_dir.iterdir()), stat.S_IMODE(data_dir.stat().st_mode)) == ([], 0o755)
+
+    @pytest.mark.parametrize("listens", [True, False])
+    async def test_an_admin_socket_in_use_changes_nothing(self, directory: Path, listens: bool) -> None:
+        """Nor does a file in its place; what a killed server left behind is replaced later on."""
+        path = directory / "run" / "admin.sock"
+        path.parent.mkdir(mode=0o700)
+        with socket.socket(socket.AF_UNIX) as taken:
+            if listens:
+                taken.bind(str(path))
+                taken.listen()
+            else:
+                path.write_text("somebody's")
+            config = write_config(directory, admin_socket={"path": str(path)})
+            code, _, err = await finished("--config", str(config))
+        assert (code, "(ADDRESS_IN_USE)" in err) == (1, True), err
+        assert not (directory / "d").exists()
+        assert path.exists()
 
 
 class TestLife:
