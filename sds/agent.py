@@ -151,6 +151,7 @@ class Agent:
             condition=self.condition,
         )
         self.clients.on_answer.append(self.client.acknowledge)
+        self.cache.on_change.append(self.client.acknowledge)
         self.identity.on_rotated(self._identity_changed)
         self.identity.on_banned(self._banned)
 

@@ -100,6 +100,7 @@ class EnvoySds:
         response = stream.respond(content, settled=view.settled, now=self._clock.now())
         if response is not None:
             await context.write(response)
+            self._clients.moved()
 
     def _take_in(self, client: SdsClient, raw: bytes) -> None:
         stream = client.stream

@@ -11,6 +11,11 @@ from ca.runtime.metrics import counter, gauge
 from sds.envoy_subscriber import ResourceState, Subscriber
 from sds.feed import BUNDLE, Consumers
 from sds.secrets import is_root_name
+from sds.views import Content
+
+NAMED = 8
+"""Of clients that are behind so many are named."""
+MAX_NODE = 64
 
 STREAMS = gauge("agent_sds_streams", "Open Envoy SDS streams")
 NACKS = counter("agent_sds_nacks", "Secrets that an Envoy rejected")
@@ -28,7 +33,7 @@ class SdsClient:
 
 
 class SdsClients:
-    """The open streams. `on_answer` is called with the kind of resource after a client took over or rejected one."""
+    """The open streams. `on_answer` is called when it may have changed how many there are or how far they got."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -49,29 +54,48 @@ class SdsClients:
         """A stream has ended."""
         self._clients.pop(client.number, None)
         STREAMS.set(len(self._clients))
+        self.moved()
 
     def all(self) -> list[SdsClient]:
         """By the order in which they came."""
         return list(self._clients.values())
 
-    def consumers(self, kind: str) -> Consumers:
-        """Streams that were sent resources of a kind (`bundle` or `entry`), and those that accepted all of them."""
-        total = acked = 0
+    def consumers(self, kind: str, *, current: Callable[[Content], bool] = lambda _: True) -> Consumers:
+        """Streams that were sent resources of a kind (`bundle` or `entry`), and those that accepted all of them.
+
+        `current` tells whether a stream was looked at since what it is about last changed: before that it may have
+        accepted only what was there before.
+        """
+        total, behind = 0, list[SdsClient]()
         for client in self._clients.values():
-            roots = kind == BUNDLE
-            states = [
-                status.state
-                for status in client.stream.statuses.values()
-                if status.state is not ResourceState.UNKNOWN and is_root_name(status.name, client.stream.names) == roots
-            ]
+            states = _states(client.stream, roots=kind == BUNDLE)
             if states:
                 total += 1
-                acked += all(state is ResourceState.ACKED for state in states)
-        return Consumers(total, acked)
+                seen = client.stream.seen
+                if seen is None or not current(seen) or any(state is not ResourceState.ACKED for state in states):
+                    behind.append(client)
+        return Consumers(total, total - len(behind), tuple(map(_name, behind[:NAMED])))
 
     def answered(self, *, rejected: int = 0) -> None:
         """A client accepted or rejected something."""
         if rejected:
             NACKS.inc(rejected)
+        self.moved()
+
+    def moved(self) -> None:
+        """A client came so far, was sent something, or went."""
         for callback in self.on_answer:
             callback()
+
+
+def _states(stream: Subscriber, *, roots: bool) -> list[ResourceState]:
+    return [
+        status.state
+        for status in stream.statuses.values()
+        if status.state is not ResourceState.UNKNOWN and is_root_name(status.name, stream.names) == roots
+    ]
+
+
+def _name(client: SdsClient) -> str:
+    node = f" ({client.stream.node_id[:MAX_NODE]})" if client.stream.node_id else ""
+    return f"pid {client.pid}{node}"

@@ -63,6 +63,8 @@ class Subscriber(ABC):
     everything: bool = False
     statuses: dict[str, ResourceStatus] = field(default_factory=dict)
     type_url: str = ""
+    seen: Content | None = None
+    """What it was last looked at with: `statuses` tell of this content."""
     _begun: bool = False
 
     @abstractmethod
@@ -102,6 +104,7 @@ class Subscriber(ABC):
         self, content: Content, *, settled: bool, now: datetime
     ) -> tuple[dict[str, Found], dict[str, Missing]]:
         """What the names stand for now, in the order in which it is sent, and which have no secret."""
+        self.seen = content
         asked = [*every_name(content), *sorted(self.subscribed)] if self.everything else sorted(self.subscribed)
         found: dict[str, Found] = {}
         missing: dict[str, Missing] = {}

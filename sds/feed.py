@@ -52,14 +52,31 @@ class Consumers:
 
     total: int = 0
     acked: int = 0
+    waiting: tuple[str, ...] = ()
+    """Some of those that have not, as an operator would look for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What this agent holds of a kind of resource, and how far its consumers are.
+
+    Of bundles: the own trust domain's sequence number, the IDs of its authorities, and the streams that were told and
+    cannot acknowledge. Of entries: how many X.509-SVIDs hang on which authority, as (ID, count) by ID.
+    """
+
+    consumers: Consumers = Consumers()
+    sequence: int = 0
+    authorities: tuple[str, ...] = ()
+    workload_streams: int = 0
+    svids: tuple[tuple[str, int], ...] = ()
 
 
 class Feed(Protocol):
     """Receives the push, in order, on the event loop.
 
     `on_snapshot` and `on_change` apply at once and do not block; what they raise is sent to the server as the reason
-    for not having applied it, and the stream is begun anew from `token`. `consumers` is asked after each push and
-    whenever `NodeClient.acknowledge` is called.
+    for not having applied it, and the stream is begun anew from `token`. `held` is asked after each push and whenever
+    `NodeClient.acknowledge` is called.
     """
 
     @property
@@ -69,4 +86,4 @@ class Feed(Protocol):
 
     def on_change(self, change: Change) -> None: ...
 
-    def consumers(self, kind: str) -> Consumers: ...
+    def held(self, kind: str) -> Held: ...

@@ -16,7 +16,8 @@ from ca.runtime.log import get
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.envoy_status import SdsClients
-from sds.feed import Change, Consumers, ResumeToken, Snapshot
+from sds.feed import Change, Held, ResumeToken, Snapshot
+from sds.holdings import holdings
 from sds.jwt_cache import JwtCache
 from sds.rotation import Rotator, rotate_at
 from sds.state import AgentStore, StoredSvid
@@ -57,9 +58,9 @@ class Follower:
         """What came and went."""
         self._apply(change)
 
-    def consumers(self, kind: str) -> Consumers:
-        """Envoys that were sent this kind of resource, and those that accepted it."""
-        return self._clients.consumers(kind)
+    def held(self, kind: str) -> Held:
+        """What the cache holds of this kind, and how far the Envoys are that were sent it."""
+        return holdings(kind, self._cache, self._clients)
 
     def _apply(self, update: Snapshot | Change) -> None:
         self.last_sync_at = self._clock.now()

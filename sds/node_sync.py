@@ -13,7 +13,7 @@ from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2, node_pb2_grpc
 from ca.runtime.log import get
-from sds.feed import BUNDLE, ENTRY, Change, Consumers, Feed, Snapshot
+from sds.feed import BUNDLE, ENTRY, Change, Feed, Held, Snapshot
 from sds.first_trust import ServerTrust
 from sds.server_link import ServerLink
 from sds.wire import read_resources
@@ -46,7 +46,7 @@ class SyncStream:
         self._version = version
         self._synced = synced
         self._ack_due = asyncio.Event()
-        self._sent: dict[str, tuple[int, Consumers]] = {}
+        self._sent: dict[str, tuple[int, Held]] = {}
         self._errors: dict[str, str] = {}
         self.live = False
 
@@ -117,15 +117,24 @@ class SyncStream:
             self._ack_due.clear()
             revision = self._feed.token.revision
             for kind in KINDS:
-                now = (revision, self._feed.consumers(kind))
+                now = (revision, self._feed.held(kind))
                 error = self._errors.pop(kind, "")
                 if error or self._sent.get(kind) != now:
                     await call.write(node_pb2.SyncRequest(ack=_ack(kind, now, error)))
                     self._sent[kind] = now
 
 
-def _ack(kind: str, state: tuple[int, Consumers], error: str) -> node_pb2.Ack:
-    revision, consumers = state
+def _ack(kind: str, state: tuple[int, Held], error: str) -> node_pb2.Ack:
+    revision, held = state
     return node_pb2.Ack(
-        kind=kind, revision=revision, error=error, consumers=consumers.total, consumers_acked=consumers.acked
+        kind=kind,
+        revision=revision,
+        error=error,
+        consumers=held.consumers.total,
+        consumers_acked=held.consumers.acked,
+        waiting=held.consumers.waiting,
+        bundle_sequence=held.sequence,
+        authorities=held.authorities,
+        workload_streams=held.workload_streams,
+        svids=[node_pb2.Hanging(authority_id=name, count=count) for name, count in held.svids],
     )

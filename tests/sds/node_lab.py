@@ -19,7 +19,7 @@ from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
 from sds.condition import Condition
 from sds.config import AgentConfig
-from sds.feed import Change, Consumers, ResumeToken, Snapshot
+from sds.feed import Change, Consumers, Held, ResumeToken, Snapshot
 from sds.first_trust import ServerTrust
 from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
@@ -104,8 +104,8 @@ class RecordingFeed:
             self.bundles.pop(domain, None)
         self.token = change.token
 
-    def consumers(self, kind: str) -> Consumers:
-        return self.numbers if kind == "entry" else Consumers()
+    def held(self, kind: str) -> Held:
+        return Held(consumers=self.numbers) if kind == "entry" else Held()
 
 
 class Node:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
@@ -85,8 +86,9 @@ async def test_the_operator_sees_what_was_answered(lab: Lab, client: WorkloadCli
     await good.read()
     await bad.ask("default", "nope")
     await bad.read()
-    assert lab.clients.consumers(BUNDLE) == Consumers(1, 0)
-    assert lab.clients.consumers(ENTRY) == Consumers(2, 0)
+    me = f"pid {os.getpid()}"
+    assert lab.clients.consumers(BUNDLE) == Consumers(1, 0, (me,))
+    assert lab.clients.consumers(ENTRY) == Consumers(2, 0, (me, me))
     answered = []
     lab.clients.on_answer.append(lambda: answered.append(1))
     await good.ack("ROOTCA", "default")
@@ -98,7 +100,7 @@ async def test_the_operator_sees_what_was_answered(lab: Lab, client: WorkloadCli
     )
     await eventually(lambda: len(answered) == 2)
     assert lab.clients.consumers(BUNDLE) == Consumers(1, 1)
-    assert lab.clients.consumers(ENTRY) == Consumers(2, 1)
+    assert lab.clients.consumers(ENTRY) == Consumers(2, 1, (me,))
     second = next(c.stream for c in lab.clients.all() if "nope" in c.stream.statuses)
     assert second.statuses["default"].detail == "bad key"
     assert second.statuses["nope"].state == "UNKNOWN"

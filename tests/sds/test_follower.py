@@ -65,7 +65,7 @@ async def test_the_resume_token_follows_what_was_applied(store: AgentStore, lab:
     world.follower.on_change(Change(token=ResumeToken("e", 2), removed_entries=("a",)))
     assert world.follower.token == ResumeToken("e", 2)
     assert lab.cache.entries() == []
-    assert world.follower.consumers(BUNDLE) == Consumers(0, 0)
+    assert world.follower.held(BUNDLE).consumers == Consumers(0, 0)
 
 
 async def test_a_restart_serves_what_is_still_valid_and_resumes(store: AgentStore, lab: Lab):

@@ -82,6 +82,11 @@ class Ack(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CONSUMERS_FIELD_NUMBER: _builtins.int
     CONSUMERS_ACKED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    WORKLOAD_STREAMS_FIELD_NUMBER: _builtins.int
+    SVIDS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     revision: _builtins.int
     error: _builtins.str
@@ -89,6 +94,22 @@ class Ack(_message.Message):
     consumers: _builtins.int
     """Streams on this agent that must take it over (Envoys and workloads), and those that have."""
     consumers_acked: _builtins.int
+    bundle_sequence: _builtins.int
+    """Kind `bundle`: the own trust domain's, as it is held: its sequence number and the IDs of its authorities, X.509 and
+    JWT.
+    """
+    workload_streams: _builtins.int
+    """Kind `bundle`: streams of the Workload API, which were told of it and cannot acknowledge."""
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of those that have not, as an operator would look for them: "pid 42 (sidecar~web)"."""
+
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def svids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hanging]:
+        """Kind `entry`: how many X.509-SVIDs of workloads hang on which authority, directly or through others."""
+
     def __init__(
         self,
         *,
@@ -97,14 +118,41 @@ class Ack(_message.Message):
         error: _builtins.str = ...,
         consumers: _builtins.int = ...,
         consumers_acked: _builtins.int = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+        bundle_sequence: _builtins.int = ...,
+        authorities: _abc.Iterable[_builtins.str] | None = ...,
+        workload_streams: _builtins.int = ...,
+        svids: _abc.Iterable[Global___Hanging] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumers", b"consumers", "consumers_acked", b"consumers_acked", "error", b"error", "kind", b"kind", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "bundle_sequence", b"bundle_sequence", "consumers", b"consumers", "consumers_acked", b"consumers_acked", "error", b"error", "kind", b"kind", "revision", b"revision", "svids", b"svids", "waiting", b"waiting", "workload_streams", b"workload_streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class Hanging(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    authority_id: _builtins.str
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        authority_id: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_id", b"authority_id", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hanging: _TypeAlias = Hanging  # noqa: Y015
 
 @_typing.final
 class SyncResponse(_message.Message):
