@@ -161,7 +161,9 @@ class Server:
         self.config = config
         log.configure(config.log.format, config.log.level)
         self.log_levels.configured(config.log.level)
+        gone = self.access.admin_ids - _admin_ids(config)
         self.access.admin_ids = _admin_ids(config)
+        self.gate.close_peers(lambda peer: peer.svid is not None and peer.svid.id in gone, "ADMIN_REMOVED")
         self.issuer.settings = replace(
             self.issuer.settings,
             x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
@@ -550,7 +552,7 @@ async def run(config: ServerConfig, path: Path | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 stopped, 1 failed, 2 the configuration is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m ca.server", description="The Burgee server.")
+    parser = argparse.ArgumentParser(prog="burgee server", description="The Burgee server.")
     parser.add_argument("--config", type=Path, required=True, help="configuration file (YAML)")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     options = parser.parse_args(arguments)

@@ -58,6 +58,11 @@ async def config_of(running: Program) -> dict[str, Any]:
     return values
 
 
+async def read_to_end(stream: Any) -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
+
+
 class TestServer:
     async def test_sighup_applies_what_may_change(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with systemd(monkeypatch) as told:
@@ -115,6 +120,22 @@ class TestServer:
 
             assert admits(PeerCred(pid=1, uid=4242, gid=0))
             assert not admits(PeerCred(pid=1, uid=4243, gid=0))
+
+    async def test_who_is_an_administrator_no_more_is_cut_off_by_a_reload(self) -> None:
+        async with running_server(admin_ids=["spiffe://example.org/boss", "spiffe://example.org/other"]) as server:
+            boss, other = [await server.caller(await server.mint(path)) for path in ("/boss", "/other")]
+            follow = admin_pb2.ListAuditRequest(follow=True)
+            streams = [boss.admin.ListAudit(follow), other.admin.ListAudit(follow)]
+            for stream in streams:
+                await stream.read()
+            server.server.reconfigure(server.config.model_copy(update={"admin_ids": ("spiffe://example.org/other",)}))
+            with pytest.raises(grpc.aio.AioRpcError):
+                await asyncio.wait_for(read_to_end(streams[0]), 5)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await boss.agents.CountAgents(server_agent_pb2.CountAgentsRequest(), wait_for_ready=True, timeout=10)
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert (await other.agents.CountAgents(server_agent_pb2.CountAgentsRequest())).count == 0
+            assert not streams[1].done()
 
     async def test_a_call_under_way_finishes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with running_server() as server:
