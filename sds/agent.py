@@ -374,7 +374,7 @@ async def serve(config: AgentConfig, path: Path | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 after a stop by signal, 1 when it cannot run here, 2 for a wrong configuration or command line."""
-    parser = argparse.ArgumentParser(prog="python -m sds.agent", description="The Burgee agent of this node.")
+    parser = argparse.ArgumentParser(prog="burgee agent", description="The Burgee agent of this node.")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the configuration, YAML")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     options = parser.parse_args(arguments)

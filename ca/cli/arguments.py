@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,22 +9,28 @@ from typing import TYPE_CHECKING
 from ca.errors import InvalidArgument
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.runtime.durations import parse_duration
 
 if TYPE_CHECKING:
     from ca.proto.spire import types_pb2
-
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
-_UNITS = (86400, 3600, 60, 1)
 
 DURATION_HELP = "Seconds, or a duration such as 90s, 10m, 1h30m or 7d."
 
 
 def duration(text: str) -> int:
     """Seconds. Raises InvalidArgument (reason DURATION)."""
-    match = _DURATION.fullmatch(text)
-    if not text or match is None:
+    seconds = parse_duration(text)
+    if seconds is None:
         raise InvalidArgument(f"`{text}` is not a duration", reason="DURATION", hint=DURATION_HELP)
-    return sum(int(count) * unit for count, unit in zip(match.groups(), _UNITS, strict=True) if count)
+    return seconds
+
+
+def waiting(text: str) -> int:
+    """Seconds to wait: at least one. Raises InvalidArgument (reason DURATION)."""
+    seconds = duration(text)
+    if seconds < 1:
+        raise InvalidArgument("there must be some time to wait", reason="DURATION", hint=DURATION_HELP)
+    return seconds
 
 
 def instant(text: str) -> int:

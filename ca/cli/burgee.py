@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ca.cli.exits import EXPLAINED, Exit, leave, run
-from ca.cli.version import version
+from ca.cli.version import VersionOption, version
 from ca.up.options import DEFAULT_DIRECTORY, DEFAULT_PORT, DEFAULT_TRUST_DOMAIN, Options
 
 app = typer.Typer(
@@ -23,6 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(version)
+
+
+@app.callback()
+def burgee(version: VersionOption = False) -> None:
+    """Burgee: a SPIFFE identity authority."""
+
 
 _PROGRAMS = {"server": "ca.server", "agent": "sds.agent"}
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

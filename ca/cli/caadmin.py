@@ -11,7 +11,7 @@ from ca.cli.health import health
 from ca.cli.issued import issued
 from ca.cli.prune import prune
 from ca.cli.remote_options import offer
-from ca.cli.version import version
+from ca.cli.version import VersionOption, version
 
 app = typer.Typer(
     name="caadmin",
@@ -31,6 +31,13 @@ for _noun, _commands in {
     "debug": debug.app,
 }.items():
     app.add_typer(_commands, name=_noun, no_args_is_help=True)
+
+
+@app.callback()
+def caadmin(version: VersionOption = False) -> None:
+    """Administer a Burgee server and agent through their APIs."""
+
+
 app.command()(issued)
 app.command()(audit)
 app.command()(prune)

@@ -15,7 +15,7 @@ import typer
 
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.exits import Exit, leave
-from ca.cli.output import Output, emit
+from ca.cli.output import Output, OutputOption, emit
 from ca.errors import BurgeeError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def debug() -> None:
 
 @app.command("bundle")
 def bundle(
-    file: Annotated[Path, typer.Option("--file", "-o", help="The archive to write, .tar.gz; made private (0600).")],
+    file: Annotated[Path, typer.Option("--file", "-f", help="The archive to write, .tar.gz; made private (0600).")],
     log_lines: Annotated[int, typer.Option(help="At most so many log lines of each; 0 for all kept.", min=0)] = 0,
-    output: Annotated[Output, typer.Option("--output", help="How to print the result.")] = Output.TABLE,
+    output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
     agent_socket_path: AgentSocketOption = None,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca.cli.arguments import instant, trust_domain_names, wire_id, wire_selectors
 from ca.errors import InvalidArgument
+from ca.runtime.durations import seconds_hint
 
 if TYPE_CHECKING:
     from ca.proto.spire import types_pb2
@@ -55,7 +56,8 @@ def _entry(item: dict[str, Any], where: str) -> types_pb2.Entry:
         try:
             setter(entry, value)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            raise InvalidArgument(f"{where}: `{key}` is malformed", reason="FILE") from error
+            hint = seconds_hint(key, value) if "ttl" in key else ""
+            raise InvalidArgument(f"{where}: `{key}` is malformed", reason="FILE", hint=hint) from error
         except InvalidArgument as error:
             raise InvalidArgument(f"{where}: {error.detail}", reason=error.reason, hint=error.hint) from error
     return entry

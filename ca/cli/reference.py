@@ -20,7 +20,8 @@ Printed by `python -m ca.cli.reference`; change the code, then run `make proto`.
 {EXPLAINED}
 
 Errors go to standard error with a stable reason code and, where one helps, a hint. Colours appear on a terminal alone,
-and not when `NO_COLOR` is set. `--install-completion` installs completion for your shell.
+and not when `NO_COLOR` is set. `--install-completion` installs completion for your shell, `--version` prints the
+version. `-o` is short for `--output` everywhere. Durations are seconds, or such as `90s`, `1h30m` and `7d`.
 """
 _KINDS: dict[Any, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
 _GLOBAL = {"--help", "--install-completion", "--show-completion"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ca.cli import mint
+from ca.cli.arguments import DURATION_HELP, waiting
 from ca.cli.exits import Exit, leave, show_error
 from ca.cli.output import Output, OutputOption, columns, emit, until
 from ca.cli.svid_files import SvidFiles, command_line, write_all
@@ -35,7 +36,7 @@ EndpointOption = Annotated[
         show_default=False,
     ),
 ]
-TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.1)]
+TimeoutOption = Annotated[str, typer.Option(help=f"How long to wait for an answer. {DURATION_HELP}")]
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -54,15 +55,16 @@ def fetch(
             "SVIDs svid.1.key, svid.1.pem, bundle.1.pem and so on."
         ),
     ] = None,
-    timeout: TimeoutOption = 10.0,
+    timeout: TimeoutOption = "10s",
     endpoint: EndpointOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Fetch what this process may have. Private keys are only ever written to files, with --write."""
+    seconds = waiting(timeout)
     if audience:
-        _fetch_jwt(audience, spiffe_id, timeout, endpoint, output)
+        _fetch_jwt(audience, spiffe_id, seconds, endpoint, output)
         return
-    response = _first_x509(endpoint, timeout)
+    response = _first_x509(endpoint, seconds)
     data = _x509(response)
     if write is not None:
         data["files"] = write_all(write, response)
@@ -165,7 +167,7 @@ class _Last(Exception):
 
 @app.command()
 def inspect(
-    timeout: TimeoutOption = 10.0, endpoint: EndpointOption = None, output: OutputOption = Output.TABLE
+    timeout: TimeoutOption = "10s", endpoint: EndpointOption = None, output: OutputOption = Output.TABLE
 ) -> None:
     """Show everything that a Workload API gives this process, and whether it would be accepted.
 
@@ -173,25 +175,26 @@ def inspect(
     """
     from ca.cli.workload_values import bundle_values, jwt_bundle_values, x509_bundles
 
-    response = _first_x509(endpoint, timeout)
+    seconds = waiting(timeout)
+    response = _first_x509(endpoint, seconds)
     with workload_client(endpoint) as client:
-        x509 = bundle_values(x509_bundles(dict(client.fetch_x509_bundles(timeout).bundles)))
-        jwt = jwt_bundle_values(dict(client.fetch_jwt_bundles(timeout).bundles))
+        x509 = bundle_values(x509_bundles(dict(client.fetch_x509_bundles(seconds).bundles)))
+        jwt = jwt_bundle_values(dict(client.fetch_jwt_bundles(seconds).bundles))
     data = {**_x509(response), "x509_bundles": x509, "jwt_bundles": jwt}
     emit(data, output, lambda: "\n\n".join([_table(data), _authorities(x509), _keys(jwt)]))
     leave(Exit.FAILED if any(svid["problem"] for svid in data["svids"]) else Exit.OK)
 
 
-def _fetch_jwt(audience: list[str], spiffe_id: str, timeout: float, endpoint: str | None, output: Output) -> None:
+def _fetch_jwt(audience: list[str], spiffe_id: str, seconds: float, endpoint: str | None, output: Output) -> None:
     with workload_client(endpoint) as client:
-        response = client.fetch_jwt(audience, spiffe_id, timeout)
+        response = client.fetch_jwt(audience, spiffe_id, seconds)
     svids = [{"spiffe_id": svid.spiffe_id, "hint": svid.hint, "token": svid.svid} for svid in response.svids]
     emit({"svids": svids}, output, lambda: "\n".join(f"{svid['spiffe_id']}\n{svid['token']}" for svid in svids))
 
 
-def _first_x509(endpoint: str | None, timeout: float) -> workload_pb2.X509SVIDResponse:
+def _first_x509(endpoint: str | None, seconds: float) -> workload_pb2.X509SVIDResponse:
     with workload_client(endpoint) as client:
-        return client.fetch_x509_once(timeout)
+        return client.fetch_x509_once(seconds)
 
 
 def _x509(response: workload_pb2.X509SVIDResponse) -> dict[str, Any]:

@@ -5,8 +5,22 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
+from typing import Annotated
+
+import typer
 
 from ca.cli.output import Output, OutputOption, emit
+
+
+def _show(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_show, is_eager=True)
+]
 
 
 def version(output: OutputOption = Output.TABLE) -> None:

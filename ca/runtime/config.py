@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from ca.errors import ConfigError
 from ca.identity.text import quote
+from ca.runtime.durations import seconds_hint
 from ca.runtime.yaml_source import Location, Source, parse_yaml
 
 
@@ -72,7 +73,9 @@ def _problem(source: Source, model: type[BaseModel], item: ErrorDetails) -> tupl
         case _:
             text = item["msg"].removeprefix("Value error, ")
             text = text[:1].lower() + text[1:]
-            return (f"{place}: {key}: {text}" if location else f"{place}: {text}"), ""
+            wants_seconds = bool(location) and str(location[-1]).endswith("_seconds")
+            hint = seconds_hint(str(location[-1]), item["input"]) if wants_seconds else ""
+            return (f"{place}: {key}: {text}" if location else f"{place}: {text}"), hint
 
 
 def _keys_at(model: type[BaseModel], location: Location) -> list[str]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
-from ca.cli import output, reference
+from ca.cli import burgee, output, reference
+from ca.cli import caadmin as caadmin_program
 from ca.cli.arguments import duration, instant
 from ca.cli.entry_files import read_entries
 from ca.cli.exits import Exit, exit_of_batch, show_error
+from ca.cli.version import package_version
 from ca.errors import InvalidArgument
 from tests.ca.cli.conftest import Caadmin
 
@@ -216,9 +221,90 @@ def test_start_up_imports_nothing_heavy() -> None:
     assert not {"grpc", "rich", "yaml", "cryptography", "pydantic", "sqlalchemy", "asyncio"} & loaded
 
 
-@pytest.mark.parametrize(("program", "said"), [("server", "--config"), ("agent", "--config")])
-def test_burgee_becomes_the_program_it_names(program: str, said: str) -> None:
+@pytest.mark.parametrize("program", ["server", "agent"])
+def test_burgee_becomes_the_program_it_names(program: str) -> None:
+    """And goes by the name that was typed."""
     command = [sys.executable, "-m", "ca.cli.burgee", program, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0
-    assert said in done.stdout
+    assert done.stdout.startswith(f"usage: burgee {program} ")
+    assert "--config" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["burgee", "caadmin"])
+def test_both_programs_tell_their_version(program: str) -> None:
+    command = [sys.executable, "-m", f"ca.cli.{program}"]
+    asked = [
+        subprocess.run([*command, word], capture_output=True, text=True, check=False, cwd=ROOT)
+        for word in ("--version", "version")
+    ]
+    assert [done.returncode for done in asked] == [0, 0]
+    assert asked[0].stdout == asked[1].stdout
+    assert asked[0].stdout.startswith(f"burgee {package_version()} ")
+
+
+def commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    children = getattr(command, "commands", {})
+    if not children:
+        yield name, command
+    for child, inner in children.items():
+        yield from commands(f"{name} {child}", inner)
+
+
+COMMANDS = dict(
+    pair
+    for name, app in (("burgee", burgee.app), ("caadmin", caadmin_program.app))
+    for pair in commands(name, typer.main.get_command(app))
+)
+
+
+def test_o_is_output_and_nothing_else() -> None:
+    options = [(name, p.opts) for name, command in COMMANDS.items() for p in command.params]
+    assert {name for name, opts in options if ("-o" in opts) != ("--output" in opts)} == set()
+    assert sum("-o" in opts for _, opts in options) > 25
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["token", "create", "--ttl"],
+        ["svid", "mint", "jwt", "--spiffe-id", "spiffe://example.org/x", "--audience", "a", "--ttl"],
+        ["svid", "mint", "x509", "--spiffe-id", "spiffe://example.org/x", "--ttl"],
+        ["svid", "fetch", "--timeout"],
+        ["svid", "inspect", "--timeout"],
+        ["prune", "--agents-expired-for"],
+        ["audit", "--since"],
+        ["entry", "update", "id", "--x509-svid-ttl"],
+        ["entry", "update", "id", "--jwt-svid-ttl"],
+    ],
+    ids=" ".join,
+)
+def test_every_duration_may_have_a_unit(caadmin: Caadmin, command: list[str]) -> None:
+    """What is missing is somebody who answers, or for a workload the address: the duration was understood."""
+    for text, reasons in (("1h", {"UNREACHABLE", "ENDPOINT_MISSING"}), ("soon", {"DURATION", "TIME"})):
+        ran = caadmin(*command, text)
+        assert ran.code != 0
+        assert any(f"({reason})" in ran.err for reason in reasons), ran.err
+
+
+def test_no_option_wants_bare_seconds() -> None:
+    """An option that is a number and is about time would refuse `1h`."""
+    options = [p for command in COMMANDS.values() for p in command.params if p.param_type_name == "option"]
+    numbers = [p for p in options if p.type_descriptor.annotation in (int, float)]
+    assert {name for p in numbers for name in p.opts} == {"--port", "--count", "--limit", "--log-lines"}
+
+
+def test_no_time_to_wait_is_refused(caadmin: Caadmin) -> None:
+    ran = caadmin("svid", "fetch", "--timeout", "0")
+    assert (ran.code, "(DURATION)" in ran.err) == (2, True)
+
+
+def test_a_duration_in_a_file_is_answered_with_its_seconds(tmp_path: Path) -> None:
+    (tmp_path / "entries.yaml").write_text("- {x509_svid_ttl_seconds: 1h}")
+    with pytest.raises(InvalidArgument) as refused:
+        read_entries(tmp_path / "entries.yaml")
+    assert refused.value.hint == "it takes a number of seconds: `x509_svid_ttl_seconds: 3600`"
+    (tmp_path / "entries.yaml").write_text("- {hint: [1h]}")
+    with pytest.raises(InvalidArgument) as refused:
+        read_entries(tmp_path / "entries.yaml")
+    assert refused.value.hint == ""

@@ -97,7 +97,7 @@ class TestPrune:
 class TestDebugBundle:
     def test_it_holds_what_helps_and_nothing_secret(self, live: Caadmin, running: Pair, tmp_path: Path) -> None:
         token = running.create_token()
-        made = live("debug", "bundle", "-o", "bug.tar.gz", "--output", "json")
+        made = live("debug", "bundle", "--file", "bug.tar.gz", "-o", "json")
         assert made.code == 0, made.err
         assert (made.json["server"], made.json["agent"]) == (True, True)
         assert stat.S_IMODE((tmp_path / "bug.tar.gz").stat().st_mode) == 0o600
@@ -115,12 +115,12 @@ class TestDebugBundle:
             assert key not in whole
 
     def test_one_that_does_not_answer_is_noted(self, live: Caadmin, tmp_path: Path) -> None:
-        made = live("debug", "bundle", "-o", "bug.tar.gz", "--agent-socket", "/nowhere/a.sock", "--output", "json")
+        made = live("debug", "bundle", "--file", "bug.tar.gz", "--agent-socket", "/nowhere/a.sock", "-o", "json")
         assert (made.code, made.json["agent"]) == (0, False)
         assert "burgee-debug/agent/error.txt".removeprefix("burgee-debug/") in made.json["parts"]
-        nobody = live("debug", "bundle", "-o", "x.tar.gz", "--agent-socket", "/n/a.sock", "--socket", "/n/s.sock")
+        nobody = live("debug", "bundle", "--file", "x.tar.gz", "--agent-socket", "/n/a.sock", "--socket", "/n/s.sock")
         assert nobody.code == 1
-        assert live("debug", "bundle", "-o", "/no/such/directory/x.tar.gz").code == 2
+        assert live("debug", "bundle", "--file", "/no/such/directory/x.tar.gz").code == 2
 
 
 def _secrets(running: Pair) -> list[bytes]:
