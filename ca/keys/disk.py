@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import secrets
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +32,11 @@ from ca.runtime.files import make_private_dir, read_private, require_private, sy
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 
+SCRATCH_SECONDS = 600.0
+"""A file that was begun so long ago is not being written any more."""
+
 _SUFFIX = ".pem"
+_SCRATCH = re.compile(r"\.[0-9a-f]{16}\.pem")
 
 
 class DiskKeysConfig(StrictModel):
@@ -51,11 +57,12 @@ class DiskKeyManager:
     remote = False
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        """Makes the directory, or checks the one that is there. Raises FailedPrecondition."""
+        """Makes the directory, or checks the one that is there and sweeps it. Raises FailedPrecondition."""
         self._directory = Path(directory)
         try:
             make_private_dir(self._directory)
             require_private(self._directory)  # and no symbolic link to one
+            _sweep(self._directory)
         except OSError as error:
             raise FailedPrecondition(
                 f"`{self._directory}` cannot be the directory of keys: {error.strerror}", reason="KEY_DIRECTORY"
@@ -115,6 +122,14 @@ class DiskKeyManager:
     def _delete(self, key_id: str) -> None:
         self._path(key_id).unlink(missing_ok=True)
         sync_directory(self._directory)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what was being written when the process was killed: it may be a whole key, and has no name."""
+    before = time.time() - SCRATCH_SECONDS
+    for name in os.listdir(directory):
+        if _SCRATCH.fullmatch(name) and os.lstat(directory / name).st_mtime < before:
+            (directory / name).unlink(missing_ok=True)
 
 
 def _write_new(path: Path, data: bytes) -> None:

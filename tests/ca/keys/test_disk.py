@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,15 @@ def test_the_directory_can_be_chosen(tmp_path: Path) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ConfigError):
         load_yaml("path: /x\n", DiskKeysConfig)
+
+
+async def test_what_was_being_written_when_the_power_went_is_swept_later(directory: Path) -> None:
+    manager = DiskKeyManager(directory)
+    await manager.generate("k", KeyType.EC_P256)
+    cut, young, foreign = (directory / f".{name}.pem" for name in ("0" * 16, "f" * 16, "notes"))
+    for path in (cut, young, foreign):
+        path.write_bytes((directory / "k.pem").read_bytes())
+    for path in (cut, foreign, directory / "k.pem"):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    DiskKeyManager(directory)
+    assert sorted(os.listdir(directory)) == sorted([young.name, foreign.name, "k.pem"])

@@ -1,0 +1,88 @@
+"""Keys that a killed server left behind go; keys that anything refers to, new ones and foreign ones stay."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ca.errors import Unavailable
+from ca.keys.disk import DiskKeyManager
+from ca.ports import KeyType
+from ca.service import leftover_keys
+from ca.service.leftover_keys import SETTLED_SECONDS, LeftoverKeys
+from tests.ca.service.test_rotation import TTL, Bench
+from tests.support.server import eventually, running_server
+
+
+async def cannot(*_: object) -> None:
+    raise Unavailable("the store is away", reason="STORE_UNAVAILABLE")
+
+
+async def test_keys_without_an_authority_go_when_the_start_has_settled(tmp_path: Path) -> None:
+    keys = DiskKeyManager(tmp_path / "keys")
+    bench = Bench(tmp_path, keys)
+    await bench.start()
+    own = set(await keys.list())
+    # As if it were killed in between: the keys of the next authorities are made, and their rows are not.
+    bench.store.authorities.replace = cannot  # type: ignore[method-assign,assignment]
+    with pytest.raises(Unavailable):
+        await bench.after(TTL * 0.6)
+    orphans = set(await keys.list()) - own
+    assert {key_id.partition("-")[0] for key_id in orphans} == {"x509", "jwt"}
+    await bench.stop()
+
+    (tmp_path / "keys" / "somebody-elses.pem").touch()
+    await bench.start()
+    leftovers = LeftoverKeys(keys=keys, store=bench.store, clock=bench.clock)
+    await leftovers.note()
+    own = set(await keys.list()) - orphans
+    await keys.generate("x509-00000000000000aa", KeyType.EC_P256)
+    running = asyncio.create_task(leftovers.run())
+    await asyncio.sleep(0)
+    await bench.clock.advance(SETTLED_SECONDS - 1)
+    assert orphans < set(await keys.list())
+    await bench.clock.advance(1)
+    await asyncio.wait_for(running, 5)
+    assert set(await keys.list()) == own | {"x509-00000000000000aa"}
+    assert "somebody-elses" in own
+    await bench.restart()
+    assert bench.authority.check() is None, "authorities have kept theirs"
+    await bench.stop()
+
+
+async def test_a_store_that_cannot_be_read_costs_no_key(tmp_path: Path) -> None:
+    keys = DiskKeyManager(tmp_path / "keys")
+    bench = Bench(tmp_path, keys)
+    await bench.start()
+    leftovers = LeftoverKeys(keys=keys, store=bench.store, clock=bench.clock)
+    await leftovers.note()
+    before = await keys.list()
+    bench.store.authorities.list = cannot  # type: ignore[method-assign,assignment]
+    with pytest.raises(Unavailable):
+        await leftovers.dispose()
+    assert await keys.list() == before
+    await bench.stop()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_server_looks_after_the_directory_that_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: bool
+) -> None:
+    monkeypatch.setattr(leftover_keys, "SETTLED_SECONDS", 0.1)
+    changes = {"keys": {"plugin": "disk", "config": {"directory": str(tmp_path / "keys")}}} if shared else {}
+    async with running_server(**changes) as server:
+        keys = DiskKeyManager(tmp_path / "keys" if shared else server.config.data_dir / "keys")
+        await keys.generate("x509-00000000000000aa", KeyType.EC_P256)
+        await server.restart()
+
+        async def gone() -> bool:
+            return "x509-00000000000000aa" not in await keys.list()
+
+        if shared:
+            await asyncio.sleep(0.5)
+        else:
+            await eventually(gone)
+        assert await gone() != shared
+        assert server.server.authority.check() is None
