@@ -67,8 +67,8 @@ from ca.service.follower import Follower
 from ca.service.issuance import Issuer, IssueSettings
 from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
-from ca.service.maintenance import Maintenance
 from ca.service.leftover_keys import LeftoverKeys
+from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentAuthorizer, AgentTable
 from ca.service.pruning import PrunePolicy, Pruner
 from ca.service.revocation import Revocation
@@ -210,11 +210,11 @@ class Server:
         self._stack.callback(pool.shutdown)
         self._heartbeat = Heartbeat(clock=self.clock, pool=pool)
         server = _server_name(config.data_dir)
-        self.authority = AuthorityManager(
         keys = _key_manager(config, self._authority_host(server))
         self._leftovers = LeftoverKeys(keys=keys, store=self.store, clock=self.clock) if _has_own_keys(config) else None
         if self._leftovers is not None:
             await self._leftovers.note()
+        self.authority = AuthorityManager(
             settings=RotationSettings(
                 trust_domain=self.trust_domain,
                 server=server,
@@ -434,10 +434,10 @@ class Server:
             pruner=self.pruner, clock=self.clock, every_seconds=self.config.prune.every_seconds
         )
         tasks.spawn("maintenance", self._maintenance.run)
-        _connected.set_function(lambda: self.feed.connected)
-        _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
         if self._leftovers is not None:
             tasks.spawn("leftover-keys", self._leftovers.run)
+        _connected.set_function(lambda: self.feed.connected)
+        _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
         if self.config.metrics_address is not None:
             status = await serve_metrics_and_health(self.config.metrics_address, self.health)
             self._stack.push_async_callback(status.close)
@@ -485,13 +485,13 @@ def _key_manager(config: ServerConfig, host: AuthorityHost) -> KeyManager:
     return plugin.manager(settings, host)
 
 
-def _admin_gid(config: ServerConfig) -> int | None:
-    group = config.admin_socket.admin_group
 def _has_own_keys(config: ServerConfig) -> bool:
     """Whether the keys lie where no other server can have any: a directory of one's own choice may be shared."""
     return config.keys.plugin == "disk" and config.keys.config.get("directory") is None
 
 
+def _admin_gid(config: ServerConfig) -> int | None:
+    group = config.admin_socket.admin_group
     if group is None:
         return None
     if config.admin_socket.path is None:
