@@ -272,24 +272,33 @@ def _prepare(
     building with it, and two threads that do the one and the other by turns wait for each other.
     """
     keys = [_attempt(partial(_key, job.request)) for job in jobs]
+    serials = _serials(len(jobs))
     return [
-        key if isinstance(key, BurgeeError) else _attempt(partial(_token, job, key, lifetimes, signing))
-        for job, key in zip(jobs, keys, strict=True)
+        key if isinstance(key, BurgeeError) else _attempt(partial(_token, job, key, serial, lifetimes, signing))
+        for job, key, serial in zip(jobs, keys, serials, strict=True)
     ]
+
+
+def _serials(count: int) -> list[int]:
+    """Serial numbers for a batch from one call to the system: each call lets the interpreter's lock go."""
+    random = os.urandom(count * SERIAL_RANDOM_BYTES)
+    return [new_serial(random[at : at + SERIAL_RANDOM_BYTES]) for at in range(0, len(random), SERIAL_RANDOM_BYTES)]
 
 
 def _key(request: bytes | PublicKeyInfo) -> PublicKeyInfo:
     return parse_csr(request).key if isinstance(request, bytes) else request
 
 
-def _token(job: _Job, key: PublicKeyInfo, lifetimes: dict[int, Lifetime], signing: X509Signing) -> IssuanceToken:
+def _token(
+    job: _Job, key: PublicKeyInfo, serial: int, lifetimes: dict[int, Lifetime], signing: X509Signing
+) -> IssuanceToken:
     return prepare_leaf(
         profile=job.profile,
         spiffe_id=job.spiffe_id,
         dns_names=job.dns_names,
         public_key=key,
         lifetime=lifetimes[job.ttl_seconds],
-        serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
+        serial=serial,
         issuer=signing.issuer,
     )
 
