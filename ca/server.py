@@ -312,6 +312,7 @@ class Server:
                 follower=self.follower,
                 authorizer=self.authorizer,
                 clock=self.clock,
+                acks=self.feed.acks,
             ),
             SvidService(
                 trust=self.trust,

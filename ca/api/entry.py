@@ -20,6 +20,7 @@ from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.proto.spire import server_entry_pb2 as pb
 from ca.proto.spire import server_entry_pb2_grpc, types_pb2
+from ca.service.acks import Acks
 from ca.service.follower import Follower
 from ca.service.peers import AgentAuthorizer
 from ca.store.authorized import AuthorizedIndex
@@ -47,6 +48,7 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
         follower: Follower,
         authorizer: AgentAuthorizer,
         clock: Clock,
+        acks: Acks | None = None,
     ) -> None:
         self._trust_domain = trust_domain
         self._store = store
@@ -54,6 +56,7 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
         self._follower = follower
         self._authorizer = authorizer
         self._clock = clock
+        self._acks = acks or Acks()
 
     async def CountEntries(self, request: pb.CountEntriesRequest, context: Context) -> pb.CountEntriesResponse:
         count = await self._store.entries.count(entry_filter(request.filter, self._trust_domain))
@@ -118,13 +121,16 @@ class EntryService(server_entry_pb2_grpc.EntryServicer):
         self, request: pb.GetAuthorizedEntriesRequest, context: Context
     ) -> pb.GetAuthorizedEntriesResponse:
         mask = optional_mask(request, "output_mask")
-        entries = self._index.authorized(current_agent().id)
+        agent_id = current_agent().id
+        self._acks.polled(agent_id, self._clock.now())
+        entries = self._index.authorized(agent_id)
         return pb.GetAuthorizedEntriesResponse(entries=[entry_message(entry, mask) for entry in entries])
 
     async def SyncAuthorizedEntries(
         self, request_iterator: AsyncIterator[pb.SyncAuthorizedEntriesRequest], context: Context
     ) -> AsyncIterator[pb.SyncAuthorizedEntriesResponse]:
         agent_id = current_agent().id
+        self._acks.polled(agent_id, self._clock.now())
         requests = self._while_allowed(current_svid(), request_iterator)
         first = await anext(requests, None)
         if first is None:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from ca.api.access import current_svid, denied
+from ca.api.convert.acks import acknowledged
 from ca.api.convert.bundles import bundle_message
 from ca.api.convert.entries import entry_message
 from ca.api.limits import Limits
@@ -17,8 +18,9 @@ from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2 as pb
 from ca.proto.burgee import node_pb2_grpc
+from ca.service.acks import BUNDLE, ENTRY
 from ca.service.attestation import NodeAttestation
-from ca.service.feed import BUNDLE, ENTRY, KINDS, MAX_SESSIONS, Acknowledged, Feed, Session, Update
+from ca.service.feed import KINDS, MAX_SESSIONS, Feed, Session, Update
 from ca.service.peers import AgentAuthorizer
 
 HEARTBEAT_SECONDS = 30.0
@@ -114,17 +116,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     def _acknowledge(self, svid: X509Svid, ack: pb.Ack) -> None:
         if ack.kind not in KINDS:
             raise InvalidArgument("an acknowledgement names a kind that was pushed", reason="ACK_KIND")
-        self._feed.acknowledge(
-            svid.id,
-            ack.kind,
-            Acknowledged(
-                revision=ack.revision,
-                error=ack.error[:1024],
-                consumers=ack.consumers,
-                consumers_acked=ack.consumers_acked,
-                at=self._clock.now(),
-            ),
-        )
+        self._feed.acknowledge(svid.id, ack.kind, acknowledged(ack, self._clock.now()))
 
     def _message(self, update: Update) -> pb.SyncResponse:
         """The whole update in one message, however large: a snapshot must not be seen by halves."""

@@ -6,21 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
+from ca.service.acks import BUNDLE, ENTRY, Acknowledged, Acks
 from ca.service.follower import Applied, Follower
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 from ca.store.values import Change, Compacted
 
-ENTRY = "entry"
-BUNDLE = "bundle"
 KINDS = frozenset({ENTRY, BUNDLE})
 """What is pushed, and so what can be acknowledged."""
 MAX_SESSIONS = 4
@@ -49,17 +47,6 @@ class Update:
     @property
     def empty(self) -> bool:
         return not (self.snapshot or self.entries or self.bundles or self.removed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acknowledged:
-    """The last word of an agent about one kind of resource."""
-
-    revision: int
-    error: str
-    consumers: int
-    consumers_acked: int
-    at: datetime
 
 
 @dataclass(kw_only=True)
@@ -232,7 +219,7 @@ class Feed:
         self._clock = clock
         self._sessions: dict[SpiffeId, list[Session]] = {}
         """Of each agent the oldest first."""
-        self._acks: dict[SpiffeId, dict[str, Acknowledged]] = {}
+        self.acks = Acks()
         self._missed = Missed(follower.revision)
         self.closing = False
         follower.on_applied(self._on_applied)
@@ -285,14 +272,14 @@ class Feed:
             session.wake()
 
     def acknowledge(self, agent_id: SpiffeId, kind: str, ack: Acknowledged) -> None:
-        self._acks.setdefault(agent_id, {})[kind] = ack
+        self.acks.put(agent_id, kind, ack)
 
     def acknowledged(self, agent_id: SpiffeId) -> dict[str, Acknowledged]:
         """By kind; empty for an agent that never said anything to this server."""
-        return dict(self._acks.get(agent_id, {}))
+        return dict(self.acks.of(agent_id))
 
     def forget(self, agent_id: SpiffeId) -> None:
-        self._acks.pop(agent_id, None)
+        self.acks.forget(agent_id)
 
     def domains(self, entries: Iterable[RegistrationEntry]) -> set[TrustDomain]:
         """Trust domains whose bundles an agent with these entries needs."""

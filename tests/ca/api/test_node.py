@@ -341,8 +341,22 @@ class TestProtocol:
         identity, caller = await server.agent()
         stream = Stream(caller)
         first = await stream.open()
-        await stream.ack(kind="entry", revision=first.revision, consumers=3, consumers_acked=2)
-        await stream.ack(kind="bundle", revision=first.revision, error="cannot")
+        await stream.ack(
+            kind="entry",
+            revision=first.revision,
+            consumers=3,
+            consumers_acked=2,
+            waiting=["pid 7\x1b[31m"] * 9,
+            svids=[pb.Hanging(authority_id="a1", count=4)],
+        )
+        await stream.ack(
+            kind="bundle",
+            revision=first.revision,
+            error="cannot",
+            bundle_sequence=5,
+            authorities=[f"a{number}" for number in range(300)],
+            workload_streams=6,
+        )
         agent = SpiffeId(TD, identity.path)
         await eventually(lambda: len(server.server.feed.acknowledged(agent)) == 2)
         acks = server.server.feed.acknowledged(agent)
@@ -351,7 +365,13 @@ class TestProtocol:
             3,
             2,
         )
-        assert acks["bundle"].error == "cannot"
+        assert acks["entry"].svids == {"a1": 4}
+        assert len(acks["entry"].waiting) == 8
+        assert "\x1b" not in acks["entry"].waiting[0]
+        bundle = acks["bundle"]
+        assert (bundle.error, bundle.sequence, bundle.workload_streams) == ("cannot", 5, 6)
+        assert len(bundle.authorities) == 256  # as many as an agent may name
+        assert (acks["entry"].complete, bundle.complete) == (False, False)
 
     async def test_a_bad_acknowledgement_ends_the_stream(self, server: RunningServer) -> None:
         identity, caller = await server.agent()

@@ -20,7 +20,8 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import server_agent_pb2, server_entry_pb2, types_pb2
-from ca.service.feed import Acknowledged, Update
+from ca.service.acks import Acknowledged
+from ca.service.feed import Update
 from sds import wire
 from sds.cache import Cache
 from sds.feed import Snapshot

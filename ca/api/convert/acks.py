@@ -1,0 +1,41 @@
+"""An agent's acknowledgement as a value. What it names is bounded: an agent speaks for its node and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+
+from ca.identity.text import printable
+from ca.proto.burgee import node_pb2 as pb
+from ca.service.acks import Acknowledged
+
+MAX_ERROR = 1024
+MAX_AUTHORITIES = 256
+MAX_NAME = 256
+MAX_WAITING = 8
+
+
+def acknowledged(ack: pb.Ack, now: datetime) -> Acknowledged:
+    """What the message says; too much of a kind is left out."""
+    return Acknowledged(
+        revision=ack.revision,
+        error=ack.error[:MAX_ERROR],
+        consumers=ack.consumers,
+        consumers_acked=ack.consumers_acked,
+        at=now,
+        waiting=tuple(printable(name[:MAX_NAME]) for name in ack.waiting[:MAX_WAITING]),
+        sequence=ack.bundle_sequence,
+        authorities=frozenset(_ids(ack.authorities[:MAX_AUTHORITIES])),
+        workload_streams=ack.workload_streams,
+        svids={_one(item.authority_id): item.count for item in ack.svids[:MAX_AUTHORITIES]},
+    )
+
+
+def _ids(names: Iterable[str]) -> Iterable[str]:
+    return map(_one, names)
+
+
+def _one(name: str) -> str:
+    """A thousand agents name the same few authorities."""
+    return sys.intern(name[:MAX_NAME])
