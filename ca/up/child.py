@@ -39,13 +39,16 @@ class Child:
         *,
         log: Path,
         uid: int | None = None,
+        home: Path | None = None,
     ) -> Child:
         """Start the program `arguments[0]`, a path; as `uid`, with the gid of the same number and no others, if given.
 
+        With `home` it is confined: its environment is a PATH and this HOME, and it cannot gain privileges.
         Raises PartFailed when there is no Python to start it; a program that cannot be executed shows in its exit code.
         """
         who = "-" if uid is None else str(uid)
-        launcher = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), who, arguments[0]]
+        where = "-" if home is None else str(home)
+        launcher = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid()), who, where, arguments[0]]
         with log.open("wb") as output:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -55,6 +58,7 @@ class Child:
                     stdout=output,
                     stderr=output,
                     process_group=0,
+                    env=None if home is None else {},  # nor does the launcher show ours to the other uid
                 )
             except OSError as error:
                 raise PartFailed(name, f"cannot start `{arguments[0]}`: {error.strerror}") from error

@@ -58,11 +58,13 @@ class Demo:
     async def start_api(self) -> Service:
         """The application, and its Envoy with an mTLS listener. Raises PartFailed."""
         place = self._prepare("api")
-        socket = self._layout.service("api") / "application.sock"
+        directory = self._layout.service("api")
+        socket = directory / "application.sock"
         socket.unlink(missing_ok=True)
         uid = [] if place.uid is None else [str(place.uid)]
-        arguments = [sys.executable, "-P", "-m", "ca.up.application", str(socket), *uid]
-        application = await Child.start("api application", arguments, log=self._layout.log("api"))
+        # -I: it begins as we are, and what its later uid may have written below its HOME is no place to import from.
+        arguments = [sys.executable, "-I", "-m", "ca.up.application", str(socket), *uid]
+        application = await Child.start("api application", arguments, log=self._layout.log("api"), home=directory)
         self._started(application)
         await application.until("it did not open its socket", lambda: _exists(socket), seconds=10)
         envoy = await self._envoy(place, inbound(self._peering("api", "web"), socket))

@@ -79,5 +79,6 @@ async def start_envoy(place: Place, config: dict[str, Any], layout: Layout) -> E
     # No hot restart: several Envoys then need neither base ids nor shared memory.
     flags = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
     arguments = [str(place.program), "--config-path", str(file), *flags]
-    child = await Child.start(place.name, arguments, log=layout.log(f"envoy-{place.name}"), uid=place.uid)
+    log = layout.log(f"envoy-{place.name}")
+    child = await Child.start(place.name, arguments, log=log, uid=place.uid, home=directory)
     return Envoy(child, directory / "admin.sock")

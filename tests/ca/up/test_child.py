@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ca.errors import Unavailable
+from ca.up import launch
 from ca.up.child import Child
 from ca.up.failure import PartFailed
 
@@ -101,6 +102,51 @@ def test_children_die_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
         pid = int(process.stdout.readline())
         process.kill()
     assert gone(pid)
+
+
+LOOK = "print(open('/proc/self/environ').read().replace(chr(0), ' ')); print(open('/proc/self/status').read())"
+
+
+def fields(status: list[str]) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in status if ":\t" in line)
+
+
+@pytest.mark.parametrize(
+    "uid",
+    [None, pytest.param(64155, marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to change uids"))],
+)
+async def test_a_confined_program_inherits_nothing_and_gains_nothing(
+    tmp_path: Path, uid: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "hunter2")
+    home = Path("/some/where")
+    python = os.path.realpath(sys.executable)
+    child = await Child.start("part", [python, "-I", "-c", LOOK], log=tmp_path / "log", uid=uid, home=home)
+    assert await child.process.wait() == 0, child.tail()
+    environment, *status = child.tail(200)
+    assert environment.split() == [f"PATH={os.defpath}", "HOME=/some/where"]
+    assert fields(status)["NoNewPrivs"] == "1"
+    assert fields(status)["Uid"].split()[0] == str(os.getuid() if uid is None else uid)
+
+
+async def test_the_others_keep_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server and agent may be configured by it, for example to find a password file."""
+    monkeypatch.setenv("NO_SECRET", "kept")
+    child = await Child.start("part", script(LOOK), log=tmp_path / "log")
+    assert await child.process.wait() == 0
+    environment, *status = child.tail(200)
+    assert "NO_SECRET=kept" in environment.split()
+    assert fields(status)["NoNewPrivs"] == fields(Path("/proc/self/status").read_text().splitlines())["NoNewPrivs"]
+
+
+def test_a_kernel_that_refuses_confinement_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def prctl(self, *arguments: int) -> int:
+            return -1
+
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda *arguments, **options: Refusing())
+    with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's to say
+        launch.confine("/some/where")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: run the tests as root to change uids")

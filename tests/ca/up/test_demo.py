@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -77,6 +79,15 @@ async def test_web_reaches_api_over_mtls_and_both_identities_are_shown(stage: St
     assert proof.tls_version == "TLSv1.3"
     assert 0 < proof.svid_remaining_seconds <= 60
     assert [status.name for status in (s.status() for s in demo.services.values())] == ["api", "web"]
+    for child in stage.children:
+        assert_confined(child.pid, stage.layout.service("web" if child.name == "web" else "api"))
+
+
+def assert_confined(pid: int, home: Path) -> None:
+    """Nothing of ours in its environment, and no way to more rights than it has."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().rstrip(b"\0").decode().split("\0")
+    assert environment == [f"PATH={os.defpath}", f"HOME={home}"]
+    assert re.search(r"^NoNewPrivs:\t1$", Path(f"/proc/{pid}/status").read_text(), re.M)
 
 
 @pytest.mark.real("envoy")
