@@ -121,7 +121,7 @@ class AgentConfig(StrictModel):
         default="auto",
         description="When the server no longer chains to the bundle this agent holds: `never` stays degraded until "
         "an operator acts; `auto` reads `bundle_file` or `bundle_url` again; `always` does so too and also repeats "
-        "`insecure_bootstrap`.",
+        "`insecure_bootstrap`. Neither brings back an authority that this agent has seen dropped or tainted.",
     )
     node_attestor: dict[str, dict[str, Any]] = Field(
         description="One node attestor by name with its own configuration, for example "

@@ -2,7 +2,8 @@
 
 A bundle that arrived from a verified server replaces the held one. When a server's chain no longer verifies (the agent
 slept through rotations), the configured source is read again as far as `rebootstrap` allows, and is adopted only when
-the very chain that was refused verifies against it.
+the very chain that was refused verifies against it. An old copy brings nothing back: authorities that a server took out
+of the bundle or tainted before their end are remembered, and no source but a verified server can list them again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ca.identity.svid import X509Svid, parse_x509_svid, verify_x509_svid
 from ca.ports import Clock
 from ca.runtime.log import get
 from sds.config import AgentConfig, TrustConfig
+from sds.dropped import Dropped, remember, without
 from sds.state import AgentStore
 
 MAX_BUNDLE_BYTES = 1 << 20
@@ -41,6 +43,9 @@ class ServerTrust:
         self._clock = clock
         self._store = store
         self._bundle: TrustBundle | None = None
+        self._dropped: tuple[Dropped, ...] = ()
+        self._too_old = False
+        """Whether all that the source offered the last time was what had been dropped."""
         self._loaded = False
         self._listeners: list[Callable[[], None]] = []
         self._next_heal = float("-inf")
@@ -66,23 +71,48 @@ class ServerTrust:
     async def start(self) -> None:
         """The bundle that was held before, else the first-trust source. Raises what the source cannot give."""
         if not self._loaded:
-            self._bundle = await asyncio.to_thread(self._store.load_bundle)
+            held = await asyncio.to_thread(self._store.load_trust)
+            self._bundle, self._dropped = held or (None, ())
             self._loaded = True  # what was dropped on purpose must not come back from the disk
         if self._bundle is None and not self._config.trust.insecure_bootstrap:
             self._adopt(await read_source(self._config.trust, self._config.domain), "first trust")
 
     def update(self, bundle: TrustBundle) -> None:
-        """A verified server sent this one. An empty one is refused: it would lock this agent out for good."""
+        """A verified server sent this one. An empty one is refused: it would lock this agent out for good.
+
+        While no bundle is held, no server is verified: then what was dropped stays so.
+        """
         if bundle.trust_domain != self._config.domain or bundle == self._bundle:
             return
+        if self._bundle is None:
+            bundle = without(bundle, self._dropped)
         if not bundle.x509_authorities:
             log.warning("bundle without X.509 authorities ignored", reason="BUNDLE_EMPTY")
             return
+        self._dropped = remember(self._dropped, before=self._bundle, after=bundle, now=self._clock.now())
         self._adopt(bundle, "a server")
 
-    def verify_server(self, chain: Sequence[bytes]) -> X509Svid:
-        """Chain against the bundle, and the ID against the server's. Raises Unauthenticated."""
-        svid = self._authenticate(chain)
+    def vet(self, offered: TrustBundle, chain: Sequence[bytes]) -> TrustBundle:
+        """What of a bundle from elsewhere may be adopted, so that a server's `chain` verifies.
+
+        Raises Unauthenticated: BUNDLE_ROLLBACK where it has, or would verify it with, only what was dropped; else why
+        the chain does not verify.
+        """
+        kept, now = without(offered, self._dropped), self._clock.now()
+        try:
+            verify_x509_svid(chain, {kept.trust_domain: kept}, now=now)
+        except BurgeeError:
+            if kept.x509_authorities or kept == offered:
+                verify_x509_svid(chain, {offered.trust_domain: offered}, now=now)
+            raise self._old_bundle() from None
+        return kept
+
+    def verify_server(self, chain: Sequence[bytes], *, first: bool = False) -> X509Svid:
+        """Chain against the bundle, and the ID against the server's. Raises Unauthenticated.
+
+        `first`: the connection may be the one that the first bundle comes from, where `insecure_bootstrap` allows that.
+        """
+        svid = self._authenticate(chain, first=first)
         expected = server_id(self._config.domain)
         if svid.id != expected:
             raise Unauthenticated(
@@ -105,9 +135,9 @@ class ServerTrust:
         if self._config.trust.insecure_bootstrap:
             return self._start_over_insecurely()
         try:
-            candidate = await read_source(self._config.trust, self._config.domain)
-            verify_x509_svid(chain, {candidate.trust_domain: candidate}, now=self._clock.now())
+            candidate = self.vet(await read_source(self._config.trust, self._config.domain), chain)
         except BurgeeError as problem:
+            self._too_old = problem.reason == "BUNDLE_ROLLBACK"
             log.warning("first-trust source does not help", reason=problem.reason, detail=problem.detail)
             return False
         self._adopt(candidate, "the first-trust source, read again")
@@ -117,26 +147,47 @@ class ServerTrust:
         """A refused server's error, with what an operator can do about it."""
         if error.reason not in STALE_BUNDLE_REASONS:
             return error
+        if self._too_old:
+            return self._old_bundle()
         return Unauthenticated(
             f"the server's certificate does not chain to the trust bundle this agent holds: {error.detail}",
             reason="SERVER_UNTRUSTED",
             hint=self._hint(),
         )
 
+    def save(self) -> None:
+        """What is held, once more: the state was erased."""
+        if self._bundle is not None:
+            self._save(self._bundle)
+
+    def _old_bundle(self) -> Unauthenticated:
+        return Unauthenticated(
+            f"what {self._source()} offers was taken out of the trust bundle, or tainted, before its end: this agent "
+            "does not go back to it",
+            reason="BUNDLE_ROLLBACK",
+            hint="put the server's current bundle there (`caadmin bundle show`). Only if that authority is to be "
+            "trusted again: stop the agent, remove its state/bundle.sealed, and start it",
+        )
+
+    def _source(self) -> str:
+        trust = self._config.trust
+        if trust.insecure_bootstrap:
+            return "the server that answers"
+        return f"`{trust.bundle_file or trust.bundle_url}`"
+
     def _hint(self) -> str:
         trust = self._config.trust
-        source = f"`{trust.bundle_file}`" if trust.bundle_file else f"`{trust.bundle_url}`"
         if self._config.rebootstrap == "never":
             return "set `rebootstrap: auto`, or remove the agent's state/bundle.sealed and restart it"
         if trust.insecure_bootstrap:
             return "name a `bundle_file` or `bundle_url`, or set `rebootstrap: always` to believe the next server again"
-        return f"put the server's current bundle at {source}: it is read again by itself"
+        return f"put the server's current bundle at {self._source()}: it is read again by itself"
 
-    def _authenticate(self, chain: Sequence[bytes]) -> X509Svid:
+    def _authenticate(self, chain: Sequence[bytes], *, first: bool) -> X509Svid:
         now = self._clock.now()
         if self._bundle is not None:
             return verify_x509_svid(chain, {self._bundle.trust_domain: self._bundle}, now=now)
-        if not self._config.trust.insecure_bootstrap:
+        if not (first and self._config.trust.insecure_bootstrap):
             raise Unauthenticated("there is no trust bundle yet", reason="NO_TRUST_BUNDLE")
         svid = parse_x509_svid(chain)
         if not svid.not_before <= now <= svid.not_after:
@@ -153,12 +204,16 @@ class ServerTrust:
 
     def _adopt(self, bundle: TrustBundle, source: str) -> None:
         self._bundle = bundle
+        self._too_old = False
         log.info("trust bundle adopted", source=source, authorities=len(bundle.x509_authorities))
+        self._save(bundle)
+        self._tell()
+
+    def _save(self, bundle: TrustBundle) -> None:
         try:
-            self._store.save_bundle(bundle)
+            self._store.save_bundle(bundle, self._dropped)
         except BurgeeError as error:
             log.warning("trust bundle not saved", reason=error.reason, detail=error.detail)
-        self._tell()
 
     def _tell(self) -> None:
         for listener in tuple(self._listeners):

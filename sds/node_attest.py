@@ -45,14 +45,14 @@ class NodeCalls:
     async def fetch_first_bundle(self) -> None:
         """With `insecure_bootstrap`: the bundle of the first server that answers with the server's ID.
 
-        The chain it showed must verify against the bundle it gave, else the bundle is of no use.
+        The chain it showed must verify against the bundle it gave, else the bundle is of no use; against what was
+        dropped before it counts for nothing.
         """
         async with self._link(None) as link:
             stub = server_bundle_pb2_grpc.BundleStub(link.channel)
             message = await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS)
             bundle, chain = bundle_from_wire(message), link.relay.server_chain
-        verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=self._clock.now())
-        self._trust.update(bundle)
+        self._trust.update(self._trust.vet(bundle, chain))
 
     async def attest(self, attestor: str, prover: NodeProver) -> AgentSvid:
         """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process.
@@ -157,9 +157,13 @@ async def _converse(
     raise Unauthenticated("the server keeps asking", reason="ATTESTATION_NO_RESULT")
 
 
-def no_more_proof(attestor: str, why: BurgeeError) -> FailedPrecondition:
-    """The error of a node that must attest again and cannot; it keeps the reason why it must."""
-    return FailedPrecondition(
+class NoMoreProof(FailedPrecondition):
+    """This node must attest again and cannot: nothing was sent."""
+
+
+def no_more_proof(attestor: str, why: BurgeeError) -> NoMoreProof:
+    """It keeps the reason why the node must attest again."""
+    return NoMoreProof(
         f"{why.detail}; the node attestor `{attestor}` has nothing left to prove this node with",
         reason=why.reason,
         hint="give the node attestor something new (a join token: `caadmin token create`, into the configured "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -54,7 +55,7 @@ class ServerLink:
         """Returns at once: a server is dialled when the first call is made."""
         relay = TlsRelay(
             servers=config.servers,
-            verify=trust.verify_server,
+            verify=partial(trust.verify_server, first=svid is None),
             material=None if svid is None else _material(svid),
             directory=relay_directory(config),
             clock=clock,

@@ -29,6 +29,7 @@ from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
 from ca.runtime.log import get
 from sds.config import AgentConfig
+from sds.dropped import Dropped
 from sds.feed import BUNDLE, ENTRY, Snapshot
 from sds.sealing import SealedStore, cache_key, durable_key
 from sds.wire import bundle_from_wire, bundle_to_wire, entry_to_wire, read_resources
@@ -76,9 +77,11 @@ class AgentStore:
     Saving the durable part raises FailedPrecondition when the disk refuses; saving the cache only logs it.
     """
 
-    def __init__(self, *, durable: SealedStore, cache: SealedStore | None) -> None:
-        self._durable = durable
-        self._cache = cache
+    def __init__(self, open_stores: Callable[[], tuple[SealedStore, SealedStore | None]]) -> None:
+        """`open_stores` gives the durable one and the cache, if there is to be one; called again after `erase`."""
+        self._open = open_stores
+        self._durable, self._cache = open_stores()
+        self._erased = False
         self.cache_problem: BurgeeError | None = None
         """Why the cache could not be saved the last time; None when it was."""
 
@@ -91,11 +94,16 @@ class AgentStore:
 
     def load_bundle(self) -> TrustBundle | None:
         """The own trust domain's bundle as last received from a server or from the first-trust source."""
-        opened = self._durable.load("bundle")
-        return None if opened is None else _decode("bundle", lambda: _bundle_from_bytes(opened))
+        held = self.load_trust()
+        return None if held is None else held[0]
 
-    def save_bundle(self, bundle: TrustBundle) -> None:
-        self._durable.save("bundle", bundle_to_wire(bundle).SerializeToString())
+    def load_trust(self) -> tuple[TrustBundle, tuple[Dropped, ...]] | None:
+        """The same, and what was dropped from it: one blob, so that neither is ever older than the other."""
+        opened = self._durable.load("bundle")
+        return None if opened is None else _decode("bundle", lambda: _trust_from_bytes(opened))
+
+    def save_bundle(self, bundle: TrustBundle, dropped: tuple[Dropped, ...] = ()) -> None:
+        self._durable.save("bundle", _trust_to_bytes(bundle, dropped))
 
     def load_feed(self, agent: SpiffeId) -> Snapshot | None:
         """Entries, bundles and resume token, if they were saved for this agent."""
@@ -118,10 +126,22 @@ class AgentStore:
         self._save_cache("svids", agent, json.dumps([_stored_to_json(s) for s in svids]).encode())
 
     def erase(self) -> None:
-        """After a ban: nothing of what was remembered can be read again."""
+        """After a ban: nothing of what was remembered can be read again, and nothing is saved before `reopen`."""
+        self._erased = True
         if self._cache:
             self._cache.erase()
         self._durable.erase()
+
+    def reopen(self) -> bool:
+        """After `erase`, remember anew, under new keys. True when there was something to do.
+
+        What was begun to be saved before must have ended. Raises FailedPrecondition.
+        """
+        if not self._erased:
+            return False
+        self._durable, self._cache = self._open()
+        self._erased = False
+        return True
 
     def _save_cache(self, name: str, agent: SpiffeId, data: bytes) -> None:
         if self._cache is None:
@@ -138,12 +158,16 @@ class AgentStore:
 
 def open_store(config: AgentConfig) -> AgentStore:
     """The agent's memory where the configuration wants it. Raises FailedPrecondition when `data_dir` is unusable."""
+    return AgentStore(lambda: _open_stores(config))
+
+
+def _open_stores(config: AgentConfig) -> tuple[SealedStore, SealedStore | None]:
     state = config.data_dir / "state"
     try:
         durable = SealedStore(state, trust_domain=config.domain, key=durable_key(state))
         durable.sweep()
         if config.cache.persist == "none":
-            return AgentStore(durable=durable, cache=None)
+            return durable, None
         directory = cache_directory(config)
         fingerprint = hashlib.sha256(str(config.data_dir.absolute()).encode()).hexdigest()[:16]
         key = cache_key(directory, f"burgee:{config.trust_domain}:{fingerprint}")
@@ -155,7 +179,7 @@ def open_store(config: AgentConfig) -> AgentStore:
         ) from error
     cache = SealedStore(directory, trust_domain=config.domain, key=key)
     cache.sweep()
-    return AgentStore(durable=durable, cache=cache)
+    return durable, cache
 
 
 def cache_directory(config: AgentConfig) -> Path:
@@ -260,6 +284,26 @@ def _feed_from_bytes(data: bytes) -> Snapshot:
     message = node_pb2.SyncResponse.FromString(data)
     change, _ = read_resources(message)
     return Snapshot(token=change.token, entries=change.entries, bundles=change.bundles)
+
+
+def _trust_to_bytes(bundle: TrustBundle, dropped: tuple[Dropped, ...]) -> bytes:
+    sealed = {
+        "bundle": _to_text((bundle_to_wire(bundle).SerializeToString(),))[0],
+        "dropped": {item.fingerprint.hex(): item.not_after.timestamp() for item in dropped},
+    }
+    return json.dumps(sealed).encode()
+
+
+def _trust_from_bytes(data: bytes) -> tuple[TrustBundle, tuple[Dropped, ...]]:
+    """Earlier versions sealed the bundle's message alone, which never begins with a brace."""
+    if not data.startswith(b"{"):
+        return _bundle_from_bytes(data), ()
+    sealed = json.loads(data)
+    dropped = tuple(
+        Dropped(fingerprint=bytes.fromhex(name), not_after=datetime.fromtimestamp(end, UTC))
+        for name, end in sealed["dropped"].items()
+    )
+    return _bundle_from_bytes(base64.b64decode(sealed["bundle"])), dropped
 
 
 def _bundle_from_bytes(data: bytes) -> TrustBundle:

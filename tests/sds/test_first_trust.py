@@ -18,13 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ca.errors import BurgeeError, Code, ConfigError
-from ca.identity.bundle import TrustBundle
+from ca.identity.bundle import TrustBundle, X509Authority
 from ca.identity.bundle_format import format_spiffe_bundle
 from ca.identity.bundle_pem import certificate_pem, format_pem
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
 from sds.condition import State
-from sds.config import TrustConfig
+from sds.config import AgentConfig, TrustConfig
 from sds.first_trust import MAX_BUNDLE_BYTES, ServerTrust, read_source
 from sds.state import open_store
 from tests.ca.identity.forge import OTHER, TD, Authority, Cert, key
@@ -273,6 +273,116 @@ class TestRebootstrap:
             trust.verify_server([impostor])
         assert not await trust.heal(caught.value, [impostor])
         assert trust.bundle == before
+
+
+def believe(server: FakeServer, *authorities: Authority, sequence: int) -> TrustBundle:
+    """From now on the server says that these are the roots."""
+    roots = tuple(X509Authority(certificate=authority.der) for authority in authorities)
+    server.bundle = TrustBundle(trust_domain=TD, x509_authorities=roots, sequence_number=sequence)
+    return server.bundle
+
+
+async def restart(server: FakeServer, root: Authority) -> None:
+    """With a certificate of its own that `root` signed."""
+    await server.stop()
+    server.root = root
+    await server.start()
+
+
+class TestRollback:
+    """A root left the bundle before its end, because somebody has its key; an old copy of the bundle still has it."""
+
+    OLD, NEW = (fresh_root(name, key=key("P-256", name)) for name in ("old", "new"))
+
+    async def seen(self, server: FakeServer, config: AgentConfig) -> None:
+        """The agent saw the old root go, and is off again."""
+        server.reattestable = True
+        await restart(server, self.OLD)
+        node = Node(config, Proof(b"t1", again=True))
+        async with running(node):
+            await until(lambda: node.feed.snapshots == 1)
+            believe(server, self.OLD, self.NEW, sequence=2)
+            await server.push_bundle()
+            await until(lambda: node.trust.bundle == server.bundle)
+            await restart(server, self.NEW)
+            await until(lambda: node.client.connected, seconds=25)
+            believe(server, self.NEW, sequence=3)
+            await server.push_bundle()
+            await until(lambda: node.trust.bundle == server.bundle)
+
+    async def impostor(self, server: FakeServer) -> None:
+        """Somebody who has the old root's key sits where the server was."""
+        believe(server, self.OLD, sequence=9)
+        await restart(server, self.OLD)
+        server.calls.clear()
+
+    @pytest.mark.parametrize("rebootstrap", ["auto", "always"])
+    async def test_an_old_bundle_file_does_not_bring_it_back(
+        self, tmp_path: Path, server: FakeServer, rebootstrap: str
+    ) -> None:
+        write_bundle(tmp_path / "bundle.pem", self.OLD.bundle(TD))
+        config = config_for(tmp_path, server, rebootstrap=rebootstrap)
+        await self.seen(server, config)
+        held = believe(server, self.NEW, sequence=3)
+        await self.impostor(server)
+        node = Node(config, Proof(b"t1", again=True))
+        async with running(node):
+            await until(lambda: node.reason == "BUNDLE_ROLLBACK")
+            assert str(tmp_path / "bundle.pem") in node.detail
+            assert node.condition.problem is not None
+            assert "state/bundle.sealed" in node.condition.problem.hint
+            assert node.trust.bundle == node.store.load_bundle() == held
+            assert server.calls == []
+            believe(server, self.NEW, sequence=3)
+            await restart(server, self.NEW)
+            await until(lambda: node.condition.state is State.OK, seconds=25)
+
+    async def test_what_else_the_source_offers_is_adopted_without_it(self, tmp_path: Path, server: FakeServer) -> None:
+        third = fresh_root("third", key=key("P-256", "third"))
+        write_bundle(tmp_path / "bundle.pem", self.OLD.bundle(TD))
+        config = config_for(tmp_path, server)
+        await self.seen(server, config)
+        write_bundle(tmp_path / "bundle.pem", believe(server, self.OLD, third, sequence=4))
+        believe(server, third, sequence=5)
+        await restart(server, third)
+        trust = ServerTrust(config=config, clock=SystemClock(), store=open_store(config))
+        await trust.start()
+        chain = [leaf_of(third, SERVER_ID)]
+        with pytest.raises(BurgeeError) as caught:
+            trust.verify_server(chain)
+        assert await trust.heal(caught.value, chain)
+        assert trust.bundle is not None
+        assert [a.certificate for a in trust.bundle.x509_authorities] == [third.der]
+        trust.verify_server(chain)
+        with pytest.raises(BurgeeError):
+            trust.verify_server([leaf_of(self.OLD, SERVER_ID)])
+
+    async def test_nor_does_the_next_server_that_answers(self, tmp_path: Path, server: FakeServer) -> None:
+        """Even where the first that answers is believed again and again, it is not believed with that root."""
+        config = config_for(tmp_path, server, trust={"insecure_bootstrap": True}, rebootstrap="always")
+        await self.seen(server, config)
+        await self.impostor(server)
+        node = Node(config, Proof(b"t1", again=True))
+        async with running(node):
+            await until(lambda: node.reason == "BUNDLE_ROLLBACK", seconds=25)
+            assert set(server.calls) == {"GetBundle"}
+            assert node.trust.bundle is None
+            believe(server, self.NEW, sequence=3)
+            await restart(server, self.NEW)
+            await until(lambda: node.condition.state is State.OK, seconds=25)
+
+    async def test_a_server_that_no_bundle_vouches_for_is_asked_for_one_and_nothing_else(
+        self, tmp_path: Path, server: FakeServer
+    ) -> None:
+        """With `insecure_bootstrap` the connection that carries the agent's SVID is no place for first trust."""
+        config = config_for(tmp_path, server, trust={"insecure_bootstrap": True})
+        trust = ServerTrust(config=config, clock=SystemClock(), store=open_store(config))
+        await trust.start()
+        chain = [leaf_of(server.root, SERVER_ID)]
+        assert trust.verify_server(chain, first=True)
+        with pytest.raises(BurgeeError) as caught:
+            trust.verify_server(chain)
+        assert caught.value.reason == "NO_TRUST_BUNDLE"
 
 
 class TestInsecure:

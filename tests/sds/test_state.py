@@ -11,9 +11,11 @@ from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import KeyType
 from sds import state
+from sds.dropped import Dropped
 from sds.feed import ResumeToken, Snapshot
 from sds.keys import generate
 from sds.state import AgentStore, AgentSvid, StoredSvid, cache_directory, is_tmpfs, open_store
+from sds.wire import bundle_to_wire
 from tests.ca.identity.forge import OTHER, TD
 from tests.sds.fake_server import FakeServer, entry
 from tests.sds.node_lab import config_for
@@ -97,6 +99,54 @@ def test_nothing_there_is_nothing(store: AgentStore) -> None:
     assert store.load_bundle() is None
     assert store.load_feed(AGENT) is None
     assert store.load_svids(AGENT) == ()
+
+
+DROPPED = (
+    Dropped(fingerprint=b"\x01" * 32, not_after=NOW),
+    Dropped(fingerprint=b"\x02" * 32, not_after=NOW + timedelta(days=1)),
+)
+
+
+def test_the_bundle_and_what_was_dropped_from_it_come_back_together(tmp_path: Path) -> None:
+    config = config_for(tmp_path, FakeServer(), servers=["s:1"])
+    open_store(config).save_bundle(BUNDLE, DROPPED)
+    assert open_store(config).load_trust() == (BUNDLE, DROPPED)
+
+
+def test_a_bundle_that_an_earlier_version_sealed_is_read(store: AgentStore) -> None:
+    store._durable.save("bundle", bundle_to_wire(BUNDLE).SerializeToString())
+    assert store.load_trust() == (BUNDLE, ())
+    assert store.load_bundle() == BUNDLE
+
+
+@pytest.mark.parametrize(
+    "sealed", [b"{", b"{}", b'{"bundle": "", "dropped": {"zz": 1}}', b'{"bundle": 1, "dropped": {}}']
+)
+def test_a_bundle_in_an_unknown_shape_counts_as_absent(store: AgentStore, sealed: bytes) -> None:
+    store._durable.save("bundle", sealed)
+    assert store.load_trust() is None
+
+
+def test_after_a_ban_nothing_is_kept_before_it_is_opened_anew(tmp_path: Path, store: AgentStore) -> None:
+    store.save_agent(agent_svid())
+    before = (tmp_path / "agent/state/seal.key").read_bytes()
+    stolen = (tmp_path / "agent/state/agent.sealed").read_bytes()
+    assert not store.reopen(), "there is nothing to do"
+    store.erase()
+    store.save_agent(agent_svid())
+    store.save_feed(AGENT, FEED)
+    assert not list(tmp_path.rglob("*.sealed"))
+    assert store.reopen()
+    assert not store.reopen()
+    assert store.load_agent() is None
+    svid = agent_svid()
+    store.save_agent(svid)
+    store.save_feed(AGENT, FEED)
+    assert store.load_agent() == svid
+    assert store.load_feed(AGENT) == FEED
+    assert (tmp_path / "agent/state/seal.key").read_bytes() != before
+    (tmp_path / "agent/state/agent.sealed").write_bytes(stolen)
+    assert store.load_agent() is None, "what was copied before stays sealed"
 
 
 def test_another_agents_cache_is_not_ours(store: AgentStore) -> None:
