@@ -12,7 +12,7 @@ import grpc
 
 from ca.api.convert.ids import seconds
 from ca.api.convert.svids import jwt_message, lifetime_message, x509_message
-from ca.api.records import audited, issued
+from ca.api.records import audited, issued, join_tokens
 from ca.api.svid import audience, minted_id, require_csr
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
@@ -92,6 +92,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def ListAudit(self, request: pb.ListAuditRequest, context: Context) -> AsyncIterator[pb.ListAuditResponse]:
         async for page in audited(self._store.audit, request, self._clock, self._stopping):
+            yield page
+
+    async def ListJoinTokens(
+        self, request: pb.ListJoinTokensRequest, context: Context
+    ) -> AsyncIterator[pb.ListJoinTokensResponse]:
+        async for page in join_tokens(self._store.tokens, self._clock):
             yield page
 
     async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:

@@ -106,6 +106,7 @@ TIERS: dict[str, Tier] = {
     _ADMIN + "MintJWTSVID": MANAGERS,
     _ADMIN + "ListIssued": MANAGERS,
     _ADMIN + "ListAudit": MANAGERS,
+    _ADMIN + "ListJoinTokens": MANAGERS,
     _ADMIN + "Prune": MANAGERS,
     "/burgee.debug.v1.Debug/GetReport": MANAGERS,
     "GET /version": Tier.ANYONE,

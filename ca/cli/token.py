@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ca.cli.arguments import DURATION_HELP, duration, wire_id
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
-from ca.cli.output import Output, OutputOption, emit, fields, timestamp, until
+from ca.cli.output import Output, OutputOption, columns, emit, fields, timestamp, until
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import admin_pb2
 
 app = typer.Typer(help="Join tokens: each lets one agent attest, once.")
 
@@ -37,5 +41,36 @@ def create(
     with channel(server_socket(socket)) as opened:
         made = server_agent_pb2_grpc.AgentStub(opened).CreateJoinToken(request, timeout=CALL_SECONDS)
     expires_at = timestamp(made.expires_at)
-    data = {"token": made.value, "expires_at": expires_at}
-    emit(data, output, lambda: fields([("Token", made.value), ("Expires", until(expires_at))]))
+    token_id = hashlib.sha256(made.value.encode()).hexdigest()[:16]
+    data = {"token": made.value, "id": token_id, "expires_at": expires_at}
+    emit(data, output, lambda: fields([("Token", made.value), ("ID", token_id), ("Expires", until(expires_at))]))
+
+
+@app.command("list")
+def list_(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """List join tokens, by the time they expire: never a token itself, which only `token create` prints.
+
+    A token's ID is the beginning of its SHA-256. Used tokens stay for some minutes, expired ones for a week.
+    """
+    from ca.proto.burgee import admin_pb2, admin_pb2_grpc
+
+    with channel(server_socket(socket)) as opened:
+        stub = admin_pb2_grpc.AdminStub(opened)
+        pages = stub.ListJoinTokens(admin_pb2.ListJoinTokensRequest(), timeout=CALL_SECONDS)
+        tokens = [_value(made) for page in pages for made in page.tokens]
+    emit({"tokens": tokens}, output, lambda: _table(tokens))
+
+
+def _value(made: admin_pb2.JoinTokenInfo) -> dict[str, Any]:
+    return {
+        "id": made.id,
+        "spiffe_id": made.spiffe_id,
+        "state": made.state,
+        "expires_at": timestamp(made.expires_at),
+        "used_at": timestamp(made.used_at),
+    }
+
+
+def _table(tokens: list[dict[str, Any]]) -> str:
+    rows = ([t["id"], t["state"], until(t["expires_at"]), t["used_at"] or "-", t["spiffe_id"] or "-"] for t in tokens)
+    return columns(["ID", "STATE", "EXPIRES", "USED", "ALIAS"], rows, empty="no join tokens")

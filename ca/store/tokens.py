@@ -25,6 +25,7 @@ from ca.store.entry_create import create_entries
 from ca.store.rows import from_micros, spiffe_id, to_micros
 from ca.store.tables import join_tokens
 from ca.store.token_rows import REPEAT, over, replaceable, token_digest
+from ca.store.values import StoredToken
 
 
 class Tokens:
@@ -72,6 +73,12 @@ class Tokens:
 
         return await self._database.write(work)
 
+    async def list(self) -> list[StoredToken]:
+        """All that are not forgotten, used and expired ones too, by the time they expire."""
+        query = select(join_tokens).order_by(join_tokens.c.expires_at, join_tokens.c.digest)
+        async with self._database.read() as connection:
+            return [_stored(row) for row in await connection.execute(query)]
+
     async def prune(self, now: datetime) -> int:
         """Forget tokens that expired `EXPIRED_KEPT` before `now`, or were used and serve no more; returns how many."""
 
@@ -99,6 +106,15 @@ async def _take(transaction: WriteTransaction, digest: bytes, now: datetime, key
     else:
         await execute(update(join_tokens).where(this).values(used_at=to_micros(now), used_key_sha256=key_sha256))
     return row
+
+
+def _stored(row: Row[Any]) -> StoredToken:
+    return StoredToken(
+        sha256=bytes(row.digest),
+        expires_at=from_micros(row.expires_at),
+        agent_id=None if row.agent_id is None else spiffe_id(row.agent_id),
+        used_at=None if row.used_at is None else from_micros(row.used_at),
+    )
 
 
 def _unknown() -> Denied:

@@ -118,6 +118,16 @@ class AttestedAgent:
     agent_version: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredToken:
+    """What is known of a join token: never itself. `agent_id` is the alias that its agent gets."""
+
+    sha256: bytes
+    expires_at: datetime
+    agent_id: SpiffeId | None = None
+    used_at: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change that agents or replicas watch. `name` is an entry id, an agent's SPIFFE ID or a trust domain name.

@@ -59,6 +59,11 @@ class AdminStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.FromString,
                 _registered_method=True)
+        self.ListJoinTokens = channel.unary_stream(
+                '/burgee.admin.v1.Admin/ListJoinTokens',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.FromString,
+                _registered_method=True)
         self.Prune = channel.unary_unary(
                 '/burgee.admin.v1.Admin/Prune',
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
@@ -102,6 +107,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJoinTokens(self, request, context):
+        """Join tokens that are not forgotten yet, by the time they expire.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Prune(self, request, context):
         """Forgets what is over, now instead of at the next pass.
         """
@@ -136,6 +148,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'ListJoinTokens': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListJoinTokens,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.SerializeToString,
             ),
             'Prune': grpc.unary_unary_rpc_method_handler(
                     servicer.Prune,
@@ -278,6 +295,33 @@ class Admin:
             '/burgee.admin.v1.Admin/ListAudit',
             ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_admin__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/ListJoinTokens',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

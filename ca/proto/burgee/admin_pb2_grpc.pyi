@@ -39,6 +39,8 @@ class AdminStub:
     """Who got which identity, newest first."""
     ListAudit: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]
     """Who administered what, oldest first."""
+    ListJoinTokens: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]
+    """Join tokens that are not forgotten yet, by the time they expire."""
     Prune: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]
     """Forgets what is over, now instead of at the next pass."""
 
@@ -53,6 +55,8 @@ class AdminAsyncStub(AdminStub):
     """Who got which identity, newest first."""
     ListAudit: _aio.UnaryStreamMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]  # type: ignore[assignment]
     """Who administered what, oldest first."""
+    ListJoinTokens: _aio.UnaryStreamMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
+    """Join tokens that are not forgotten yet, by the time they expire."""
     Prune: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]  # type: ignore[assignment]
     """Forgets what is over, now instead of at the next pass."""
 
@@ -94,6 +98,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListAuditResponse], _abc.AsyncIterator[_admin_pb2.ListAuditResponse]]:
         """Who administered what, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ListJoinTokens(
+        self,
+        request: _admin_pb2.ListJoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListJoinTokensResponse], _abc.AsyncIterator[_admin_pb2.ListJoinTokensResponse]]:
+        """Join tokens that are not forgotten yet, by the time they expire."""
 
     @_abc_1.abstractmethod
     def Prune(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 import grpc
 import pytest
 
+from ca.api import records
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.burgee import admin_pb2 as pb
@@ -77,6 +79,30 @@ async def add_expired(server: RunningServer, name: str, age: timedelta, **fields
     return str(agent.id)
 
 
+async def test_join_tokens_are_known_by_their_digest_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PAGE", 2)
+    async with running_server() as server:
+
+        async def listed() -> list[pb.JoinTokenInfo]:
+            pages = server.local.admin.ListJoinTokens(pb.ListJoinTokensRequest(), timeout=10)
+            return [token async for page in pages for token in page.tokens]
+
+        assert await listed() == []
+        clock, store = server.server.clock, server.server.store
+        alias = SpiffeId.parse(f"{ID}/my-node")
+        values = {"expired": "a" * 16, "used": "b" * 16, "unused": "c" * 16}
+        for hours, value in zip((-1, 1, 2), values.values(), strict=True):
+            await store.tokens.create(value, clock.now() + timedelta(hours=hours), alias if hours == 2 else None)
+        await server.attest(token=values["used"])
+        found = await listed()
+        assert [token.state for token in found] == list(values)
+        assert [token.id for token in found] == [sha256(value.encode()).hexdigest()[:16] for value in values.values()]
+        assert [token.spiffe_id for token in found] == ["", "", str(alias)]
+        assert [token.used_at > 0 for token in found] == [False, True, False]
+        assert [token.expires_at for token in found] == sorted(token.expires_at for token in found)
+        assert not any(value.encode() in token.SerializeToString() for value in values.values() for token in found)
+
+
 async def test_pruning_by_hand() -> None:
     async with running_server() as server:
         agent, _ = await server.agent()
@@ -98,11 +124,11 @@ async def test_pruning_by_hand() -> None:
         }
         assert [e.id for e in await server.server.store.entries.all()] == [kept.id]
         assert server.server.agents.get(SpiffeId.parse(old)) is None, "memory has followed"
-        records = [
+        audited = [
             r async for page in server.local.admin.ListAudit(pb.ListAuditRequest(call="Prune")) for r in page.records
         ]
-        assert [{item.name for item in r.items} for r in records[:2]] == [{old, over.id}] * 2
-        assert [{item.about for item in r.items} for r in records[:2]] == [{"dry run"}, {""}]
+        assert [{item.name for item in r.items} for r in audited[:2]] == [{old, over.id}] * 2
+        assert [{item.about for item in r.items} for r in audited[:2]] == [{"dry run"}, {""}]
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await server.local.admin.Prune(pb.PruneRequest(agents_expired_for_seconds=-1))
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -108,6 +108,7 @@ EXPECTED = {
     "/burgee.admin.v1.Admin/MintJWTSVID": _MANAGE,
     "/burgee.admin.v1.Admin/ListIssued": _MANAGE,
     "/burgee.admin.v1.Admin/ListAudit": _MANAGE,
+    "/burgee.admin.v1.Admin/ListJoinTokens": _MANAGE,
     "/burgee.admin.v1.Admin/Prune": _MANAGE,
     "/burgee.debug.v1.Debug/GetReport": _MANAGE,
 }
@@ -115,7 +116,16 @@ EXPECTED = {
 HTTP = {"GET /version", "GET /v1/status"}
 """Tried in test_rest.py."""
 
-STREAMS = {"AttestAgent", "SyncAuthorizedEntries", "Sync", "Watch", "ListIssued", "ListAudit", "ServerReflectionInfo"}
+STREAMS = {
+    "AttestAgent",
+    "SyncAuthorizedEntries",
+    "Sync",
+    "Watch",
+    "ListIssued",
+    "ListAudit",
+    "ListJoinTokens",
+    "ServerReflectionInfo",
+}
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 

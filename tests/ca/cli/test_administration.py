@@ -160,9 +160,28 @@ def test_ban_and_evict_act_on_every_id_and_report_each(caadmin: Caadmin, monkeyp
 
 def test_a_join_token_is_printed_with_its_end(live: Caadmin) -> None:
     made = live("token", "create", "--ttl", "1h", "--spiffe-id", f"{ID}/first-node", "-o", "json")
-    assert set(made.json) == {"token", "expires_at"}
+    assert set(made.json) == {"token", "id", "expires_at"}
     assert live("entry", "count", "--spiffe-id", f"{ID}/first-node").out == "1\n"
     assert live("token", "create").out.startswith("Token    ")
+
+
+def test_join_tokens_are_listed_without_themselves(live: Caadmin) -> None:
+    made = live("token", "create", "--ttl", "2h", "--spiffe-id", f"{ID}/listed", "-o", "json").json
+    listed = live("token", "list", "-o", "json")
+    assert made["token"] not in listed.out
+    [own] = [token for token in listed.json["tokens"] if token["id"] == made["id"]]
+    assert own == {
+        "id": made["id"],
+        "spiffe_id": f"{ID}/listed",
+        "state": "unused",
+        "expires_at": made["expires_at"],
+        "used_at": None,
+    }
+    table = live("token", "list").out.splitlines()
+    assert table[0].split() == ["ID", "STATE", "EXPIRES", "USED", "ALIAS"]
+    [row] = [line for line in table if line.startswith(made["id"])]
+    assert row.split()[1] == "unused"
+    assert row.endswith(f"{ID}/listed")
 
 
 def test_the_bundle_comes_in_every_shape(live: Caadmin, running: Pair) -> None:
