@@ -28,6 +28,8 @@ WORKERS = 8
 LONGEST_SLEEP_SECONDS = 5.0
 SHORTEST_SLEEP_SECONDS = 0.2
 TROUBLE_SLEEP_SECONDS = 1.0
+SILENT_SECONDS = 4.0
+"""After so long without any answer Vault is asked whether it is there."""
 
 _HOPELESS = frozenset({"VAULT_LOGIN_FAILED", "VAULT_TLS", "VAULT_FILE"})
 """At the start: somebody must change something first."""
@@ -96,11 +98,10 @@ class VaultClient:
         """Keeps the log-in, and finds out when Vault is back; for ever."""
         while True:
             await self._clock.sleep(self._pause())
-            away = self._outage.error is not None
-            if away:
+            if self._outage.error is not None:
                 self._outage.trying(self._clock.monotonic())
             try:
-                await self._wait(self._pool.submit(self._watched, self._keeper.probe if away else self._keeper.tend))
+                await self._wait(self._pool.submit(self._watched, self._look_after))
             except BurgeeError as error:
                 logger.debug("vault is not at our service", purpose=self._purpose, reason=error.reason)
 
@@ -115,6 +116,13 @@ class VaultClient:
 
     def problem(self) -> BurgeeError | None:
         return self._outage.error or self._keeper.problem
+
+    def _look_after(self) -> None:
+        """In a thread. Whoever asks for nothing still learns that Vault is away, or that our token is worth nothing."""
+        silent_seconds = self._clock.monotonic() - self._outage.answered_at
+        if self._outage.error is not None or silent_seconds > SILENT_SECONDS:
+            self._keeper.probe()
+        self._keeper.tend()
 
     def _pause(self) -> float:
         """Sooner while something is wrong; never at the same moment as all others."""
@@ -191,7 +199,7 @@ def _keeper(config: VaultConfig, clock: Clock, purpose: str) -> Keeper:
     try:
         from ca.vault.keeper import Keeper
     except ModuleNotFoundError as error:
-        if error.name not in ("hvac", "requests", "urllib3"):
+        if (error.name or "").partition(".")[0] not in ("hvac", "requests", "urllib3"):
             raise
         raise ConfigError(
             "the Python package hvac is not installed",

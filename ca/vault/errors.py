@@ -94,10 +94,10 @@ def _innermost(error: BaseException) -> str:
     """The system's words for what is below a pile of wrappers; never a URL, never a header."""
     seen: list[BaseException] = []
     here: BaseException | None = error
-    while here is not None and here not in seen and len(seen) < 20:
+    while here is not None and here not in seen:
         seen.append(here)
-        wrapped = next((arg for arg in here.args if isinstance(arg, BaseException)), None)
-        here = getattr(here, "reason", None) if isinstance(getattr(here, "reason", None), BaseException) else wrapped
+        inside = (getattr(here, "reason", None), *here.args, here.__cause__, here.__context__)
+        here = next((one for one in inside if isinstance(one, BaseException)), None)
     for one in reversed(seen):
         if isinstance(one, OSError) and not isinstance(one, requests.RequestException) and one.strerror:
             return one.strerror[:MAX_WORDS_CHARACTERS]

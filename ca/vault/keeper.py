@@ -149,7 +149,7 @@ class Keeper:
         logger.info("logged in to vault", purpose=self._purpose, method=method, ttl_seconds=token.ttl_seconds)
         old = (self._link, self._token)
         self._link, self._failure, self._refused_at = link, None, None
-        self._logged_in_at = self._good_at = token.since
+        self._logged_in_at, self._good_at = token.since, 0.0
         self._hold(token)
         self._retire(*old)
 

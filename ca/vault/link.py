@@ -10,13 +10,15 @@ import hvac.adapters
 import hvac.exceptions
 import requests
 from requests import exceptions as http
-from urllib3.exceptions import ProtocolError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
 from ca.errors import ConfigError, Unavailable
 from ca.vault.config import VaultConfig
 from ca.vault.errors import malformed, redirected, translate
 
 MAX_ANSWER_BYTES = 8 << 20
+
+REDIRECTS = (301, 302, 303, 307, 308)
 
 Action = Literal["read", "list", "write", "delete"]
 
@@ -60,10 +62,10 @@ class Link:
             raise translate(error, address=self._address, action=action, path=path, secrets=self._secrets) from None
         if isinstance(answer, dict):
             return answer
-        if answer.is_redirect:
-            raise redirected(path, answer.headers.get("location", ""))
-        if answer.status_code != 204:
+        if not isinstance(answer, requests.Response) or answer.status_code not in (204, *REDIRECTS):
             raise malformed(path)
+        if answer.status_code != 204:
+            raise redirected(path, answer.headers.get("location", ""))
         return {}
 
     def close(self) -> None:
@@ -88,7 +90,12 @@ class _Session(requests.Session):
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
-        body = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+        try:
+            body = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+        except ReadTimeoutError as error:
+            raise http.ReadTimeout(error, request=request) from error
+        except HTTPError as error:
+            raise http.ConnectionError(error, request=request) from error
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
             raise Unavailable("vault's answer is too large", reason="VAULT_ANSWER")

@@ -11,7 +11,7 @@ AWAY = frozenset({"VAULT_UNREACHABLE", "VAULT_TIMEOUT", "VAULT_SEALED", "VAULT_T
 
 
 class Outage:
-    """Fit for several threads. `now` is the monotonic clock's, in seconds.
+    """Fit for several threads. `now` is the monotonic clock's, in seconds; so is `answered_at`, of the last answer.
 
     `patience_seconds` is how long after a try, which may still be going on, no call is let through to try again.
     """
@@ -22,6 +22,7 @@ class Outage:
         self._error: BurgeeError | None = None
         self._since = 0.0
         self._tried_at = 0.0
+        self.answered_at = 0.0
 
     @property
     def error(self) -> BurgeeError | None:
@@ -56,6 +57,7 @@ class Outage:
 
     def ended(self, now: float) -> float | None:
         """After a call that Vault answered, whatever it said: how long it was away, if it was, in seconds."""
+        self.answered_at = now
         if self._error is None:
             return None
         with self._lock:

@@ -132,6 +132,7 @@ class OpenBao:
     def suspend(self) -> None:
         """From now on it accepts connections and answers nothing."""
         self._signal(signal.SIGSTOP)
+        self._until(self._stopped, "stop")
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -163,6 +164,12 @@ class OpenBao:
     def _http(self, timeout_seconds: float) -> httpx.Client:
         verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(self.ca_file)) if self.real else True
         return httpx.Client(base_url=self.address, verify=verify, timeout=timeout_seconds, trust_env=False)
+
+    def _stopped(self) -> bool:
+        """Whether none of its threads runs any more."""
+        assert self._process is not None
+        states = Path(f"/proc/{self._process.pid}/task").glob("*/stat")
+        return all(state.read_text().rpartition(")")[2].split()[0] == "T" for state in states)
 
     def _signal(self, number: int) -> None:
         assert self._process is not None
