@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ca.issuing import der
-from ca.issuing.extensions import KEY_IDENTIFIER_BYTES, SUBJECT_ALT_NAME, SUBJECT_KEY_HEAD
+from ca.issuing.extensions import SUBJECT_ALT_NAME, SUBJECT_KEY_HEAD
 from ca.issuing.lifetime import Lifetime
 from ca.issuing.names import COMMON_NAME, Attribute, encode_attribute
 from ca.issuing.parts import EXTENSIONS, VERSION_3, Extension, Parts, read_names
@@ -15,10 +15,11 @@ class Template:
     """The constant bytes of one kind of certificate from one issuer.
 
     `linted` holds the parts of a certificate of this template that passed every lint rule; until then it is None.
-    Two threads may set it at once; each sets what passed.
+    `like` holds what the last one that passed shares with the others of its batch: lifetime, subject, kind of key.
+    Two threads may set them at once; each sets what passed.
     """
 
-    __slots__ = ("_subject_rdns", "algorithm_and_issuer", "authority_key", "before_key", "linted", "subject")
+    __slots__ = ("_subject_rdns", "algorithm_and_issuer", "authority_key", "before_key", "like", "linted", "subject")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Template:
         self.before_key = leading_extensions + SUBJECT_KEY_HEAD
         self.authority_key = authority_key
         self.linted: Parts | None = None
+        self.like: tuple[Lifetime, bytes, str] | None = None
 
     def subject_with(self, common_name: str) -> bytes:
         """The template's subject with a common name behind it. Raises InvalidArgument (reason SUBJECT)."""
@@ -81,20 +83,27 @@ class Template:
             ),
         )
 
-    def cut(self, tbs: bytes, want: Expected) -> Parts | None:
-        """The parts of `tbs`, given that all but the names are as expected or passed the lint before; else None.
+    def names_in(self, tbs: bytes, want: Expected) -> bytes | None:
+        """The value of the alternative names, given that all else is as expected or passed the lint before; else None.
 
-        Compares bytes instead of reading them: what does not vary with what passed, what varies with `want`. The
-        result equals `parse_tbs(tbs)`. Raises InvalidArgument (reason DER) for names that cannot be read.
+        Compares bytes instead of reading them: what does not vary with what passed, what varies with `want`. Raises
+        InvalidArgument (reason DER) for bytes that cannot be read.
         """
-        linted = self.linted
-        if linted is None:
+        if self.linted is None:
             return None
         end = len(tbs)
         at, stop = der.read(tbs, 0, end, der.SEQUENCE)
-        serial = der.integer(want.serial)
-        validity = encode_validity(want.lifetime.not_before, want.lifetime.not_after)
-        head = b"".join((VERSION_3, serial, self.algorithm_and_issuer, validity, want.subject, want.key.der))
+        lifetime = want.lifetime
+        head = b"".join(
+            (
+                VERSION_3,
+                der.integer(want.serial),
+                self.algorithm_and_issuer,
+                encode_validity(lifetime.not_before, lifetime.not_after),
+                want.subject,
+                want.key.der,
+            )
+        )
         if stop != end or not tbs.startswith(head, at):
             return None
         at, stop = der.read(tbs, at + len(head), end, EXTENSIONS)
@@ -102,15 +111,25 @@ class Template:
         if stop != end or extensions_end != end:
             return None
         tail = self.before_key + want.key_identifier + self.authority_key
-        names = self._cut_names(tbs, at + len(tail)) if tbs.startswith(tail, at) else None
-        if names is None:
+        return self._cut_names(tbs, at + len(tail)) if tbs.startswith(tail, at) else None
+
+    def cut(self, tbs: bytes, want: Expected) -> Parts | None:
+        """The parts of `tbs`, equal to `parse_tbs(tbs)`; None where `names_in` says so. Raises as that does."""
+        names = self.names_in(tbs, want)
+        return None if names is None else self.parts(want, names)
+
+    def parts(self, want: Expected, names: bytes) -> Parts | None:
+        """The same, given what `names_in` returned."""
+        linted = self.linted
+        if linted is None:
             return None
+        head = self.before_key[len(self.before_key) - 2 :]
         return Parts(
             linted.version,
-            serial[2:],
+            der.integer(want.serial)[2:],
             linted.algorithm,
             linted.issuer,
-            validity,
+            encode_validity(want.lifetime.not_before, want.lifetime.not_after),
             want.subject,
             want.key.der,
             linted.unique_ids,
@@ -118,7 +137,7 @@ class Template:
             linted.key_usage,
             linted.extended_key_usage,
             linted.basic_constraints,
-            Extension(False, tail[len(self.before_key) - 2 : len(self.before_key) + KEY_IDENTIFIER_BYTES]),
+            Extension(False, head + want.key_identifier),
             linted.authority_key_id,
             linted.names_critical,
             read_names(names),

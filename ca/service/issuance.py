@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from ca.errors import BurgeeError, Internal, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
@@ -27,6 +26,7 @@ from ca.service.signing import Authority, X509Signing
 from ca.store.issuance import IssuanceLog
 from ca.store.values import IssuanceRecord
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -271,11 +271,10 @@ def _prepare(
     All signatures are verified before the first bytes are built: verifying runs without the interpreter's lock,
     building with it, and two threads that do the one and the other by turns wait for each other.
     """
-    keys = [_attempt(partial(_key, job.request)) for job in jobs]
-    serials = _serials(len(jobs))
+    keys = [_attempt(_key, job) for job in jobs]
     return [
-        key if isinstance(key, BurgeeError) else _attempt(partial(_token, job, key, serial, lifetimes, signing))
-        for job, key, serial in zip(jobs, keys, serials, strict=True)
+        key if isinstance(key, BurgeeError) else _attempt(_token, job, key, serial, lifetimes, signing)
+        for job, key, serial in zip(jobs, keys, _serials(len(jobs)), strict=True)
     ]
 
 
@@ -285,8 +284,8 @@ def _serials(count: int) -> list[int]:
     return [new_serial(random[at : at + SERIAL_RANDOM_BYTES]) for at in range(0, len(random), SERIAL_RANDOM_BYTES)]
 
 
-def _key(request: bytes | PublicKeyInfo) -> PublicKeyInfo:
-    return parse_csr(request).key if isinstance(request, bytes) else request
+def _key(job: _Job) -> PublicKeyInfo:
+    return parse_csr(job.request).key if isinstance(job.request, bytes) else job.request
 
 
 def _token(
@@ -303,10 +302,10 @@ def _token(
     )
 
 
-def _attempt(step: Callable[[], R]) -> R | BurgeeError:
+def _attempt(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | BurgeeError:
     """One item's failure is its own; what is our fault is told to the log alone."""
     try:
-        return step()
+        return step(*args, **kwargs)
     except BurgeeError as error:
         return _told(error)
 

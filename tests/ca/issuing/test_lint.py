@@ -169,6 +169,7 @@ UNREADABLE: list[dict[str, bytes]] = [
 @pytest.fixture(autouse=True)
 def _warm() -> None:
     """The template of `leaf()` has passed its full lint: what follows is linted the fast way."""
+    leaf()
     assert leaf().template.linted is not None
 
 
@@ -315,6 +316,46 @@ def test_fast_and_full_lint_agree_on_every_changed_byte(flip: int) -> None:
         changed[at] ^= flip
         verdict = full_verdict(bytes(changed), token.want)
         assert fast_verdict(bytes(changed), token) is verdict is False
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_the_quickest_lint_and_the_full_one_agree_on_every_changed_byte(flip: int) -> None:
+    """Of a leaf without DNS names, like the one before it: only serial number, key and ID are looked at anew."""
+    token = leaf()
+    assert token.template.like is not None
+    assert token.template.like[0] is token.want.lifetime
+    for at in range(len(token.tbs)):
+        changed = bytearray(token.tbs)
+        changed[at] ^= flip
+        verdict = full_verdict(bytes(changed), token.want)
+        assert fast_verdict(bytes(changed), token) is verdict is False
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"serial": 0},
+        {"serial": 1 << 159},
+        {"spiffe_id": SpiffeId.parse("spiffe://example.org")},
+        {"spiffe_id": SpiffeId.parse("spiffe://other.org/web")},
+        {"kind": "authority"},
+        {"dns_names": ("a.example.org",)},
+    ],
+)
+def test_the_quickest_lint_leaves_to_the_rules_what_it_does_not_know(other: dict[str, Any]) -> None:
+    token = leaf()
+    want = token.want._replace(**other)
+    tbs = token.template.fill(
+        serial=want.serial,
+        lifetime=want.lifetime,
+        key_der=want.key.der,
+        key_identifier=want.key_identifier,
+        names=ext.alternative_names(str(want.spiffe_id), ()),
+        subject=want.subject,
+    )
+    assert not full_verdict(tbs, want)
+    with pytest.raises(Internal):
+        lint(tbs, want, token.template)
 
 
 @pytest.mark.parametrize("cut_off", [1, 2, 10, 100])
