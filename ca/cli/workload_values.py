@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ca.cli.bundle_values import describe_authority
 from ca.cli.output import columns, green, red, until
-from ca.errors import BurgeeError, InvalidArgument
+from ca.errors import BurgeeError
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 
 if TYPE_CHECKING:
@@ -18,21 +18,9 @@ if TYPE_CHECKING:
 
 def split_der(blob: bytes) -> list[bytes]:
     """Concatenated DER certificates, as the Workload API sends them. Raises InvalidArgument."""
-    certificates = []
-    while blob:
-        end = _der_length(blob)
-        certificates.append(blob[:end])
-        blob = blob[end:]
-    return certificates
+    from ca.identity.certificate import split_certificates
 
-
-def _der_length(blob: bytes) -> int:
-    """The bytes of the SEQUENCE at the start: tag, length in short or long form, contents (X.690 §8.1)."""
-    head = 2 + (blob[1] & 0x7F if len(blob) > 1 and blob[1] & 0x80 else 0)
-    length = int.from_bytes(blob[2:head], "big") if head > 2 else blob[1] if len(blob) > 1 else 0
-    if blob[0] != 0x30 or not length or head + length > len(blob):
-        raise InvalidArgument("what should be certificates is no DER", reason="DER_MALFORMED")
-    return head + length
+    return split_certificates(blob)
 
 
 def svid_value(svid: workload_pb2.X509SVID, bundles: dict[TrustDomain, TrustBundle]) -> dict[str, Any]:

@@ -50,6 +50,26 @@ def load_certificate(der: bytes) -> x509.Certificate:
     return certificate
 
 
+def split_certificates(blob: bytes) -> list[bytes]:
+    """Concatenated DER certificates, as the Workload API and SPIRE's bundles have them; what is in them is not looked
+    at. Raises InvalidArgument (reason DER_MALFORMED)."""
+    certificates = []
+    while blob:
+        end = _first_length(blob)
+        certificates.append(blob[:end])
+        blob = blob[end:]
+    return certificates
+
+
+def _first_length(blob: bytes) -> int:
+    """The bytes of the SEQUENCE at the start: tag, length in short or long form, contents (X.690 §8.1)."""
+    head = 2 + (blob[1] & 0x7F if len(blob) > 1 and blob[1] & 0x80 else 0)
+    length = int.from_bytes(blob[2:head], "big") if head > 2 else blob[1] if len(blob) > 1 else 0
+    if blob[0] != 0x30 or not length or head + length > len(blob):
+        raise InvalidArgument("what should be certificates is no DER", reason="DER_MALFORMED")
+    return head + length
+
+
 @lru_cache(maxsize=16384)
 def is_issued_by(leaf: bytes, authority: bytes) -> bool:
     """Whether the authority itself signed this certificate, both DER, with none in between; times are not looked at.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 import subprocess
@@ -9,6 +10,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ca.identity.spiffe_id import SpiffeId
+from ca.issuing.issuer import IssuerTemplate
+from ca.issuing.lifetime import plan_lifetime
+from ca.issuing.profile import WORKLOAD
+from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
+from ca.issuing.spki import read_public_key
+from ca.issuing.x509 import prepare_leaf, sign
+from ca.keys.signer import LocalSigner, PrivateKey
 from tests.support.real import require
 
 PURPOSES = ("sslserver", "sslclient")
@@ -35,3 +47,19 @@ def verify(
         if done.returncode:
             return done.stderr or done.stdout or "refused"
     return ""
+
+
+def svid_below(authority: bytes, key: PrivateKey, *, now: datetime, path: str = "/web") -> bytes:
+    """What this server would issue with such an authority (DER) and its key."""
+    issuer = IssuerTemplate.from_certificate(authority)
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    token = prepare_leaf(
+        profile=WORKLOAD,
+        spiffe_id=SpiffeId.parse(f"{issuer.trust_domain.id}{path}"),
+        dns_names=(),
+        public_key=read_public_key(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)),
+        lifetime=plan_lifetime(now, 60, 60, issuer.not_after, 1),
+        serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
+        issuer=issuer,
+    )
+    return sign(token, LocalSigner("k", key), remote=True)
