@@ -43,7 +43,8 @@ from ca.errors import BurgeeError, ConfigError, FailedPrecondition
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import AuthorityHost, Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
-from ca.runtime import log, metrics, notify, plugins
+from ca.runtime import log, memory, metrics, notify, plugins
+from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values, load_yaml
 from ca.runtime.debug_report import DebugReport
@@ -394,6 +395,7 @@ class Server:
             "tcp", config.bind_address, config.bind_port, tls=self.server_svid.material, verify_client=self._verify
         )
         gid = _admin_gid(config)
+        warn_if_alone(config.admin_socket.admin_group, admits=bool(config.admin_socket.admin_uids))
         await self.gate.listen_unix(
             "admin",
             config.admin_socket_path,
@@ -576,6 +578,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(config)
             print(f"{options.config}: the configuration is valid")
             return 0
+        memory.keep_private()
         asyncio.run(run(config, options.config))
     except BurgeeError as error:
         hint = f"\n  hint: {error.hint}" if error.hint else ""

@@ -30,12 +30,14 @@ from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
 from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
-from ca.runtime import notify
+from ca.runtime import memory, notify
+from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
 from ca.runtime.debug_report import DebugReport
 from ca.runtime.files import make_private_dir
 from ca.runtime.health import Health
+from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.log import configure, get
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.reload import reload
@@ -85,6 +87,7 @@ class Agent:
         self.config = config
         self.clock = clock or SystemClock()
         self.health = Health()
+        self.heartbeat = Heartbeat(clock=self.clock, pool=None)
         self.condition = Condition(self.clock)
         self.log_levels = LogLevels(config.log.level)
         self._lock = _lock(config.data_dir)
@@ -187,7 +190,8 @@ class Agent:
             "keeper": self.keeper.run,
         }
         for name, run in loops.items():
-            self.tasks.spawn(name, run)
+            self.heartbeat.essential(name, self.tasks.spawn(name, run))
+        self.tasks.spawn("heartbeat", self.heartbeat.run)
         log.info("agent started", workload_socket=str(self.config.workload_socket), version=agent_version())
 
     def reconfigure(self, config: AgentConfig) -> None:
@@ -273,6 +277,8 @@ class Agent:
 
     def _admin_access(self) -> dict[str, Any]:
         delegates = bool(self.config.authorized_delegates)
+        admin = self.config.admin_socket
+        warn_if_alone(admin.admin_group, admits=delegates or bool(admin.admin_uids))
         return admin_access(self.config.admin_socket, uids=self.administrators, delegates=delegates)
 
     def _admin_api(self) -> AgentApi:
@@ -293,6 +299,7 @@ class Agent:
         )
 
     def _report(self) -> None:
+        self.health.add("alive", self.heartbeat.check, live=True)
         self.health.add("delivery", lambda: delivery_problem(self.cache, self.rotator, self.condition, self.clock))
         expose(
             cache=self.cache,
@@ -385,6 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check(config)
             print(f"{options.config} is fine")
             return 0
+        memory.keep_private()
         asyncio.run(serve(config, options.config))
     except BurgeeError as error:
         print(

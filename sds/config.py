@@ -26,10 +26,13 @@ class AdminSocketConfig(StrictModel):
     path: Path | None = Field(default=None, description="The admin socket. Default: `<data_dir>/run/admin.sock`.")
     admin_group: str | None = Field(
         default=None,
-        description="A Unix group that may use the socket: 0660 in a 0750 directory, instead of 0600 in a 0700 one.",
+        description="A Unix group that may reach the socket: 0660 in a 0750 directory, instead of 0600 in a 0700 one. "
+        "By itself it admits nobody: who connects must be in `admin_uids` as well, or be one of `authorized_delegates`.",
     )
     admin_uids: tuple[int, ...] = Field(
-        default=(), description="User ids that may use the socket besides root and the agent's own."
+        default=(),
+        description="User ids that may use the socket besides root and the agent's own. They must be able to open it: "
+        "see `admin_group`.",
     )
 
 

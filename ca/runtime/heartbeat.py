@@ -21,9 +21,10 @@ _log = log.get("heartbeat")
 
 
 class Heartbeat:
-    """`run` for ever; `check` is for liveness. A beat goes through the loop and through the worker threads."""
+    """`run` for ever; `check` is for liveness. A beat goes through the loop and through the worker threads: those of
+    `pool`, or the loop's own."""
 
-    def __init__(self, *, clock: Clock, pool: Executor) -> None:
+    def __init__(self, *, clock: Clock, pool: Executor | None) -> None:
         self._clock = clock
         self._pool = pool
         self._beat_at = clock.monotonic()

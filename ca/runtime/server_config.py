@@ -57,10 +57,12 @@ class AdminSocketConfig(StrictModel):
     """The socket; by default `run/admin.sock` in the data directory. Its directory becomes private (0700)."""
 
     admin_group: str | None = None
-    """A group that may reach the socket: it becomes 0660 in a 0750 directory of that group."""
+    """A group that may reach the socket: it becomes 0660 in a 0750 directory of that group. By itself it admits nobody:
+    who connects must be in `admin_uids` as well."""
 
     admin_uids: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """User ids that may use the socket besides root and the server's own."""
+    """User ids that may use the socket besides root and the server's own. They must be able to open it: see
+    `admin_group`."""
 
 
 class StoreConfig(StrictModel):
