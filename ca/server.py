@@ -261,7 +261,14 @@ class Server:
 
     def _make_services(self) -> None:
         """What answers calls."""
-        self.feed = Feed(store=self.store, index=self.index, trust=self.trust, follower=self.follower, clock=self.clock)
+        self.feed = Feed(
+            store=self.store,
+            index=self.index,
+            trust=self.trust,
+            follower=self.follower,
+            clock=self.clock,
+            streams_per_agent=self.config.limits.streams_per_agent,
+        )
         self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.trust, self.clock)
         self.auditor = Auditor(
             records=self.store.audit,

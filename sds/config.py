@@ -27,7 +27,7 @@ class AdminSocketConfig(StrictModel):
     admin_group: str | None = Field(
         default=None,
         description="A Unix group that may reach the socket: 0660 in a 0750 directory, instead of 0600 in a 0700 one. "
-        "By itself it admits nobody: who connects must be in `admin_uids` as well, or be one of `authorized_delegates`.",
+        "By itself it admits nobody: who connects must be in `admin_uids`, or be one of `authorized_delegates`.",
     )
     admin_uids: tuple[int, ...] = Field(
         default=(),

@@ -22,6 +22,10 @@ CSRS_PER_UNIT = 25
 RENEWAL, ATTESTATION = 0.0, 1.0
 """Who has an identity to lose goes before who has none yet."""
 
+BEGINNING_OR_ENDING = 2
+"""So many times an agent's push streams may be open: those that have not subscribed yet, and those that a newer one has
+ended, are none of its sessions."""
+
 _refused = metrics.counter("rate_refused", "Calls beyond what one caller may ask for, by kind.", ["kind"])
 
 
@@ -39,7 +43,7 @@ class Limits:
         self._clock = clock
         self._jitter = jitter
         self._streams: Counter[Hashable] = Counter()
-        self._streams_per_agent = config.streams_per_agent
+        self._streams_per_agent = BEGINNING_OR_ENDING * config.streams_per_agent
         self._streams_per_address = config.streams_per_address
         self._admission = Admission(
             max_running=config.admission_running,

@@ -20,7 +20,7 @@ from ca.proto.burgee import node_pb2 as pb
 from ca.proto.burgee import node_pb2_grpc
 from ca.service.acks import BUNDLE, ENTRY
 from ca.service.attestation import NodeAttestation
-from ca.service.feed import KINDS, MAX_SESSIONS, Feed, Session, Update
+from ca.service.feed import KINDS, Feed, Session, Update
 from ca.service.peers import AgentAuthorizer
 
 HEARTBEAT_SECONDS = 30.0
@@ -79,7 +79,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 raise Unavailable("server is stopping", reason="STOPPING", hint="connect again")
             if session.superseded:
                 raise Exhausted(
-                    f"{MAX_SESSIONS} newer streams of the same agent are open",
+                    f"{self._feed.streams_per_agent} newer streams of the same agent are open",
                     reason="STREAM_SUPERSEDED",
                     hint="an agent needs one; is it started more than once?",
                 )

@@ -163,8 +163,9 @@ class LimitsConfig(StrictModel):
     burst_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
     """So many seconds' worth of each rate may come at once."""
 
-    streams_per_agent: Annotated[int, Field(gt=0)] = 16
-    """Open push streams of one agent."""
+    streams_per_agent: Annotated[int, Field(gt=0)] = 4
+    """Push streams of one agent: for one more its oldest is ended, which is the likeliest to be dead. An agent needs one.
+    Twice as many may be open while some of them begin or end; more are refused."""
 
     streams_per_address: Annotated[int, Field(gt=0)] = 2_000
     """Open push streams from one IP address."""

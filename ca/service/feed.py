@@ -21,8 +21,6 @@ from ca.store.values import Change, Compacted
 
 KINDS = frozenset({ENTRY, BUNDLE})
 """What is pushed, and so what can be acknowledged."""
-MAX_SESSIONS = 4
-"""Streams of one agent; the oldest ends for one more, since it is the likeliest to be dead."""
 RESUME_LIMIT = 10_000
 """Changes read for one resuming agent; above it a snapshot is cheaper."""
 MEMORY = 10_000
@@ -211,7 +209,18 @@ class Session:
 class Feed:
     """All sessions, woken by the follower; and what the agents said they applied."""
 
-    def __init__(self, *, store: Store, index: AuthorizedIndex, trust: Trust, follower: Follower, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        index: AuthorizedIndex,
+        trust: Trust,
+        follower: Follower,
+        clock: Clock,
+        streams_per_agent: int,
+    ) -> None:
+        """For one stream more than `streams_per_agent` the agent's oldest ends: it is the likeliest to be dead."""
+        self.streams_per_agent = streams_per_agent
         self._store = store
         self.index = index
         self._trust = trust
@@ -245,7 +254,7 @@ class Feed:
         session = Session(self, agent_id)
         sessions = self._sessions.setdefault(agent_id, [])
         sessions.append(session)
-        if len(sessions) > MAX_SESSIONS:
+        if len(sessions) > self.streams_per_agent:
             sessions.pop(0).supersede()
         try:
             return session, await self._first(session, epoch, revision)

@@ -15,7 +15,7 @@ from ca.errors import BurgeeError, Code
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import server_agent_pb2, server_svid_pb2
 from ca.runtime.rpc import error_of
-from tests.support.server import RunningServer, entry, make_csr, running_server
+from tests.support.server import RunningServer, entry, eventually, make_csr, running_server
 
 
 @asynccontextmanager
@@ -83,23 +83,49 @@ async def test_statuses() -> None:
         await refusal(caller.agents.PostStatus(server_agent_pb2.PostStatusRequest(agent_version="1")))
 
 
-@pytest.mark.parametrize("limit", ["streams_per_agent", "streams_per_address"])
-async def test_open_streams(limit: str) -> None:
-    async with limited(**{limit: 1}) as server:
+async def opened(caller: Any) -> Any:
+    """A push stream with its first update read."""
+    stream = caller.node.Sync()
+    await stream.write(node_pb2.SyncRequest(subscribe=node_pb2.Subscribe(agent_version="1")))
+    if not isinstance(await stream.read(), node_pb2.SyncResponse):
+        await stream.wait_for_connection()
+    return stream
+
+
+async def test_open_streams_of_one_address() -> None:
+    async with limited(streams_per_address=1) as server:
         _, caller = await server.agent()
-
-        async def opened() -> Any:
-            stream = caller.node.Sync()
-            await stream.write(node_pb2.SyncRequest(subscribe=node_pb2.Subscribe(agent_version="1")))
-            if not isinstance(await stream.read(), node_pb2.SyncResponse):
-                await stream.wait_for_connection()
-            return stream
-
-        stream = await opened()
-        await refusal(opened())
+        stream = await opened(caller)
+        await refusal(opened(caller))
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
-        await opened()
+        await opened(caller)
+
+
+async def test_one_number_bounds_the_streams_of_an_agent_and_the_newest_are_served() -> None:
+    """However many there were, and however often it comes again: what ends is its oldest."""
+    async with limited(streams_per_agent=2) as server:
+        _, caller = await server.agent()
+        streams: list[Any] = []
+        for _ in range(8):
+            streams.append(await opened(caller))
+            if len(streams) > 2:
+                assert await streams[-3].code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "2 newer streams" in await streams[-3].details()
+        assert not any(stream.done() for stream in streams[-2:])
+
+
+async def test_streams_that_never_subscribe_are_bounded_too_and_leave_room_for_others() -> None:
+    async with limited(streams_per_agent=2) as server:
+        _, caller = await server.agent()
+        _, neighbour = await server.agent()
+        silent = [caller.node.Sync() for _ in range(8)]
+        await eventually(lambda: sum(stream.done() for stream in silent) == 4)
+        for stream in silent:
+            if stream.done():
+                assert await stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await refusal(opened(caller))
+        await opened(neighbour)
 
 
 async def test_the_administrators_socket_is_exempt() -> None:

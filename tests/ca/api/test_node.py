@@ -16,7 +16,7 @@ from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.burgee import node_pb2 as pb
 from ca.proto.spire import server_agent_pb2, server_entry_pb2, types_pb2
-from ca.service.feed import MAX_SESSIONS
+from ca.runtime.server_config import LimitsConfig
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import Caller, Identity, RunningServer, entry, eventually, make_csr, running_server, spiffe_id
 
@@ -386,7 +386,7 @@ class TestProtocol:
         identity, caller = await server.agent()
         oldest = Stream(caller)
         await oldest.open()
-        newer = [Stream(caller) for _ in range(MAX_SESSIONS)]
+        newer = [Stream(caller) for _ in range(LimitsConfig().streams_per_agent)]
         for stream in newer:
             await stream.open()
         with refused(Code.RESOURCE_EXHAUSTED, "newer streams", "STREAM_SUPERSEDED"):
