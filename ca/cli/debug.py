@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,8 +14,9 @@ import typer
 
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.exits import Exit, leave
+from ca.cli.files import write_file
 from ca.cli.output import Output, OutputOption, emit
-from ca.errors import BurgeeError, InvalidArgument
+from ca.errors import BurgeeError
 
 if TYPE_CHECKING:
     from ca.proto.burgee import debug_pb2
@@ -114,7 +114,6 @@ def _agent_status(socket: Path | Remote) -> dict[str, Any]:
 
 
 def _write(file: Path, parts: dict[str, str]) -> None:
-    from ca.runtime.files import atomic_write
     from ca.runtime.redact import text
 
     packed = io.BytesIO()
@@ -124,7 +123,4 @@ def _write(file: Path, parts: dict[str, str]) -> None:
             entry = tarfile.TarInfo(f"burgee-debug/{name}")
             entry.size, entry.mode, entry.mtime = len(data), 0o600, int(datetime.now(UTC).timestamp())
             archive.addfile(entry, io.BytesIO(data))
-    try:
-        atomic_write(os.fspath(file), packed.getvalue(), 0o600)
-    except OSError as error:
-        raise InvalidArgument(f"cannot write `{file}`: {error.strerror}", reason="FILE") from error
+    write_file(file, packed.getvalue())

@@ -8,6 +8,14 @@ from ca.errors import InvalidArgument
 from ca.runtime.files import atomic_write
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file atomically, 0600. Raises InvalidArgument when it cannot be written."""
+    try:
+        atomic_write(path, data, 0o600)
+    except OSError as error:
+        raise InvalidArgument(f"cannot write `{path}`: {error.strerror}", reason="FILE") from error
+
+
 def write_files(directory: Path, contents: dict[str, bytes]) -> list[str]:
     """Write each file with 0600 into `directory`, which is made 0700 if it is not there; returns their paths.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ca.cli.arguments import DURATION_HELP, duration, wire_id
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
+from ca.cli.files import write_file
 from ca.cli.output import Output, OutputOption, columns, emit, fields, timestamp, until
 
 if TYPE_CHECKING:
@@ -29,10 +31,14 @@ def create(
         str | None, typer.Option(help="An alias: entries under this ID are for the agent too.", show_default=False)
     ] = None,
     value: Annotated[str, typer.Option("--token", help="The token itself; the server makes one otherwise.")] = "",
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Write it into this file (0600), for an agent's `token_file`, instead of printing it."),
+    ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
 ) -> None:
-    """Create a join token and print it."""
+    """Create a join token and print it, or write it into a file."""
     from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc
 
     request = server_agent_pb2.CreateJoinTokenRequest(ttl=duration(ttl), token=value)
@@ -43,7 +49,11 @@ def create(
     expires_at = timestamp(made.expires_at)
     token_id = hashlib.sha256(made.value.encode()).hexdigest()[:16]
     data = {"token": made.value, "id": token_id, "expires_at": expires_at}
-    emit(data, output, lambda: fields([("Token", made.value), ("ID", token_id), ("Expires", until(expires_at))]))
+    shown = ("Token", made.value)
+    if write is not None:
+        write_file(write, f"{data.pop('token')}\n".encode())
+        data["file"], shown = str(write), ("Written to", str(write))
+    emit(data, output, lambda: fields([shown, ("ID", token_id), ("Expires", until(expires_at))]))
 
 
 @app.command("list")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -18,7 +19,7 @@ from ca.up.demo import choose_places
 from ca.up.envoy_program import find_envoy
 from ca.up.fleet import Fleet, refuse_other_data
 from ca.up.layout import plan_layout
-from ca.up.options import DEFAULT_DIRECTORY, Options
+from ca.up.options import DEFAULT_DIRECTORY, DEFAULT_PORT, DEFAULT_TRUST_DOMAIN, Options
 from ca.up.places import can_become_others
 from ca.up.ports import claim
 from ca.up.report import JsonReport, Proof, Report, TextReport
@@ -147,8 +148,21 @@ def _next_steps(fleet: Fleet, proof: Proof | None) -> list[str]:
     steps = [f"curl {proof.url}"] if proof else []
     steps += [f"{caadmin} entry list{server}", f"{caadmin} agent sds{agent}"]
     if fleet.options.once:
-        return [f"{burgee} up   (the same, in the foreground; state is kept in {fleet.options.directory})"]
+        again = shlex.join([burgee, "up", *_arguments(fleet.options)])
+        return [f"{again}   (the same, in the foreground; state is kept in {fleet.options.directory})"]
     return [*steps, f"Ctrl-C stops everything; state stays in {fleet.options.directory}"]
+
+
+def _arguments(options: Options) -> list[str]:
+    """What differs from the defaults, as it was typed."""
+    words = [] if options.demo else ["--no-demo"]
+    for name, value, default in (
+        ("--trust-domain", options.trust_domain.name, DEFAULT_TRUST_DOMAIN),
+        ("--dir", str(options.directory), str(DEFAULT_DIRECTORY)),
+        ("--port", str(options.port), str(DEFAULT_PORT)),
+    ):
+        words += [name, value] if value != default else []
+    return words
 
 
 def _command(name: str) -> str:

@@ -165,6 +165,20 @@ def test_a_join_token_is_printed_with_its_end(live: Caadmin) -> None:
     assert live("token", "create").out.startswith("Token    ")
 
 
+def test_a_join_token_is_written_privately_and_then_not_printed(live: Caadmin, tmp_path: Path) -> None:
+    ran = live("token", "create", "--write", "token", "-o", "json")
+    assert ran.json["file"] == "token"
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+    written = (tmp_path / "token").read_text()
+    assert len(written.strip()) > 16
+    assert written.strip() not in ran.out
+    shown = live("token", "create", "--write", "token")
+    assert shown.out.startswith("Written to  token\n")
+    assert (tmp_path / "token").read_text() != written
+    refused = live("token", "create", "--write", "no/such/directory")
+    assert (refused.code, "(FILE)" in refused.err) == (2, True)
+
+
 def test_join_tokens_are_listed_without_themselves(live: Caadmin) -> None:
     made = live("token", "create", "--ttl", "2h", "--spiffe-id", f"{ID}/listed", "-o", "json").json
     listed = live("token", "list", "-o", "json")

@@ -21,10 +21,10 @@ from ca.up import application, http
 from ca.up.configs import agent_config, as_yaml, server_config
 from ca.up.failure import PartFailed
 from ca.up.layout import plan_layout
-from ca.up.options import Options
+from ca.up.options import DEFAULT_TRUST_DOMAIN, Options
 from ca.up.places import by_uid, can_become_others
 from ca.up.report import JsonReport, Proof, Rotation, TextReport
-from ca.up.run import up
+from ca.up.run import _arguments, up
 from ca.up.status import AgentStatus, DemoStatus, ServerStatus, Status
 
 DOMAIN = TrustDomain("burgee.test")
@@ -98,6 +98,13 @@ def test_the_servers_file_is_one_that_a_server_accepts() -> None:
     assert from_values(values, ServerConfig).admin_socket_path == layout.server_admin_socket
     agent = agent_config(options(layout.home), layout, server="127.0.0.1:8081", metrics_port=9998)
     assert "Written by `burgee up`" in as_yaml(agent).splitlines()[0]
+
+
+def test_to_do_the_same_again_is_to_type_the_same() -> None:
+    assert _arguments(Options(trust_domain=TrustDomain(DEFAULT_TRUST_DOMAIN))) == []
+    other = Options(trust_domain=TrustDomain("a.example"), directory=Path("/srv/a b"), port=0, demo=False, once=True)
+    words = ["--no-demo", "--trust-domain", "a.example", "--dir", "/srv/a b", "--port", "0"]
+    assert _arguments(other) == words
 
 
 def test_a_person_reads_the_proof_and_what_to_type_next() -> None:
