@@ -164,8 +164,8 @@ class LimitsConfig(StrictModel):
     """So many seconds' worth of each rate may come at once."""
 
     streams_per_agent: Annotated[int, Field(gt=0)] = 4
-    """Push streams of one agent: for one more its oldest is ended, which is the likeliest to be dead. An agent needs one.
-    Twice as many may be open while some of them begin or end; more are refused."""
+    """Push streams of one agent: for one more its oldest is ended, which is the likeliest to be dead. An agent needs
+    one. Twice as many may be open while some of them begin or end; more are refused."""
 
     streams_per_address: Annotated[int, Field(gt=0)] = 2_000
     """Open push streams from one IP address."""
