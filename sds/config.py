@@ -16,7 +16,7 @@ from ca.ports import KeyType
 from ca.runtime.addresses import MAX_SOCKET_PATH_BYTES, split_address
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
-from ca.runtime.server_config import HostPort
+from ca.runtime.config_values import HostPort
 from sds.limits import LimitsConfig
 
 

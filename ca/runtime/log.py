@@ -10,8 +10,16 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO, cast
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+# structlog would load rich for tracebacks in colour: three megabytes and a tenth of the start of every program.
+_plain = {"rich": sys.modules.get("rich")}
+sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger  # noqa: E402
+
+if _plain["rich"] is None:
+    del sys.modules["rich"]
+else:
+    sys.modules["rich"] = _plain["rich"]
 
 Format = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error", "critical"]

@@ -13,6 +13,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import KeyType
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
+from ca.runtime.config_values import HostPort
 
 
 def _trust_domain(name: str) -> str:
@@ -32,20 +33,12 @@ def _spiffe_id(text: str) -> str:
     return str(identity)
 
 
-def _host_port(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError("must be host:port, such as 127.0.0.1:9988")
-    return text
-
-
 def _default_attestors() -> dict[str, dict[str, Any]]:
     return {"join_token": {}}
 
 
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 SpiffeIdText = Annotated[str, AfterValidator(_spiffe_id)]
-HostPort = Annotated[str, AfterValidator(_host_port)]
 Seconds = Annotated[int, Field(gt=0, le=10 * 366 * 86400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
