@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
 
-from ca.identity.bundle import TrustBundle, authority_id
+from ca.identity.lineage import authority_ids
 from sds.cache import Cache
 from sds.envoy_status import SdsClients
 from sds.feed import BUNDLE, Held
@@ -35,13 +34,6 @@ def _bundles(cache: Cache, clients: SdsClients) -> Held:
         authorities=authority_ids(own),
         workload_streams=streams,
     )
-
-
-@lru_cache(maxsize=4)
-def authority_ids(bundle: TrustBundle) -> tuple[str, ...]:
-    """Of X.509 authorities, then of JWT keys."""
-    x509 = (authority_id(authority.certificate) for authority in bundle.x509_authorities)
-    return (*x509, *(key.key_id for key in bundle.jwt_authorities))
 
 
 def _has_bundles(content: Content, cache: Cache) -> bool:

@@ -31,6 +31,13 @@ def issuer_ids(authority_key_id: str, intermediates: tuple[bytes, ...] = ()) -> 
     return tuple(found)
 
 
+@lru_cache(maxsize=8)
+def authority_ids(bundle: TrustBundle) -> tuple[str, ...]:
+    """The IDs of a bundle's authorities, those of X.509 first, then those of JWT keys."""
+    x509_ids = (authority_id(authority.certificate) for authority in bundle.x509_authorities)
+    return (*x509_ids, *(key.key_id for key in bundle.jwt_authorities))
+
+
 def _link(der: bytes) -> tuple[str, str]:
     """(the certificate's own ID, its issuer's), both empty for one that cannot be read."""
     try:

@@ -18,6 +18,7 @@ from ca.store.changes import ChangeLog, read_mark
 from ca.store.database import Database, parse_url, unavailable
 from ca.store.entries import Entries, read_all_entries
 from ca.store.issuance import IssuanceLog
+from ca.store.issuance_tail import IssuanceTail
 from ca.store.lock import DatabaseLock
 from ca.store.migrate import migrate
 from ca.store.prune import Pruning
@@ -41,6 +42,7 @@ class Store:
         self.authorities = Authorities(database)
         self.issuance = IssuanceLog(database, clock)
         self.audit = AuditLog(database)
+        self.issuance_tail = IssuanceTail(database)
         self.pruning = Pruning(database)
         self.changes = ChangeLog(database, epoch)
 
