@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ca.errors import BurgeeError
 from ca.identity.selector import Selector
@@ -60,10 +60,15 @@ class Signer(Protocol):
     def sign(self, data: bytes) -> bytes: ...
 
 
+@runtime_checkable
 class BatchSigner(Signer, Protocol):
-    """A signer for which many signatures cost one round trip. `sign_many` answers in the order of `batch`."""
+    """A signer for which many signatures cost one round trip.
 
-    def sign_many(self, batch: Sequence[bytes]) -> Sequence[bytes]: ...
+    `sign_many` blocks and answers in the order of `batch`, with an error for an item that alone failed; what concerns
+    all of them is raised, as by `sign`.
+    """
+
+    def sign_many(self, batch: Sequence[bytes]) -> Sequence[bytes | BurgeeError]: ...
 
 
 class KeyManager(Protocol):
@@ -192,6 +197,7 @@ class AuthorityHost:
     clock: Clock
 
 
+@runtime_checkable
 class Connected(Protocol):
     """What a key manager or an upstream authority can be besides: one that depends on something outside.
 
