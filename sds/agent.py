@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 
 from attestor.workload.run import attest_all
-from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition
+from ca.errors import BurgeeError, ConfigError, FailedPrecondition
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
@@ -55,7 +55,7 @@ from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
 from sds.first_trust import ServerTrust
 from sds.follower import Follower, Keeper, follow_with
-from sds.health import delivery_problem, health_handler, serving
+from sds.health import delivery_problem, health_handler, no_service, serving
 from sds.jwt_cache import JwtCache
 from sds.keys import KeyPool
 from sds.logger_api import LoggerApi
@@ -106,7 +106,7 @@ class Agent:
         async def attest(process: Process) -> frozenset[Selector]:
             return (await attest_all(attestors, process)).selectors
 
-        self.cache = Cache(self.config.domain, clock=self.clock)
+        self.cache = Cache(self.config.domain, clock=self.clock, not_ready=lambda: no_service(self.condition))
         self.workloads = Workloads(
             attest=attest,
             cache=self.cache,
@@ -317,9 +317,11 @@ class Agent:
             self.keeper.belongs_to(svid.id)
 
     async def _banned(self) -> None:
-        self.keeper.belongs_to(None)
+        """Nothing is served, and nothing remembered, until there is a new identity and a snapshot for it."""
+        await self.keeper.stop()
         self.jwts.retain(frozenset())
-        self.cache.clear(lambda: Denied("the server banned this agent", reason="AGENT_BANNED"))
+        self.follower.forget()
+        self.cache.clear(lambda: no_service(self.condition))
 
 
 def _lock(data_dir: Path) -> int:

@@ -82,14 +82,22 @@ class Subscription:
 
 class Cache:
     """See the module. `on_change` is called after entries, bundles or SVIDs changed; `on_demand` when a new view may
-    want SVIDs that are not here. `patience_seconds`: how long a caller with several identities waits for the last."""
+    want SVIDs that are not here. `patience_seconds`: how long a caller with several identities waits for the last.
+    `not_ready` says why callers cannot be answered yet."""
 
     def __init__(
-        self, trust_domain: TrustDomain, *, clock: Clock, patience_seconds: float = 5.0, idle_views: int = 256
+        self,
+        trust_domain: TrustDomain,
+        *,
+        clock: Clock,
+        patience_seconds: float = 5.0,
+        idle_views: int = 256,
+        not_ready: Callable[[], BurgeeError] | None = None,
     ) -> None:
         self.trust_domain = trust_domain
         self.synced = False
-        self.not_ready: Callable[[], BurgeeError] = starting
+        self._starting = not_ready or starting
+        self.not_ready = self._starting
         self.on_change: list[Callable[[], None]] = []
         self.on_demand: list[Callable[[], None]] = []
         self._clock = clock
@@ -213,7 +221,7 @@ class Cache:
         self.synced = True
         if self.ready:
             self._became_ready.set()
-            self.not_ready = starting
+            self.not_ready = self._starting
         if changed or bundles_changed or first:
             self._after(changed, everything=bundles_changed or first)
 

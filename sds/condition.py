@@ -1,4 +1,4 @@
-"""What state the agent is in, and why: a set of named problems, the gravest of which is shown."""
+"""What state the agent is in, and why: a set of named problems, of which the cause of the others is shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from ca.errors import BurgeeError
 from ca.ports import Clock
+
+IDENTITY = "identity"
+"""The part whose problem comes first: without a valid identity of the agent nothing else can be well."""
 
 
 class State(StrEnum):
@@ -52,8 +55,10 @@ class Condition:
 
     @property
     def problem(self) -> Problem | None:
-        """The one to show first: the ban, else the problem that has lasted longest, else that it is starting."""
-        shown = self._banned or min(self._problems.values(), key=lambda p: p.since, default=None)
+        """The one to show first: the ban, else what is wrong with the identity, else the problem that has lasted
+        longest, else that it is starting."""
+        shown = self._banned or self._problems.get(IDENTITY)
+        shown = shown or min(self._problems.values(), key=lambda p: p.since, default=None)
         return shown or (self._not_in_touch() if self.state is State.STARTING else None)
 
     @property
@@ -61,9 +66,15 @@ class Condition:
         """Every problem by part."""
         return dict(self._problems)
 
+    @property
+    def no_identity(self) -> Problem | None:
+        """What keeps the agent from having an identity; None while it has one, or has not failed to get one yet."""
+        return None if self._started else self._banned or self._problems.get(IDENTITY)
+
     def started(self) -> None:
-        """The agent has an identity."""
+        """The agent has an identity; that ends a ban."""
         self._started = True
+        self._banned = None
 
     def in_touch(self) -> None:
         """A server's word was heard since the start: what is served is no longer only what was saved."""
@@ -90,6 +101,8 @@ class Condition:
         return self._problems.pop(part, None) is not None
 
     def banned(self, error: BurgeeError) -> None:
-        """For good: only a restart and a new attestation end it."""
+        """The identity is gone, until a new attestation `started` another; told again, it is the same ban."""
         now = self._clock.now()
-        self._banned = Problem(reason=error.reason, detail=error.detail, hint=error.hint, since=now, last_seen=now)
+        since = self._banned.since if self._banned else now
+        self._banned = Problem(reason=error.reason, detail=error.detail, hint=error.hint, since=since, last_seen=now)
+        self._started = self._in_touch = False

@@ -58,6 +58,10 @@ class Follower:
         """What came and went."""
         self._apply(change)
 
+    def forget(self) -> None:
+        """What was applied is gone: the server is asked for everything."""
+        self._token = ResumeToken()
+
     def held(self, kind: str) -> Held:
         """What the cache holds of this kind, and how far the Envoys are that were sent it."""
         return holdings(kind, self._cache, self._clients)
@@ -112,6 +116,7 @@ class Keeper:
         self._clock = clock
         self._changed = asyncio.Event()
         self._agent: SpiffeId | None = None
+        self._saving = asyncio.Lock()
         cache.on_change.append(self._changed.set)
 
     def load(self, agent: SpiffeId) -> bool:
@@ -140,8 +145,18 @@ class Keeper:
                 await self._clock.sleep(SAVE_RETRY_SECONDS)
                 self._changed.set()
 
+    async def stop(self) -> None:
+        """Save nothing more, until this `belongs_to` an agent; what is being saved is when this returns."""
+        self._agent = None
+        async with self._saving:
+            pass
+
     async def save(self) -> None:
         """Save now. The files are written in a thread; a failure to do so is logged by the store."""
+        async with self._saving:
+            await self._save()
+
+    async def _save(self) -> None:
         self._changed.clear()
         agent = self._agent
         if agent is None or not self._cache.ready:

@@ -9,10 +9,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
-from ca.errors import InvalidArgument, Unimplemented
+from ca.errors import BurgeeError, Denied, InvalidArgument, Unavailable, Unimplemented
 from ca.ports import Clock
 from ca.runtime.health import Problem
-from sds.cache import Cache
+from sds.cache import Cache, starting
 from sds.condition import Condition, State
 from sds.rotation import Rotator
 from sds.workloads import Context
@@ -49,9 +49,13 @@ def delivery_problem(cache: Cache, rotator: Rotator, condition: Condition, clock
     """
     if condition.state is State.BANNED:
         banned = condition.problem
-        detail = banned.detail if banned else "the server banned this agent"
-        return Problem(reason="AGENT_BANNED", detail=detail, hint="attest this node again")
+        assert banned is not None
+        return Problem(reason="AGENT_BANNED", detail=banned.detail, hint=banned.hint)
     if not cache.ready:
+        missing = condition.no_identity
+        if missing is not None:
+            detail = f"this agent has no identity: {missing.detail}"
+            return Problem(reason=missing.reason, detail=detail, hint=missing.hint)
         known = condition.problem
         if known is not None:
             return Problem(reason=known.reason, detail=known.detail, hint=known.hint)
@@ -66,6 +70,20 @@ def delivery_problem(cache: Cache, rotator: Rotator, condition: Condition, clock
     if rotator.problem is not None and not any(svid.not_after > now for svid in cache.svids()):
         return Problem(reason=rotator.problem.reason, detail=rotator.problem.detail, hint=rotator.problem.hint)
     return None
+
+
+def no_service(condition: Condition) -> BurgeeError:
+    """What callers are told while none can be served. Of the cause the code alone: more is no workload's business."""
+    if condition.state is State.BANNED:
+        return Denied("the server banned this agent", reason="AGENT_BANNED")
+    missing = condition.no_identity
+    if missing is None:
+        return starting()
+    return Unavailable(
+        f"the agent has no identity ({missing.reason})",
+        reason="AGENT_NOT_READY",
+        hint="its operator finds more with `caadmin health --agent`",
+    )
 
 
 def serving(cache: Cache, rotator: Rotator, condition: Condition, clock: Clock) -> bool:

@@ -75,6 +75,7 @@ class NodeClient:
         self._link: ServerLink | None = None
         self._link_svid: AgentSvid | None = None
         self._source: SyncStream | Poller | None = None
+        self._following: asyncio.Task[None] | None = None
         self._poller = Poller(clock=clock, feed=feed, trust=trust, jitter=jitter, synced=self._synced)
         self._posted = False
         self._rotated = asyncio.Event()
@@ -101,22 +102,25 @@ class NodeClient:
             self._source.acknowledge()
 
     async def run(self) -> None:
-        """Follow the server; begin anew, with the push, whenever that ends. Returns when the agent is banned."""
+        """Follow the server; begin anew, with the push, whenever that ends."""
         while True:
-            try:
-                svid = await self._identity.wait_svid()
-            except BurgeeError:
-                return
+            svid = await self._identity.wait_svid()
             self._rotated.clear()
-            await self._use(svid)
-            problem = await self._follow()
+            problem: BurgeeError | None = self._expiry(svid)
+            if problem is None:
+                await self._use(svid)
+                problem = await self._follow()
             if problem is not None:
                 self._failed(problem)
                 await self._pause(at_least(self._retry_seconds(), problem, self._jitter()))
 
     async def close(self) -> None:
-        """Ends the link; calls raise Unavailable from then on."""
+        """Ends the link, until there is another SVID; calls raise Unavailable from then on, and nothing more is fed."""
         link, self._link = self._link, None
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        self._poller.forget()
         if link is not None:
             await link.close()
         for task in tuple(self._closing):
@@ -147,12 +151,25 @@ class NodeClient:
         link = self._link
         if link is None:
             raise Unavailable("the agent has no identity yet to ask the server with", reason="AGENT_NOT_READY")
+        if self._link_svid is not None and (expired := self._expiry(self._link_svid)):
+            raise expired
         try:
             return await call(link)
         except grpc.aio.AioRpcError as error:
             explained = await link.explain(error)
             self._identity.denied(explained)
             raise explained from error
+
+    def _expiry(self, svid: AgentSvid) -> Unavailable | None:
+        """Why no server is asked with this SVID: each would end the connection over it. A clock can be set back."""
+        if svid.not_after > self._clock.now():
+            return None
+        return Unavailable(
+            f"this agent's SVID expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}; no server is asked before there is "
+            "a new one",
+            reason="AGENT_EXPIRED",
+            hint="the agent attests again by itself, if its node attestor has something to prove this node with",
+        )
 
     async def _use(self, svid: AgentSvid) -> None:
         """A link with this SVID; the old one ends once its calls have."""
@@ -196,20 +213,22 @@ class NodeClient:
     async def _until_rotated(
         self, link: ServerLink, source: SyncStream | Poller, run: Coroutine[Any, Any, None]
     ) -> BurgeeError | None:
-        """What `run` ended with; None also when it was left for a new SVID."""
+        """What `run` ended with; None also when it was left, for a new SVID or because the link is closed."""
         self._source = source
-        following = asyncio.create_task(run)
+        following = self._following = asyncio.create_task(run)
         rotated = asyncio.create_task(self._rotated.wait())
         try:
             await asyncio.wait([following, rotated], return_when=asyncio.FIRST_COMPLETED)
             return await self._outcome(link, following) if following.done() else None
         finally:
-            self._source = None
+            self._source = self._following = None
             for task in (following, rotated):
                 task.cancel()
             await asyncio.gather(following, rotated, return_exceptions=True)
 
     async def _outcome(self, link: ServerLink, following: asyncio.Task[None]) -> BurgeeError | None:
+        if following.cancelled():
+            return None
         try:
             await following
         except grpc.aio.AioRpcError as error:

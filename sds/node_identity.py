@@ -7,24 +7,28 @@ import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
-from ca.errors import BurgeeError, Code, Denied, Internal
+from ca.errors import BurgeeError, Denied, Internal
 from ca.ports import Clock, NodeProver
 from ca.runtime.log import get
 from sds.backoff import Backoff, at_least
-from sds.condition import Condition
+from sds.condition import IDENTITY, Condition
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
-from sds.node_attest import REFUSALS, NodeCalls, no_more_proof
-from sds.node_plan import BANNED_REASON, Attest, Renew, Wait, is_tainted, plan, renew_at, verdict_of
+from sds.node_attest import REFUSALS, NodeCalls, NoMoreProof, no_more_proof
+from sds.node_plan import BANNED_REASON, Attest, Renew, Wait, is_tainted, plan, renew_at, still_banned, verdict_of
+from sds.rarely import Rarely
 from sds.state import AgentStore, AgentSvid
 from sds.taint import taint_delay
 
-PART = "identity"
+PART = IDENTITY
 UNREACHABLE_CAP_SECONDS = 5.0
 """Longest pause between tries while no server answers: recovery takes less than half a minute after its return."""
 
 REFUSED_CAP_SECONDS = 15.0
 """Longest pause after a server's refusal: an operator has to act, and should not wait long to see it work."""
+
+BANNED_CAP_SECONDS = 60.0
+"""Longest pause between a banned node's attestations, where its proof never runs out: it is back within a minute."""
 
 MAX_WAIT_SECONDS = 60.0
 """The plan is made anew at least this often: the wall clock may jump, and a machine may sleep."""
@@ -40,7 +44,11 @@ log = get("sds.identity")
 
 
 class NodeIdentity:
-    """`run` for ever; it returns when the agent is banned. `condition` holds the state and its reason."""
+    """`run` for ever. `condition` holds the state and its reason.
+
+    A ban erases everything; after that the node attests as a new one would, as soon as it has something to prove itself
+    with, and a server that still says no is asked again, ever less often.
+    """
 
     def __init__(
         self,
@@ -69,7 +77,10 @@ class NodeIdentity:
         """The same by the monotonic clock: the wall clock may be set back."""
         self._unsaved = False
         self._verdict: BurgeeError | None = None
+        self._ban: BurgeeError | None = None
         self._attested_here = False
+        self._attempts = Rarely(clock)
+        self._failures = Rarely(clock)
         self._rotated: list[Callable[[], None]] = []
         self._banned: list[Callable[[], Awaitable[None]]] = []
         self._poked = asyncio.Event()
@@ -79,7 +90,7 @@ class NodeIdentity:
 
     @property
     def svid(self) -> AgentSvid | None:
-        """The current one; it may have expired. None before the first attestation and after a ban."""
+        """The current one; it may have expired. None before the first attestation, and while banned."""
         return self._svid
 
     @property
@@ -88,10 +99,9 @@ class NodeIdentity:
         return self._prover.can_reattest
 
     async def wait_svid(self) -> AgentSvid:
-        """Returns once there is one. Raises Denied (AGENT_BANNED) when there never will be."""
-        await self._present.wait()
-        if self._svid is None:
-            raise Denied("this agent is banned", reason=BANNED_REASON)
+        """Returns once there is one."""
+        while self._svid is None:
+            await self._present.wait()
         return self._svid
 
     def on_rotated(self, listener: Callable[[], None]) -> None:
@@ -99,24 +109,25 @@ class NodeIdentity:
         self._rotated.append(listener)
 
     def on_banned(self, listener: Callable[[], Awaitable[None]]) -> None:
-        """`listener` is awaited after the sealed state was erased: drop everything, close the sockets."""
+        """`listener` is awaited after the sealed state was erased: drop everything. Nothing is attested meanwhile."""
         self._banned.append(listener)
 
     def denied(self, error: BurgeeError) -> bool:
         """Tell about a server's error on whatever call. True when it is about this agent (AGENT_*): acted on here."""
         verdict = verdict_of(error)
-        if verdict is not None:
+        if verdict is not None and self._ban is None:  # else it is about the identity that is gone
             self._verdict = verdict
             self._poked.set()
         return verdict is not None
 
     async def run(self) -> None:
         """Load what is sealed, then do what is due, whenever it is."""
-        await self._restore()
+        if self._ban is None:  # else this task failed while it obeyed a ban, and what is sealed is no one's
+            await self._restore()
         while True:
             self._poked.clear()
             if self._verdict is not None and self._verdict.reason == BANNED_REASON:
-                return await self._ban(self._verdict)
+                await self._obey_ban(self._verdict)
             try:
                 pause = await self._step()
             except BurgeeError as error:
@@ -159,9 +170,12 @@ class NodeIdentity:
         return 0.0
 
     async def _attest(self, step: Attest) -> None:
-        if self._attested_here and not self._prover.can_reattest:
-            raise no_more_proof(self._attestor, step.why or Denied("the agent's SVID is due", reason="AGENT_EXPIRED"))
-        log.info("attesting", attestor=self._attestor, why=step.why.reason if step.why else "")
+        why = step.why or self._ban
+        if (self._attested_here or self._ban) and not self._prover.can_reattest:
+            raise no_more_proof(self._attestor, why or Denied("the agent's SVID is due", reason="AGENT_EXPIRED"))
+        reason = {"why": why.reason} if why else {}
+        if self._attempts.worth(f"attesting {reason}"):
+            log.info("attesting", attestor=self._attestor, **reason)
         try:
             svid = await self._calls.attest(self._attestor, self._prover)
         except BurgeeError as error:
@@ -171,7 +185,7 @@ class NodeIdentity:
 
     async def _take(self, svid: AgentSvid) -> None:
         """Saved before it is used: a token that has been used up must not be lost with this process."""
-        self._verdict = None
+        self._verdict = self._ban = None
         await self._save(svid)
         log.info("agent SVID issued", spiffe_id=str(svid.id), not_after=svid.not_after.isoformat())
         self._use(svid)
@@ -179,6 +193,8 @@ class NodeIdentity:
     async def _save(self, svid: AgentSvid) -> None:
         """What cannot be saved is used all the same, said, and tried again: a restart would lose it."""
         try:
+            if await asyncio.to_thread(self._store.reopen):
+                self._trust.save()
             await asyncio.to_thread(self._store.save_agent, svid)
         except BurgeeError as error:
             self._unsaved = True
@@ -204,30 +220,49 @@ class NodeIdentity:
 
     def _healthy(self) -> None:
         self._backoff.reset()
+        self._attempts.forget()
+        self._failures.forget()
         if self.condition.clear(PART):
             log.info("agent identity is well again")
 
     def _failed(self, error: BurgeeError) -> float:
         """Reports the problem; the seconds until the next try."""
         verdict = verdict_of(error)
-        if verdict is not None:
+        if verdict is not None and self._ban is None:
             self._verdict = verdict
             return 0.0 if error.reason == BANNED_REASON else self._backoff.next(UNREACHABLE_CAP_SECONDS)
-        if self.condition.report(PART, error):
-            log.error("agent identity", reason=error.reason, detail=error.detail, hint=error.hint)
-        if self._attested_here and error.code is Code.FAILED_PRECONDITION:
+        if self._ban is not None:
+            error = still_banned(self._ban, error)
+            self.condition.banned(error)
+        else:
+            self.condition.report(PART, error)
+        self._complain(error)
+        if isinstance(error, NoMoreProof):
             return PROOF_POLL_SECONDS
-        pause = self._backoff.next(REFUSED_CAP_SECONDS if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
+        refused = BANNED_CAP_SECONDS if self._ban else REFUSED_CAP_SECONDS
+        pause = self._backoff.next(refused if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
         return at_least(pause, error, self._jitter())
 
-    async def _ban(self, error: BurgeeError) -> None:
-        self._svid = None
-        self._present.set()
+    def _complain(self, error: BurgeeError) -> None:
+        if self._failures.worth(error.detail if self._ban else error.reason):
+            event = "agent identity" if self._svid else "this agent has no identity"
+            tries = {"tries": self._failures.times} if self._failures.times > 1 else {}
+            log.error(event, reason=error.reason, detail=error.detail, hint=error.hint, **tries)
+
+    async def _obey_ban(self, error: BurgeeError) -> None:
+        """Nothing is left and nothing is served when this returns; what could not be erased is tried again."""
+        self._svid, self._ban = None, error
+        self._present.clear()
+        self._backoff.reset()
+        self.condition.clear(PART)
         self.condition.banned(error)
         log.error("this agent is banned: state erased", reason=error.reason, detail=error.detail)
-        await asyncio.to_thread(self._store.erase)
-        for listener in self._banned:
-            await listener()
+        try:
+            await asyncio.to_thread(self._store.erase)
+        finally:
+            for listener in self._banned:
+                await listener()
+        self._verdict = None
 
     def _bundle_changed(self) -> None:
         """An SVID that only a tainted authority vouches for is renewed within a second, once for each such bundle."""

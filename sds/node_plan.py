@@ -32,6 +32,18 @@ def verdict_of(error: BurgeeError) -> Denied | None:
     return Denied(VERDICTS[error.reason], reason=error.reason, hint=error.hint)
 
 
+def still_banned(ban: BurgeeError, error: BurgeeError) -> BurgeeError:
+    """What a banned agent met when it tried to attest as a new one. It keeps the error's code and the ban's reason."""
+    detail = error.detail if error.detail.startswith(ban.detail) else f"{ban.detail}; attesting anew: {error.detail}"
+    return type(error)(
+        detail,
+        reason=ban.reason,
+        hint="lift the ban with `caadmin agent evict`, and give the node attestor something new (a join token: "
+        "`caadmin token create`, into its file): the agent then attests by itself",
+        retry_after_seconds=error.retry_after_seconds,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attest:
     """A new attestation, and why: the server's or our own verdict on what we hold; None for the first one."""

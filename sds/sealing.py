@@ -106,9 +106,11 @@ class SealedStore:
         """Removes every blob and destroys the key: what was copied while sealed stays sealed."""
         with self._lock:
             self._erased = True
-            self.key.destroy()
-            self._unlink("*.sealed")
-            self._unlink(".*.sealed.*")
+            try:
+                self.key.destroy()
+            finally:
+                self._unlink("*.sealed")
+                self._unlink(".*.sealed.*")
 
     def _unlink(self, pattern: str) -> None:
         for path in self.directory.glob(pattern) if self.directory.is_dir() else ():

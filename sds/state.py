@@ -128,9 +128,11 @@ class AgentStore:
     def erase(self) -> None:
         """After a ban: nothing of what was remembered can be read again, and nothing is saved before `reopen`."""
         self._erased = True
-        if self._cache:
-            self._cache.erase()
-        self._durable.erase()
+        try:
+            if self._cache:
+                self._cache.erase()
+        finally:
+            self._durable.erase()
 
     def reopen(self) -> bool:
         """After `erase`, remember anew, under new keys. True when there was something to do.

@@ -284,23 +284,67 @@ async def test_a_ban_ends_everything_and_erases_the_cache(
     assert [path for path in (home / "cache").rglob("*") if path.is_file() and path.suffix == ".sealed"] == []
 
 
+async def test_after_a_ban_a_new_token_makes_it_a_new_agent(
+    home: Path, server: RunningServer, agent: Agent, client: WorkloadClient
+):
+    """No restart: it begins with nothing, and what is served then is the new agent's alone."""
+    await held(agent, await create(agent, server, "/before"))
+    await agent.keeper.save()
+    assert agent.identity.svid is not None
+    before = agent.identity.svid.id
+    await server.local.agents.BanAgent(server_agent_pb2.BanAgentRequest(id=spiffe_id(before.path)))
+    await eventually(lambda: agent.condition.state is State.BANNED and not agent.cache.ready)
+    async with grpc.aio.insecure_channel(f"unix:{agent.config.admin_socket_path}") as channel:
+        stub = agent_pb2_grpc.AgentStub(channel)
+        status = await stub.GetStatus(agent_pb2.GetStatusRequest())
+        assert (status.state, status.reason, status.entries, status.x509_svids) == ("BANNED", "AGENT_BANNED", 0, 0)
+        (home / "token").write_text(await server.token())
+        await eventually(lambda: agent.condition.state is State.OK, seconds=20)
+        assert (await stub.GetStatus(agent_pb2.GetStatusRequest())).entries == 0
+    assert agent.identity.svid.id != before
+    assert await status_of(client.x509_svids()) == ("PERMISSION_DENIED", "no identity issued")
+    await held(agent, await create(agent, server, "/after"))
+    message = await client.x509_svids().read()
+    assert [svid.spiffe_id for svid in message.svids] == ["spiffe://example.org/after"]
+    assert (await http(agent, "/ready"))[0] == 200
+    config = agent.config
+    await agent.close()
+    async with started(config) as again:
+        assert [entry.spiffe_id.path for entry in again.cache.entries()] == ["/after"], "and that is what it remembers"
+
+
 async def test_two_agents_do_not_share_a_data_directory(agent: Agent):
     with pytest.raises(FailedPrecondition) as refused_:
         Agent(agent.config)
     assert refused_.value.reason == "AGENT_RUNNING"
 
 
+async def test_an_agent_that_its_server_refuses_tells_workloads_that_it_has_no_identity_and_the_code(
+    home: Path, server: RunningServer
+):
+    (home / "token").write_text("not-a-token-9c1")
+    config = from_values(values(home, server), AgentConfig)
+    async with started(config) as agent, WorkloadClient(str(config.workload_socket)) as client:
+        await eventually(lambda: agent.condition.no_identity is not None)
+        call = client.x509_svids()
+        assert await status_of(call) == ("UNAVAILABLE", "the agent has no identity (ATTESTATION_REFUSED)")
+        details = dict(await call.trailing_metadata())["grpc-status-details-bin"]
+        assert b"AGENT_NOT_READY" in details
+        _, body = await http(agent, "/ready")
+        (problem,) = body["problems"]
+        assert problem["reason"] == "ATTESTATION_REFUSED"
+        assert problem["detail"].startswith("this agent has no identity: the server refused this node's attestation")
+        assert b"not-a-token-9c1" not in details
+
+
 async def test_a_starting_agent_says_so(home: Path, server: RunningServer):  # E26
     (home / "token").write_text("not-a-token")
     config = from_values(values(home, server), AgentConfig)
     async with started(config) as agent, WorkloadClient(str(config.workload_socket)) as client:
-        assert await status_of(client.x509_svids()) == ("UNAVAILABLE", "the agent is starting")
+        assert (await status_of(client.x509_svids()))[0] == "UNAVAILABLE"
         status, body = await http(agent, "/ready")
         assert status == 503
         assert body["problems"]
-        await eventually(lambda: agent.condition.problem is not None)
-        _, body = await http(agent, "/ready")
-        assert body["problems"][0]["reason"] == agent.condition.problem.reason  # type: ignore[union-attr]
         assert await client.channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x02"
 
 

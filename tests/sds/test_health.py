@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ca.errors import Denied, Unavailable
+from ca.errors import Code, Denied, FailedPrecondition, Unavailable
 from sds.condition import Condition
-from sds.health import delivery_problem, serving
+from sds.health import delivery_problem, no_service, serving
 from tests.sds.lab import Lab, entry
 from tests.support.clock import FakeClock
 
@@ -62,3 +62,20 @@ async def test_a_banned_agent_is_not_ready(lab: Lab):
     await lab.rotator.round()
     condition.banned(Denied("the agent is banned", reason="AGENT_BANNED"))
     assert reason(lab, condition) == "AGENT_BANNED"
+
+
+async def test_callers_learn_the_code_of_what_keeps_an_identity_away_and_no_more(lab: Lab):
+    condition = Condition(lab.clock)
+    assert no_service(condition).reason == "AGENT_STARTING"
+    condition.report("sync", Unavailable("10.0.0.1 hangs", reason="SERVER_UNREACHABLE"))
+    assert no_service(condition).reason == "AGENT_STARTING"
+    condition.report("identity", FailedPrecondition("token t1 was used", reason="ATTESTATION_REFUSED", hint="see t1"))
+    told = no_service(condition)
+    assert (told.code, told.reason) == (Code.UNAVAILABLE, "AGENT_NOT_READY")
+    assert told.detail == "the agent has no identity (ATTESTATION_REFUSED)"
+    assert "t1" not in told.hint
+    assert reason(lab, condition) == "ATTESTATION_REFUSED"
+    condition.started()
+    assert no_service(condition).reason == "AGENT_STARTING", "an identity it has; the entries are under way"
+    condition.banned(Denied("the agent is banned", reason="AGENT_BANNED"))
+    assert (no_service(condition).code, no_service(condition).reason) == (Code.PERMISSION_DENIED, "AGENT_BANNED")

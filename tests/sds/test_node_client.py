@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from ca.errors import BurgeeError, Code, Denied, Exhausted
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import KeyType
 from ca.proto.burgee import node_pb2
+from ca.runtime.clock import SystemClock
 from sds.condition import State
 from sds.feed import Consumers, ResumeToken
 from sds.keys import certificate_request, generate
 from tests.ca.identity.forge import TD
 from tests.sds.fake_server import FakeServer, entry, fresh_root
 from tests.sds.node_lab import Node, Proof, config_for, running, serving, until
+from tests.support.clock import FakeClock
 
 
 @pytest.fixture
@@ -196,8 +199,58 @@ async def test_a_ban_on_the_stream_reaches_the_identity(node: Node, server: Fake
     await until(lambda: node.condition.state is State.BANNED, seconds=20)
     assert node.identity.svid is None
     await until(lambda: node.store.load_agent() is None)
-    with pytest.raises(BurgeeError):
-        await node.identity.wait_svid()
+    await until(lambda: not node.client.connected and node.client._link is None)
+    with pytest.raises(BurgeeError) as caught:
+        await node.client.get_bundle()
+    assert caught.value.reason == "AGENT_NOT_READY"
+    del server.denials["Sync"]
+    server.tokens.add("t1")
+    proof = node.identity._prover
+    assert isinstance(proof, Proof)
+    proof.again = True
+    node.feed.token = ResumeToken()  # as the agent's follower does
+    await until(lambda: node.condition.state is State.OK, seconds=20)
+    assert node.feed.snapshots == 2, "everything anew"
+
+
+async def test_an_expired_svid_is_not_shown_to_a_server_and_that_is_said(tmp_path: Path, server: FakeServer) -> None:
+    """A server ends the connection over it: what follows from that must not hide what is wrong."""
+    clock = FakeClock(SystemClock().now())
+    server.now = clock.now
+    node = Node(config_for(tmp_path, server), Proof(b"t1"), clock=clock)
+    async with running(node):
+        await passes(clock, lambda: node.feed.snapshots == 1)
+        await server.stop()
+        await passes(clock, lambda: node.condition.problems.get("sync") is not None)
+        svid = node.identity.svid
+        assert svid is not None
+        clock.jump((svid.not_after - clock.now()).total_seconds() + 1)
+        await passes(clock, lambda: node.condition.problems["sync"].reason == "AGENT_EXPIRED")
+        assert node.reason == "AGENT_EXPIRED"
+        await passes(clock, lambda: "nothing left to prove" in node.detail)
+        assert set(node.condition.problems) == {"sync", "identity"}, "the identity's words are the ones shown"
+        with pytest.raises(BurgeeError) as caught:
+            await node.client.get_bundle()
+        assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "AGENT_EXPIRED")
+        connections = len(server.client_chains)
+        await server.start()
+        for _ in range(50):
+            await clock.advance(1)
+            await asyncio.sleep(0.01)
+        assert len(server.client_chains) == connections
+        clock.jump((SystemClock().now() - clock.now()).total_seconds())
+        await passes(clock, lambda: node.condition.state is State.OK)
+        assert node.identity.svid == svid
+
+
+async def passes(clock: FakeClock, reached: Callable[[], bool]) -> None:
+    """Lets the fake time pass while real sockets are given real time."""
+    for _ in range(2000):
+        if reached():
+            return
+        await clock.advance(0.5)
+        await asyncio.sleep(0.01)
+    raise AssertionError("the awaited state did not come")
 
 
 async def test_a_renewed_svid_gets_a_link_of_its_own(node: Node, server: FakeServer) -> None:

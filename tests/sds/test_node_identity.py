@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from ca.identity.bundle import TrustBundle, X509Authority
 from ca.identity.spiffe_id import SpiffeId
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
+from ca.runtime.log import configure
 from sds.backoff import Backoff
 from sds.condition import Condition, State
 from sds.node_plan import Attest, Renew, Wait, is_tainted, plan, renew_at
+from sds.rarely import Rarely
 from sds.state import AgentSvid
 from tests.ca.identity.forge import TD, key
 from tests.sds.fake_server import FakeServer, fresh_root, leaf_of
@@ -99,7 +103,7 @@ def test_pauses_between_tries_are_bounded(jitter: float, failures: int) -> None:
     assert backoff.next(5.0) <= 0.31
 
 
-def test_a_condition_shows_the_oldest_problem_and_counts_news_once() -> None:
+def test_a_condition_shows_the_identitys_problem_first_then_the_oldest_and_counts_news_once() -> None:
     clock = FakeClock()
     condition = Condition(clock)
     assert condition.state is State.STARTING
@@ -113,19 +117,55 @@ def test_a_condition_shows_the_oldest_problem_and_counts_news_once() -> None:
     assert condition.report("sync", Unauthenticated("a", reason="A"))
     clock.jump(1)
     assert not condition.report("sync", Unauthenticated("b", reason="A"))
-    assert condition.report("identity", Unauthenticated("c", reason="C"))
+    assert condition.report("cache", Unauthenticated("c", reason="C"))
     problem = condition.problem
     assert problem is not None
     assert (problem.reason, problem.detail) == ("A", "b")
     assert problem.since < problem.last_seen
+    assert condition.report("identity", Unauthenticated("i", reason="I"))
+    assert condition.problem is not None
+    assert condition.problem.reason == "I", "the cause, however young: what the others have follows from it"
     assert condition.state is State.DEGRADED
-    assert set(condition.problems) == {"sync", "identity"}
+    assert set(condition.problems) == {"sync", "cache", "identity"}
     assert condition.clear("sync")
     assert not condition.clear("sync")
     condition.banned(Denied("out", reason="AGENT_BANNED"))
     assert condition.state is State.BANNED
     assert condition.problem is not None
     assert condition.problem.reason == "AGENT_BANNED"
+    assert condition.no_identity == condition.problem
+    condition.started()
+    assert condition.state is State.DEGRADED
+    assert condition.no_identity is None
+    condition.clear("identity")
+    condition.clear("cache")
+    assert condition.state is State.STARTING, "of its new identity no server has said anything yet"
+
+
+def test_the_same_is_said_rarely() -> None:
+    clock = FakeClock()
+    rarely = Rarely(clock, again_seconds=300)
+    assert rarely.worth("A")
+    assert not rarely.worth("A")
+    assert rarely.worth("B")
+    assert rarely.times == 1
+    said = []
+    for _ in range(100):
+        clock._mono += 15
+        said.append(rarely.worth("B"))
+    assert said.count(True) == 5
+    assert rarely.times == 101
+    rarely.forget()
+    assert rarely.worth("B")
+
+
+@pytest.fixture
+def said() -> Iterator[io.StringIO]:
+    """The log, one JSON object a line."""
+    stream = io.StringIO()
+    configure("json", "info", stream)
+    yield stream
+    configure()
 
 
 @pytest.fixture
@@ -298,7 +338,7 @@ class TestLife:
             assert node.identity._verdict is None
 
     async def test_a_ban_erases_everything(self, tmp_path: Path, server: FakeServer) -> None:
-        node = Node(config_for(tmp_path, server), Proof(b"t1", again=True))
+        node = Node(config_for(tmp_path, server), Proof(b"t1"))
         told: list[bool] = []
 
         async def drop() -> None:
@@ -314,6 +354,114 @@ class TestLife:
             assert node.identity.svid is None
             assert not list(tmp_path.rglob("*.sealed"))
         assert server.calls == ["AttestAgent"]
+
+    async def test_a_ban_is_obeyed_although_the_disk_refuses_and_the_disk_is_tried_again(
+        self, tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node, dropped = Node(config_for(tmp_path, server), Proof(b"t1")), []
+
+        async def drop() -> None:
+            dropped.append(1)
+
+        def refuse() -> None:
+            raise OSError("read-only file system")
+
+        node.identity.on_banned(drop)
+        monkeypatch.setattr(node.store, "erase", refuse)
+        first = asyncio.create_task(node.identity.run())
+        await node.identity.wait_svid()
+        node.identity.denied(Denied("authorization denied", reason="AGENT_BANNED"))
+        with pytest.raises(OSError, match="read-only"):
+            await first
+        assert dropped == [1], "what is served ends all the same"
+        monkeypatch.undo()
+        again = asyncio.create_task(node.identity.run())  # as the agent's supervisor does
+        try:
+            await until(lambda: "nothing left to prove" in node.detail)
+        finally:
+            again.cancel()
+        assert node.identity.svid is None
+        assert node.condition.state is State.BANNED
+        assert not list(tmp_path.rglob("*.sealed"))
+
+    async def test_after_a_ban_it_attests_anew_once_it_has_proof(self, tmp_path: Path, server: FakeServer) -> None:
+        clock = FakeClock(SystemClock().now())
+        server.now = clock.now
+        proof = Proof(b"t1")
+        node = Node(config_for(tmp_path, server), proof, clock=clock)
+        async with running(node, client=False):
+            before = await node.identity.wait_svid()
+            bundle = node.trust.bundle
+            node.identity.denied(Denied("authorization denied", reason="AGENT_BANNED"))
+            await self._passes(clock, lambda: "nothing left to prove" in node.detail, step=0.1)
+            assert node.condition.state is State.BANNED
+            assert node.condition.problem is not None
+            assert "caadmin agent evict" in node.condition.problem.hint
+            assert "join token" in node.condition.problem.hint
+            for _ in range(20):
+                await clock.advance(5)
+            assert server.calls == ["AttestAgent"], "without proof nobody is asked"
+            assert not list(tmp_path.rglob("*.sealed"))
+            server.tokens.add("t2")
+            proof.payloads = [b"t2", b"t2"]
+            await self._passes(clock, lambda: node.identity.svid is not None)
+            after = node.identity.svid
+            assert after is not None
+            assert after.id != before.id
+            assert node.condition.state is not State.BANNED
+            assert node.store.load_agent() == after
+            assert node.store.load_bundle() == bundle, "the trust that it had is remembered again"
+
+    async def test_while_the_server_says_banned_it_stays_so_and_asks_ever_less_often(
+        self, tmp_path: Path, server: FakeServer
+    ) -> None:
+        clock = FakeClock(SystemClock().now())
+        server.now, server.reattestable = clock.now, True
+        node = Node(config_for(tmp_path, server), Proof(b"t1", again=True), clock=clock)
+        async with running(node, client=False):
+            await node.identity.wait_svid()
+            server.denials["AttestAgent"] = Denied("failed to attest: agent is banned", reason="BANNED")
+            node.identity.denied(Denied("authorization denied", reason="AGENT_BANNED"))
+            await self._passes(clock, lambda: "agent is banned" in node.detail, step=0.1)
+            for _ in range(60):
+                await clock.advance(60)
+                await asyncio.sleep(0.02)
+            assert node.condition.state is State.BANNED
+            assert node.reason == "AGENT_BANNED"
+            assert 10 < len(server.calls) < 70, "once a minute in an hour"
+            assert node.store.load_agent() is None
+            node.identity.denied(Denied("authorization denied", reason="AGENT_BANNED"))
+            server.denials["AttestAgent"] = Denied("authorization denied", reason="AGENT_BANNED")
+            asked = len(server.calls)
+            await self._passes(clock, lambda: len(server.calls) >= asked + 2)
+            assert node.condition.state is State.BANNED
+            server.denials.clear()
+            await self._passes(clock, lambda: node.identity.svid is not None)
+            assert node.store.load_agent() == node.identity.svid
+
+    async def test_the_log_says_why_it_attests_where_there_is_a_why_and_each_failure_rarely(
+        self, tmp_path: Path, server: FakeServer, said: io.StringIO
+    ) -> None:
+        clock = FakeClock(SystemClock().now())
+        server.now = clock.now
+        server.tokens.clear()
+        node = Node(config_for(tmp_path, server), Proof(b"t1", again=True), clock=clock)
+        async with running(node, client=False):
+            await self._passes(clock, lambda: server.calls.count("AttestAgent") > 40)
+            server.tokens.add("t1")
+            await self._passes(clock, lambda: node.identity.svid is not None)
+            server.tokens.add("t1")
+            node.identity.denied(Denied("authorization denied", reason="AGENT_NOT_ATTESTED"))
+            await self._passes(clock, lambda: said.getvalue().count("agent SVID issued") == 2)
+        lines = [json.loads(line) for line in said.getvalue().splitlines()]
+        attesting = [line for line in lines if line["event"] == "attesting"]
+        assert "why" not in attesting[0]
+        assert attesting[-1]["why"] == "AGENT_NOT_ATTESTED"
+        refused = [line for line in lines if line.get("reason") == "ATTESTATION_REFUSED"]
+        assert 2 <= len(refused) <= 5, "at first, and every five minutes of ten"
+        assert refused[0]["event"] == "this agent has no identity"
+        assert "tries" not in refused[0]
+        assert refused[-1]["tries"] > 10
 
     async def test_a_ban_met_at_renewal(self, tmp_path: Path, server: FakeServer) -> None:
         clock = FakeClock(SystemClock().now())
