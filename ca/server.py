@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
-import grp
 import os
-import re
-import secrets
 import shutil
 import signal
 import sys
@@ -17,65 +13,56 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import timedelta
 from importlib.metadata import version as package_version
 from pathlib import Path
 
-from ca.api.admin import AdminService
-from ca.api.agent import AgentService
+from ca.api.assembly import servicers
 from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
-from ca.api.bundle import BundleService
-from ca.api.debug import DebugService
-from ca.api.entry import EntryService
-from ca.api.health import HealthService
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
-from ca.api.limits import Limits
-from ca.api.local_authority import LocalAuthorityService
-from ca.api.logger import LoggerService
-from ca.api.node import NodeService
 from ca.api.rest import application
 from ca.api.services import register
-from ca.api.svid import SvidService
-from ca.api.trust_domain import TrustDomainService
-from ca.authority.ttls import check_ttls
-from ca.errors import BurgeeError, ConfigError, FailedPrecondition
-from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.errors import BurgeeError, ConfigError
+from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
-from ca.ports import AuthorityHost, Clock, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
-from ca.runtime import log, memory, metrics, notify, plugins
+from ca.ports import AuthorityHost, Clock
+from ca.runtime import collector, log, memory, notify
 from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
-from ca.runtime.config import from_values, load_yaml
-from ca.runtime.debug_report import DebugReport
-from ca.runtime.files import atomic_write, make_private_dir
-from ca.runtime.gate import Gate, GateLimits, PeerCred
+from ca.runtime.config import load_yaml
+from ca.runtime.files import make_private_dir, unusable
+from ca.runtime.gate import Gate, PeerCred
 from ca.runtime.health import Health
 from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
-from ca.runtime.server_config import PruneConfig, ServerConfig
+from ca.runtime.server_config import ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
-from ca.runtime.tasks import Tasks
-from ca.runtime.vacancy import require_free_metrics, require_free_port, require_free_socket
+from ca.service import background
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
-from ca.service.bundle_file import BundleFile
-from ca.service.bundle_pruning import BundlePruning
-from ca.service.entry_expiry import EntryExpiry
+from ca.service.configured import (
+    LIVE,
+    admin_gid,
+    admin_ids,
+    check,
+    gate_limits,
+    has_own_keys,
+    issue_settings,
+    key_manager,
+    prune_policy,
+    require_free_addresses,
+    rotation_settings,
+)
 from ca.service.feed import Feed
 from ca.service.follower import Follower
-from ca.service.issuance import Issuer, IssueSettings
-from ca.service.issuance_ca import DownstreamIssuer
-from ca.service.issuance_jwt import JwtIssuer
+from ca.service.issuance import Issuer
 from ca.service.leftover_keys import LeftoverKeys
-from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentAuthorizer, AgentTable
-from ca.service.pruning import PrunePolicy, Pruner
-from ca.service.revocation import Revocation
-from ca.service.rotation import AuthorityManager, RotationSettings
+from ca.service.pruning import Pruner
+from ca.service.rotation import AuthorityManager
+from ca.service.server_name import has_name, server_name
 from ca.service.server_svid import ServerSvid
-from ca.service.store_watch import StoreWatch
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
@@ -84,48 +71,8 @@ logger = log.get("server")
 
 WORKERS = 2
 SOCKET_PATH_BYTES = 100
-SERVER_ID = "server-id"
-COLLECT_AFTER = (20_000, 20, 20)
-"""Objects made, and younger collections, before the collector looks for cycles: a batch of 500 makes thousands."""
-
-_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 MAX_STREAMS_PER_CONNECTION = 128
 """Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
-
-_connected = metrics.gauge("connected_agents", "Agents with an open push stream.")
-_lag = metrics.gauge("sync_lag_seconds", "Since the server's memory last agreed with the store.")
-
-
-LIVE = frozenset(
-    {
-        "log",
-        "admin_ids",
-        "admin_socket.admin_uids",
-        "x509_svid_ttl_seconds",
-        "jwt_svid_ttl_seconds",
-        "agent_ttl_seconds",
-        "audit",
-        "prune",
-        "stop_grace_seconds",
-    }
-)
-"""What a reload applies; every other key waits for a restart."""
-
-
-def check(config: ServerConfig) -> None:
-    """What can be known to be wrong without touching anything. Raises ConfigError."""
-    check_ttls(
-        ca_ttl_seconds=config.ca_ttl_seconds,
-        x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
-        jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
-        agent_ttl_seconds=config.agent_ttl_seconds,
-    )
-    keys = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
-    from_values(config.keys.config, keys.config, name="keys.config")
-    for name, settings in config.node_attestors.items():
-        attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
-        from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
-    _admin_gid(config)
 
 
 class Server:
@@ -149,7 +96,7 @@ class Server:
         except BaseException as error:
             await self._stack.aclose()
             if isinstance(error, OSError):
-                raise _cannot(error) from error
+                raise unusable(error) from error
             raise
 
     async def stop(self) -> None:
@@ -163,8 +110,8 @@ class Server:
         self.config = config
         log.configure(config.log.format, config.log.level)
         self.log_levels.configured(config.log.level)
-        gone = self.access.admin_ids - _admin_ids(config)
-        self.access.admin_ids = _admin_ids(config)
+        gone = self.access.admin_ids - admin_ids(config)
+        self.access.admin_ids = admin_ids(config)
         self.gate.close_peers(lambda peer: peer.svid is not None and peer.svid.id in gone, "ADMIN_REMOVED")
         self.issuer.settings = replace(
             self.issuer.settings,
@@ -172,12 +119,12 @@ class Server:
             jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
             agent_ttl_seconds=config.agent_ttl_seconds,
         )
-        self.pruner.policy = _prune_policy(config.prune)
+        self.pruner.policy = prune_policy(config.prune)
         self._maintenance.every_seconds = config.prune.every_seconds
         self.auditor.reads = config.audit.reads
 
     async def _start(self) -> None:
-        self._require_free_addresses()
+        require_free_addresses(self.config)
         make_private_dir(self.config.data_dir)
         await self._open_store()
         await self._make_authority()
@@ -185,17 +132,9 @@ class Server:
         await self._listen()
         await self._watch()
 
-    def _require_free_addresses(self) -> None:
-        config = self.config
-        require_free_port(config.bind_address, config.bind_port)
-        if config.metrics_address is not None:
-            require_free_metrics(config.metrics_address)
-        if config.admin_socket.path is not None:  # in the data directory the store's lock tells more
-            require_free_socket(config.admin_socket.path)
-
     async def _open_store(self) -> None:
         """The store and what of it is kept in memory."""
-        known = (self.config.data_dir / SERVER_ID).exists()
+        known = has_name(self.config.data_dir)
         self.store = await Store.open(self.config.store_url, clock=self.clock, known=known)
         self._stack.push_async_callback(self.store.close)
         self.trust = Trust(self.trust_domain)
@@ -209,21 +148,14 @@ class Server:
         config = self.config
         pool = ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="crypto")
         self._stack.callback(pool.shutdown)
-        self._heartbeat = Heartbeat(clock=self.clock, pool=pool)
-        server = _server_name(config.data_dir)
-        keys = _key_manager(config, self._authority_host(server))
-        self._leftovers = LeftoverKeys(keys=keys, store=self.store, clock=self.clock) if _has_own_keys(config) else None
-        if self._leftovers is not None:
-            await self._leftovers.note()
+        self.heartbeat = Heartbeat(clock=self.clock, pool=pool)
+        server = server_name(config.data_dir)
+        keys = key_manager(config, self._authority_host(server))
+        self.leftovers = LeftoverKeys(keys=keys, store=self.store, clock=self.clock) if has_own_keys(config) else None
+        if self.leftovers is not None:
+            await self.leftovers.note()
         self.authority = AuthorityManager(
-            settings=RotationSettings(
-                trust_domain=self.trust_domain,
-                server=server,
-                ca_ttl_seconds=config.ca_ttl_seconds,
-                backdate_seconds=config.backdate_seconds,
-                x509_key_type=config.ca_key_type,
-                jwt_key_type=config.jwt_key_type,
-            ),
+            settings=rotation_settings(config, server),
             store=self.store,
             keys=keys,
             follower=self.follower,
@@ -231,17 +163,8 @@ class Server:
             pool=pool,
         )
         await self.authority.start()
-        settings = IssueSettings(
-            trust_domain=self.trust_domain,
-            server=server,
-            x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
-            jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
-            agent_ttl_seconds=config.agent_ttl_seconds,
-            backdate_seconds=config.backdate_seconds,
-            jwt_issuer=config.jwt_issuer,
-        )
         self.issuer = Issuer(
-            settings=settings,
+            settings=issue_settings(config, server),
             authority=self.authority,
             records=self.store.issuance,
             clock=self.clock,
@@ -276,8 +199,18 @@ class Server:
             clock=self.clock,
             reads=self.config.audit.reads,
         )
+        self.pruner = Pruner(
+            store=self.store, follower=self.follower, clock=self.clock, policy=prune_policy(self.config.prune)
+        )
+        self.log_levels = LogLevels(self.config.log.level)
+        self.attestation = self._attestation()
+        self.started_at = self.clock.now()
+        made = servicers(self)
+        self.admin, self._services = made.admin, made.all
+
+    def _attestation(self) -> NodeAttestation:
         host = Host(self.trust_domain, self.store, self.clock)
-        attestation = NodeAttestation(
+        return NodeAttestation(
             trust_domain=self.trust_domain,
             verifiers=load_verifiers(self.config.node_attestors, host),
             store=self.store,
@@ -285,82 +218,6 @@ class Server:
             agents=self.agents,
             clock=self.clock,
         )
-        tokens = JwtIssuer(self.issuer)
-        self.pruner = Pruner(
-            store=self.store, follower=self.follower, clock=self.clock, policy=_prune_policy(self.config.prune)
-        )
-        self.log_levels = LogLevels(self.config.log.level)
-        own = self.trust_domain
-        self.admin = AdminService(
-            trust_domain=own,
-            issuer=self.issuer,
-            tokens=tokens,
-            feed=self.feed,
-            health=self.health,
-            version=package_version("burgee"),
-            started_at=self.clock.now(),
-            store=self.store,
-            pruner=self.pruner,
-            clock=self.clock,
-        )
-        limits = Limits(self.config.limits, self.clock)
-        self._services: list[object] = [
-            AgentService(
-                trust_domain=own,
-                store=self.store,
-                attestation=attestation,
-                follower=self.follower,
-                clock=self.clock,
-                limits=limits,
-            ),
-            EntryService(
-                trust_domain=own,
-                store=self.store,
-                index=self.index,
-                follower=self.follower,
-                authorizer=self.authorizer,
-                clock=self.clock,
-                acks=self.feed.acks,
-            ),
-            SvidService(
-                trust=self.trust,
-                issuer=self.issuer,
-                tokens=tokens,
-                downstream=DownstreamIssuer(self.issuer, ttl_seconds=self.config.ca_ttl_seconds),
-                index=self.index,
-                limits=limits,
-            ),
-            BundleService(trust=self.trust, store=self.store, follower=self.follower),
-            TrustDomainService(),
-            LocalAuthorityService(lambda: self.authority.authorities),
-            DebugService(
-                chain=self.server_svid.chain_to_root,
-                agents=self.agents,
-                index=self.index,
-                trust=self.trust,
-                clock=self.clock,
-            ),
-            LoggerService(self.log_levels),
-            self.admin,
-            DebugReport(
-                program="server",
-                config=lambda: self.config,
-                health=self.health,
-                clock=self.clock,
-                started_at=self.clock.now(),
-            ),
-            HealthService(self.health),
-        ]
-        if self.config.push_service:
-            self._services.append(
-                NodeService(
-                    feed=self.feed,
-                    authorizer=self.authorizer,
-                    attestation=attestation,
-                    clock=self.clock,
-                    limits=limits,
-                )
-            )
 
     async def _listen(self) -> None:
         """The private grpcio server, and the gate before it."""
@@ -370,7 +227,7 @@ class Server:
             agents=self.authorizer,
             index=self.index,
             clock=self.clock,
-            admin_ids=_admin_ids(config),
+            admin_ids=admin_ids(config),
             auditor=self.auditor,
         )
         self.gate = Gate(
@@ -378,13 +235,7 @@ class Server:
             http_protocol_factory=HttpSide(
                 lambda: application(version=package_version("burgee"), access=access, status=self.admin.status)
             ),
-            limits=GateLimits(
-                max_connections=limits.max_connections,
-                max_connections_per_address=limits.max_connections_per_address,
-                max_connections_per_uid=limits.max_connections_per_uid,
-                handshake_timeout_seconds=limits.handshake_timeout_seconds,
-                first_bytes_timeout_seconds=limits.handshake_timeout_seconds,
-            ),
+            limits=gate_limits(limits),
             clock=self.clock,
         )
         self._stack.push_async_callback(self.gate.close)
@@ -401,7 +252,7 @@ class Server:
         self.address = await self.gate.listen_tcp(
             "tcp", config.bind_address, config.bind_port, tls=self.server_svid.material, verify_client=self._verify
         )
-        gid = _admin_gid(config)
+        gid = admin_gid(config)
         warn_if_alone(config.admin_socket.admin_group, admits=bool(config.admin_socket.admin_uids))
         await self.gate.listen_unix(
             "admin",
@@ -415,39 +266,7 @@ class Server:
 
     async def _watch(self) -> None:
         """What goes on in the background, and what follows from changes."""
-        self.server_svid.on_renewed = self.gate.refresh_tls
-        revocation = Revocation(gate=self.gate, feed=self.feed, trust=self.trust, clock=self.clock)
-        self.follower.on_applied(revocation.on_applied)
-        self.agents.on_change(revocation.on_agent)
-        store_watch = StoreWatch(store=self.store, follower=self.follower, clock=self.clock)
-        self.health.add("authority", self.authority.check)
-        self.health.add("server_svid", self.server_svid.check)
-        self.health.add("store", store_watch.check)
-        tasks = Tasks(clock=self.clock, health=self.health)
-        self._stack.push_async_callback(tasks.close)
-        if self.config.bundle_file is not None:
-            file = BundleFile(self.config.bundle_file, self.trust)
-            await file.write()
-            tasks.spawn("bundle-file", file.run)
-        pruning = BundlePruning(
-            store=self.store, trust_domain=self.trust_domain, follower=self.follower, clock=self.clock
-        )
-        tasks.spawn("bundle-pruning", pruning.run)
-        self.health.add("alive", self._heartbeat.check, live=True)
-        tasks.spawn("heartbeat", self._heartbeat.run)
-        self._heartbeat.essential("follower", tasks.spawn("follower", self.follower.run))
-        tasks.spawn("entry-expiry", EntryExpiry(index=self.index, follower=self.follower, clock=self.clock).run)
-        self._heartbeat.essential("authority", tasks.spawn("authority", self.authority.run))
-        self._heartbeat.essential("server-svid", tasks.spawn("server-svid", self.server_svid.run))
-        self._heartbeat.essential("store-watch", tasks.spawn("store-watch", store_watch.run))
-        self._maintenance = Maintenance(
-            pruner=self.pruner, clock=self.clock, every_seconds=self.config.prune.every_seconds
-        )
-        tasks.spawn("maintenance", self._maintenance.run)
-        if self._leftovers is not None:
-            tasks.spawn("leftover-keys", self._leftovers.run)
-        _connected.set_function(lambda: self.feed.connected)
-        _lag.set_function(lambda: self.clock.monotonic() - store_watch.agreed_at)
+        self._maintenance = await background.start(self, self._stack)
         if self.config.metrics_address is not None:
             status = await serve_metrics_and_health(self.config.metrics_address, self.health)
             self._stack.push_async_callback(status.close)
@@ -473,73 +292,6 @@ class Server:
         return lambda cred: cred.uid in own or cred.uid in self.config.admin_socket.admin_uids
 
 
-def _admin_ids(config: ServerConfig) -> frozenset[SpiffeId]:
-    return frozenset(SpiffeId.parse(admin) for admin in config.admin_ids)
-
-
-def _prune_policy(config: PruneConfig) -> PrunePolicy:
-    agents = config.agents_expired_for_seconds
-    return PrunePolicy(
-        agents_expired_for=None if agents is None else timedelta(seconds=agents),
-        first_use_agents=config.first_use_agents,
-        entries_expired_for=timedelta(seconds=config.entries_expired_for_seconds),
-        issuance_retention=timedelta(seconds=config.issuance_retention_seconds),
-        audit_retention=timedelta(seconds=config.audit_retention_seconds),
-        changes_kept=config.changes_kept,
-    )
-
-
-def _key_manager(config: ServerConfig, host: AuthorityHost) -> KeyManager:
-    plugin = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
-    settings = from_values(config.keys.config, plugin.config, name="keys.config")
-    return plugin.manager(settings, host)
-
-
-def _has_own_keys(config: ServerConfig) -> bool:
-    """Whether the keys lie where no other server can have any: a directory of one's own choice may be shared."""
-    return config.keys.plugin == "disk" and config.keys.config.get("directory") is None
-
-
-def _admin_gid(config: ServerConfig) -> int | None:
-    group = config.admin_socket.admin_group
-    if group is None:
-        return None
-    if config.admin_socket.path is None:
-        raise ConfigError(
-            "admin_socket.admin_group needs admin_socket.path: the group cannot reach into the data directory",
-            hint="set admin_socket.path to a directory of its own, such as /run/burgee-admin/admin.sock",
-        )
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ConfigError(f"there is no group `{group}` for admin_socket.admin_group") from None
-
-
-def _server_name(data_dir: Path) -> str:
-    """This server's name in records and authorities, made once."""
-    path = data_dir / SERVER_ID
-    if not path.exists():
-        atomic_write(path, f"{secrets.token_hex(8)}\n".encode())
-    name = path.read_bytes().decode("ascii", "replace").strip()
-    if _SERVER_NAME.fullmatch(name) is None:
-        raise FailedPrecondition(
-            f"`{path}` holds no name of a server",
-            reason="SERVER_ID_CORRUPT",
-            hint="restore it from a backup: with another name the server has no authority",
-        )
-    return name
-
-
-def _cannot(error: OSError) -> FailedPrecondition:
-    """Of the system's words those that help."""
-    where = f" `{os.fsdecode(error.filename)}`" if error.filename else ""
-    return FailedPrecondition(
-        f"cannot use{where or ' a file'}: {error.strerror or error}",
-        reason="START_FAILED",
-        hint="see who owns it, and whether the disk is full or mounted read-only",
-    )
-
-
 async def run(config: ServerConfig, path: Path | None = None) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP reads `path` again."""
     stop = asyncio.Event()
@@ -561,10 +313,7 @@ async def run(config: ServerConfig, path: Path | None = None) -> None:
         loop.add_signal_handler(
             signal.SIGHUP, lambda: reload(file, server.config, live=LIVE, check=check, apply=server.reconfigure)
         )
-    # What start-up made lives as long as the process: the collector need not look at it again and again.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)
+    collector.start_is_over()
     notify.ready()
     await stop.wait()
     logger.info("stopping", grace_seconds=server.config.stop_grace_seconds)

@@ -102,6 +102,16 @@ def raise_open_files_limit() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
+def unusable(error: OSError) -> FailedPrecondition:
+    """Why a program cannot start; of the system's words those that help."""
+    where = f" `{os.fsdecode(error.filename)}`" if error.filename else ""
+    return FailedPrecondition(
+        f"cannot use{where or ' a file'}: {error.strerror or error}",
+        reason="START_FAILED",
+        hint="see who owns it, and whether the disk is full or mounted read-only",
+    )
+
+
 def _check_directory(found: os.stat_result, target: Path, mode: int) -> None:
     if found.st_uid != os.geteuid():
         raise FailedPrecondition(

@@ -1,0 +1,171 @@
+"""The servicers of a server, made of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Protocol
+
+from ca.api.admin import AdminService
+from ca.api.agent import AgentService
+from ca.api.bundle import BundleService
+from ca.api.debug import DebugService
+from ca.api.entry import EntryService
+from ca.api.health import HealthService
+from ca.api.limits import Limits
+from ca.api.local_authority import LocalAuthorityService
+from ca.api.logger import LoggerService
+from ca.api.node import NodeService
+from ca.api.svid import SvidService
+from ca.api.trust_domain import TrustDomainService
+from ca.ports import Clock
+from ca.runtime.debug_report import DebugReport
+from ca.runtime.health import Health
+from ca.runtime.log_levels import LogLevels
+from ca.runtime.server_config import ServerConfig
+from ca.service.attestation import NodeAttestation
+from ca.service.feed import Feed
+from ca.service.follower import Follower
+from ca.service.issuance import Issuer
+from ca.service.issuance_ca import DownstreamIssuer
+from ca.service.issuance_jwt import JwtIssuer
+from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.pruning import Pruner
+from ca.service.rotation import AuthorityManager
+from ca.service.server_svid import ServerSvid
+from ca.service.trust import Trust
+from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
+
+
+class Parts(Protocol):
+    """What the servicers translate to; the server has them all. `config` may be replaced at any time."""
+
+    config: ServerConfig
+    clock: Clock
+    health: Health
+    log_levels: LogLevels
+    started_at: datetime
+    store: Store
+    trust: Trust
+    index: AuthorizedIndex
+    agents: AgentTable
+    follower: Follower
+    feed: Feed
+    authorizer: AgentAuthorizer
+    attestation: NodeAttestation
+    authority: AuthorityManager
+    issuer: Issuer
+    server_svid: ServerSvid
+    pruner: Pruner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servicers:
+    """`all` of them, the `admin` one included."""
+
+    admin: AdminService
+    all: tuple[object, ...]
+
+
+def servicers(parts: Parts) -> Servicers:
+    """One for each service that is served as configured."""
+    tokens = JwtIssuer(parts.issuer)
+    limits = Limits(parts.config.limits, parts.clock)
+    admin = _admin(parts, tokens)
+    made: list[object] = [
+        _agent(parts, limits),
+        _entry(parts),
+        _svid(parts, tokens, limits),
+        BundleService(trust=parts.trust, store=parts.store, follower=parts.follower),
+        TrustDomainService(),
+        LocalAuthorityService(lambda: parts.authority.authorities),
+        _debug(parts),
+        LoggerService(parts.log_levels),
+        admin,
+        _report(parts),
+        HealthService(parts.health),
+    ]
+    if parts.config.push_service:
+        made.append(_node(parts, limits))
+    return Servicers(admin=admin, all=tuple(made))
+
+
+def _admin(parts: Parts, tokens: JwtIssuer) -> AdminService:
+    return AdminService(
+        trust_domain=parts.trust.trust_domain,
+        issuer=parts.issuer,
+        tokens=tokens,
+        feed=parts.feed,
+        health=parts.health,
+        version=version("burgee"),
+        started_at=parts.started_at,
+        store=parts.store,
+        pruner=parts.pruner,
+        clock=parts.clock,
+    )
+
+
+def _agent(parts: Parts, limits: Limits) -> AgentService:
+    return AgentService(
+        trust_domain=parts.trust.trust_domain,
+        store=parts.store,
+        attestation=parts.attestation,
+        follower=parts.follower,
+        clock=parts.clock,
+        limits=limits,
+    )
+
+
+def _entry(parts: Parts) -> EntryService:
+    return EntryService(
+        trust_domain=parts.trust.trust_domain,
+        store=parts.store,
+        index=parts.index,
+        follower=parts.follower,
+        authorizer=parts.authorizer,
+        clock=parts.clock,
+        acks=parts.feed.acks,
+    )
+
+
+def _svid(parts: Parts, tokens: JwtIssuer, limits: Limits) -> SvidService:
+    return SvidService(
+        trust=parts.trust,
+        issuer=parts.issuer,
+        tokens=tokens,
+        downstream=DownstreamIssuer(parts.issuer, ttl_seconds=parts.config.ca_ttl_seconds),
+        index=parts.index,
+        limits=limits,
+    )
+
+
+def _debug(parts: Parts) -> DebugService:
+    return DebugService(
+        chain=parts.server_svid.chain_to_root,
+        agents=parts.agents,
+        index=parts.index,
+        trust=parts.trust,
+        clock=parts.clock,
+    )
+
+
+def _report(parts: Parts) -> DebugReport:
+    return DebugReport(
+        program="server",
+        config=lambda: parts.config,
+        health=parts.health,
+        clock=parts.clock,
+        started_at=parts.started_at,
+    )
+
+
+def _node(parts: Parts, limits: Limits) -> NodeService:
+    return NodeService(
+        feed=parts.feed,
+        authorizer=parts.authorizer,
+        attestation=parts.attestation,
+        clock=parts.clock,
+        limits=limits,
+    )

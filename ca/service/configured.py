@@ -1,0 +1,141 @@
+"""What becomes of the server's configuration: its check, what a reload may change, and the settings of each part."""
+
+from __future__ import annotations
+
+import grp
+from datetime import timedelta
+
+from ca.authority.ttls import check_ttls
+from ca.errors import ConfigError
+from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.ports import AuthorityHost, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
+from ca.runtime import plugins
+from ca.runtime.config import from_values
+from ca.runtime.gate import GateLimits
+from ca.runtime.server_config import LimitsConfig, PruneConfig, ServerConfig
+from ca.runtime.vacancy import require_free_metrics, require_free_port, require_free_socket
+from ca.service.issuance import IssueSettings
+from ca.service.pruning import PrunePolicy
+from ca.service.rotation import RotationSettings
+
+LIVE = frozenset(
+    {
+        "log",
+        "admin_ids",
+        "admin_socket.admin_uids",
+        "x509_svid_ttl_seconds",
+        "jwt_svid_ttl_seconds",
+        "agent_ttl_seconds",
+        "audit",
+        "prune",
+        "stop_grace_seconds",
+    }
+)
+"""What a reload applies; every other key waits for a restart."""
+
+
+def check(config: ServerConfig) -> None:
+    """What can be known to be wrong without touching anything. Raises ConfigError."""
+    check_ttls(
+        ca_ttl_seconds=config.ca_ttl_seconds,
+        x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
+        jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
+        agent_ttl_seconds=config.agent_ttl_seconds,
+    )
+    keys = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
+    from_values(config.keys.config, keys.config, name="keys.config")
+    for name, settings in config.node_attestors.items():
+        attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
+        from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
+    admin_gid(config)
+
+
+def require_free_addresses(config: ServerConfig) -> None:
+    """Raises FailedPrecondition (ADDRESS_IN_USE, ADDRESS_UNAVAILABLE), before anything is made."""
+    require_free_port(config.bind_address, config.bind_port)
+    if config.metrics_address is not None:
+        require_free_metrics(config.metrics_address)
+    if config.admin_socket.path is not None:  # in the data directory the store's lock tells more
+        require_free_socket(config.admin_socket.path)
+
+
+def key_manager(config: ServerConfig, host: AuthorityHost) -> KeyManager:
+    """The plugin's. Raises ConfigError, FailedPrecondition."""
+    plugin = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
+    settings = from_values(config.keys.config, plugin.config, name="keys.config")
+    return plugin.manager(settings, host)
+
+
+def has_own_keys(config: ServerConfig) -> bool:
+    """Whether the keys lie where no other server can have any: a directory of one's own choice may be shared."""
+    return config.keys.plugin == "disk" and config.keys.config.get("directory") is None
+
+
+def admin_ids(config: ServerConfig) -> frozenset[SpiffeId]:
+    """Who may administer from the network without an entry."""
+    return frozenset(SpiffeId.parse(admin) for admin in config.admin_ids)
+
+
+def admin_gid(config: ServerConfig) -> int | None:
+    """The group of the admin socket, if it has one. Raises ConfigError."""
+    group = config.admin_socket.admin_group
+    if group is None:
+        return None
+    if config.admin_socket.path is None:
+        raise ConfigError(
+            "admin_socket.admin_group needs admin_socket.path: the group cannot reach into the data directory",
+            hint="set admin_socket.path to a directory of its own, such as /run/burgee-admin/admin.sock",
+        )
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"there is no group `{group}` for admin_socket.admin_group") from None
+
+
+def rotation_settings(config: ServerConfig, server: str) -> RotationSettings:
+    """Of the server of that name."""
+    return RotationSettings(
+        trust_domain=TrustDomain(config.trust_domain),
+        server=server,
+        ca_ttl_seconds=config.ca_ttl_seconds,
+        backdate_seconds=config.backdate_seconds,
+        x509_key_type=config.ca_key_type,
+        jwt_key_type=config.jwt_key_type,
+    )
+
+
+def issue_settings(config: ServerConfig, server: str) -> IssueSettings:
+    """Of the server of that name."""
+    return IssueSettings(
+        trust_domain=TrustDomain(config.trust_domain),
+        server=server,
+        x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
+        jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
+        agent_ttl_seconds=config.agent_ttl_seconds,
+        backdate_seconds=config.backdate_seconds,
+        jwt_issuer=config.jwt_issuer,
+    )
+
+
+def prune_policy(config: PruneConfig) -> PrunePolicy:
+    """What is over when."""
+    agents = config.agents_expired_for_seconds
+    return PrunePolicy(
+        agents_expired_for=None if agents is None else timedelta(seconds=agents),
+        first_use_agents=config.first_use_agents,
+        entries_expired_for=timedelta(seconds=config.entries_expired_for_seconds),
+        issuance_retention=timedelta(seconds=config.issuance_retention_seconds),
+        audit_retention=timedelta(seconds=config.audit_retention_seconds),
+        changes_kept=config.changes_kept,
+    )
+
+
+def gate_limits(config: LimitsConfig) -> GateLimits:
+    """What the gate bears."""
+    return GateLimits(
+        max_connections=config.max_connections,
+        max_connections_per_address=config.max_connections_per_address,
+        max_connections_per_uid=config.max_connections_per_uid,
+        handshake_timeout_seconds=config.handshake_timeout_seconds,
+        first_bytes_timeout_seconds=config.handshake_timeout_seconds,
+    )
