@@ -85,4 +85,5 @@ lock: $(VENV)/.dev ## Renew both lock files (names and hashes, no addresses)
 
 clean: ## Remove everything that was made here, state of `make up` included
 	rm -rf $(VENV) $(CACHE) .burgee .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf site dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

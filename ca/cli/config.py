@@ -32,6 +32,8 @@ _SIGNS = {
     Kind.AGENT: {"servers", "workload_socket", "trust", "node_attestor", "workload_attestors", "cache", "sds"},
 }
 """Keys that only one of them has."""
+_SHORTEST = {"trust_domain", "data_dir"}
+"""What both have, and all that a server needs; an agent's file has more."""
 
 
 @app.callback()
@@ -86,6 +88,8 @@ def detect(file: Path) -> Kind:
     keys = set(document) if isinstance(document, dict) else set()
     scores = {kind: len(keys & signs) for kind, signs in _SIGNS.items()}
     best = max(scores, key=lambda kind: scores[kind])
+    if not any(scores.values()) and keys >= _SHORTEST:
+        return Kind.SERVER
     if len({*scores.values()}) == 1:
         raise ConfigError(f"cannot tell whose configuration `{file}` is", hint="say --kind server or --kind agent")
     return best

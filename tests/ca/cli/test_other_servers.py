@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def test_trouble_is_told_with_its_reason_and_hint(caadmin: Caadmin, socket: Path
     agent = caadmin("health", "--agent", "--agent-socket", str(socket))
     assert agent.code == 1
     assert "no server answers (SERVER_UNREACHABLE)" in agent.out
+    assert re.search(r"^SVID expires +it has none$", agent.out, re.M)
+    assert "First to expire" not in agent.out
 
 
 def test_a_spire_server_mints_through_its_own_api(caadmin: Caadmin, socket: Path) -> None:

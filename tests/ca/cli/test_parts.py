@@ -186,11 +186,20 @@ def test_a_bad_configuration_exits_with_2_and_the_programs_words(caadmin: Caadmi
 
 
 def test_a_configuration_that_could_be_either_needs_kind(caadmin: Caadmin, tmp_path: Path) -> None:
-    ran = caadmin("config", "check", config(tmp_path))
+    file = config(tmp_path, bind_port=8081, servers=["127.0.0.1:8081"])
+    ran = caadmin("config", "check", file)
     assert ran.code == 2
     assert "--kind server or --kind agent" in ran.err
-    assert caadmin("config", "check", f"{tmp_path}/config.yaml", "--kind", "server").code == 0
+    assert "unknown key `servers`" in caadmin("config", "check", file, "--kind", "server").err
+    (tmp_path / "empty.yaml").write_text("{}")
+    assert "--kind server or --kind agent" in caadmin("config", "check", f"{tmp_path}/empty.yaml").err
     assert caadmin("config", "check", f"{tmp_path}/none.yaml").code == 2
+
+
+def test_the_shortest_configuration_is_a_servers(caadmin: Caadmin, tmp_path: Path) -> None:
+    """An agent's has servers at least."""
+    ran = caadmin("config", "check", config(tmp_path))
+    assert (ran.code, ran.out) == (0, f"{tmp_path}/config.yaml: valid (server configuration)\n"), ran.err
 
 
 def test_version(caadmin: Caadmin) -> None:
