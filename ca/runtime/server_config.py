@@ -69,7 +69,7 @@ class KeysConfig(StrictModel):
     """Where private keys are kept."""
 
     plugin: str = "disk"
-    """Name of a key manager plugin; `disk` and `memory` come with Burgee."""
+    """Name of a key manager plugin; `disk`, `memory` and `vault_transit` come with Burgee."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """The plugin's own configuration."""

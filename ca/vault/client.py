@@ -25,6 +25,8 @@ logger = log.get("vault")
 WORKERS = 8
 """Requests under way at the same time."""
 
+SLOW_SECONDS = 30.0
+
 LONGEST_SLEEP_SECONDS = 5.0
 SHORTEST_SLEEP_SECONDS = 0.2
 TROUBLE_SLEEP_SECONDS = 1.0
@@ -70,9 +72,14 @@ class VaultClient:
         keys = (found or {}).get("keys", [])
         return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
-    async def write(self, path: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises NotFound, besides, where the path is none (VAULT_NOT_FOUND)."""
-        return await self._wait(self._pool.submit(self._call, "write", path, data))
+    async def write(self, path: str, data: Mapping[str, Any], *, slow: bool = False) -> dict[str, Any]:
+        """Raises NotFound, besides, where the path is none (VAULT_NOT_FOUND).
+
+        `slow` is for what Vault computes long at, such as an RSA key: it may take 30 seconds.
+        """
+        timeout = SLOW_SECONDS if slow else None
+        longest = self._longest_seconds + (timeout or 0)
+        return await self._wait(self._pool.submit(self._call, "write", path, data, timeout), longest)
 
     async def delete(self, path: str) -> None:
         """Nothing to delete is fine."""
@@ -132,20 +139,28 @@ class VaultClient:
         left = LONGEST_SLEEP_SECONDS if due is None else due - self._clock.monotonic()
         return min(max(left, SHORTEST_SLEEP_SECONDS), LONGEST_SLEEP_SECONDS)
 
-    def _call(self, action: Action, path: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _call(
+        self,
+        action: Action,
+        path: str,
+        data: Mapping[str, Any] | None = None,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]:
         """In a thread. What is denied is asked for once more with a new log-in."""
         self._outage.enter(self._clock.monotonic())
         link = self._keeper.link
         try:
-            return self._request(link, action, path, data)
+            return self._request(link, action, path, data, timeout_seconds)
         except Denied as error:
             other = None if error.reason != "VAULT_DENIED" else self._watched(lambda: self._keeper.replace(link))
             if other is None:
                 raise
-        return self._request(other, action, path, data)
+        return self._request(other, action, path, data, timeout_seconds)
 
-    def _request(self, link: Link, action: Action, path: str, data: Mapping[str, Any] | None) -> dict[str, Any]:
-        answer = self._watched(lambda: link.request(action, path, data))
+    def _request(
+        self, link: Link, action: Action, path: str, data: Mapping[str, Any] | None, timeout_seconds: float | None
+    ) -> dict[str, Any]:
+        answer = self._watched(lambda: link.request(action, path, data, timeout_seconds=timeout_seconds))
         found = answer.get("data")
         return found if isinstance(found, dict) else {}
 
@@ -170,9 +185,9 @@ class VaultClient:
         if away_seconds is not None:
             logger.info("vault is back", purpose=self._purpose, away_seconds=round(away_seconds, 1))
 
-    async def _wait(self, future: Future[T]) -> T:
+    async def _wait(self, future: Future[T], longest_seconds: float | None = None) -> T:
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._longest_seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(future), longest_seconds or self._longest_seconds)
         except TimeoutError:
             raise self._too_slow() from None
 

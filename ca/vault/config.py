@@ -1,8 +1,12 @@
-"""How to reach a Vault or an OpenBao, and how to log in: shared by every plugin that needs one."""
+"""How to reach a Vault or an OpenBao, and how to log in: shared by every plugin that needs one.
+
+`python -m ca.vault.config table` prints its manual.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -10,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ca.runtime.config import StrictModel
+from ca.runtime.config_reference import print_reference
 
 KUBERNETES_TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -154,3 +159,7 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(print_reference(VaultConfig, "Connection to Vault", sys.argv[1:]))

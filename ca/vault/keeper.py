@@ -12,7 +12,7 @@ from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.vault.config import VaultConfig
 from ca.vault.link import Link
-from ca.vault.login import log_in, method_of, read_secret, secret_file
+from ca.vault.login import SELF, log_in, method_of, read_secret, secret_file
 from ca.vault.token import Token
 
 logger = log.get("vault")
@@ -218,7 +218,7 @@ class Keeper:
         if now - self._good_at < GOOD_SECONDS:
             return True
         try:
-            link.request("read", "auth/token/lookup-self")
+            link.request("read", SELF)
         except (Denied, NotFound):
             return False
         self._good_at = now

@@ -32,6 +32,7 @@ class Link:
 
     def __init__(self, config: VaultConfig, *, token: str = "", secrets: tuple[str, ...] = ()) -> None:
         self._address = config.address
+        self._timeout_seconds = config.timeout_seconds
         self._secrets = tuple(secret for secret in (token, *secrets) if secret)
         session = _Session()
         session.trust_env = False
@@ -49,15 +50,26 @@ class Link:
         # The client fills what it is not given from the environment; it gets an adapter that was given everything.
         self._client = hvac.Client(url=config.address, token=token, verify=True, adapter=lambda **_: adapter)
 
-    def request(self, action: Action, path: str, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The whole answer; empty where Vault has nothing to say. Raises what `translate` makes."""
+    def request(
+        self,
+        action: Action,
+        path: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """The whole answer; empty where Vault has nothing to say. Raises what `translate` makes.
+
+        `timeout_seconds` is for an answer that takes its time, instead of the configured one.
+        """
+        options = {} if timeout_seconds is None else {"timeout": (self._timeout_seconds, timeout_seconds)}
         try:
             try:
-                answer = self._send(action, path, data)
+                answer = self._send(action, path, data, options)
             except http.ConnectionError as error:
                 if not _was_idle(error):
                     raise
-                answer = self._send(action, path, data)  # all that we ask for may be asked twice
+                answer = self._send(action, path, data, options)  # all that we ask for may be asked twice
         except (hvac.exceptions.VaultError, OSError, ValueError) as error:
             raise translate(error, address=self._address, action=action, path=path, secrets=self._secrets) from None
         if isinstance(answer, dict):
@@ -72,17 +84,19 @@ class Link:
         """What is under way goes on; idle connections end."""
         self._client.adapter.close()
 
-    def _send(self, action: Action, path: str, data: Mapping[str, Any] | None) -> dict[str, Any] | requests.Response:
+    def _send(
+        self, action: Action, path: str, data: Mapping[str, Any] | None, options: Mapping[str, Any]
+    ) -> dict[str, Any] | requests.Response:
         adapter, url = self._client.adapter, f"/v1/{path}"
         match action:
             case "read":
-                return adapter.get(url)  # type: ignore[no-any-return]
+                return adapter.get(url, **options)  # type: ignore[no-any-return]
             case "list":
-                return adapter.get(url, params={"list": "true"})  # type: ignore[no-any-return]
+                return adapter.get(url, params={"list": "true"}, **options)  # type: ignore[no-any-return]
             case "write":
-                return adapter.post(url, json=dict(data or {}))  # type: ignore[no-any-return]
+                return adapter.post(url, json=dict(data or {}), **options)  # type: ignore[no-any-return]
             case "delete":
-                return adapter.delete(url)  # type: ignore[no-any-return]
+                return adapter.delete(url, **options)  # type: ignore[no-any-return]
 
 
 class _Session(requests.Session):

@@ -11,10 +11,11 @@ from ca.vault.errors import malformed
 from ca.vault.link import Link
 from ca.vault.token import Token
 
+SELF = "auth/token/lookup-self"
 MAX_SECRET_BYTES = 64 * 1024
 
 _HINTS = {
-    "token_file": "put a new token into the file: it is taken up at once",
+    "token_file": "put a new token into the file: it is taken up at once; it needs the policy `default`, too",
     "approle": "does `role_id` exist, and does `secret_id_file` hold a secret id of it that is still valid?",
     "jwt": "compare the role's bound claims with the JWT, and its issuer's keys",
     "kubernetes": "compare the role's bound service accounts and namespaces with this pod's",
@@ -75,9 +76,9 @@ def secret_file(auth: VaultAuthConfig) -> Path | None:
 def _look_up(config: VaultConfig, value: str, at: float) -> tuple[Link, Token]:
     """A token that somebody else made."""
     link = Link(config, token=value)
-    found = link.request("read", "auth/token/lookup-self").get("data")
+    found = link.request("read", SELF).get("data")
     if not isinstance(found, dict):
-        raise malformed("auth/token/lookup-self")
+        raise malformed(SELF)
     ttl = int(found.get("ttl") or 0)
     # A renewal brings as much as the token was made with, as far as it may.
     first = int(found.get("period") or found.get("creation_ttl") or ttl)
@@ -97,7 +98,12 @@ def _exchange(config: VaultConfig, at: float) -> tuple[Link, Token]:
     ttl, value = int(found.get("lease_duration") or 0), found["client_token"]
     renewable = bool(found.get("renewable"))
     token = Token(value=value, ttl_seconds=ttl, first_ttl_seconds=ttl, renewable=renewable, ours=True, since=at)
-    return Link(config, token=value), token
+    link = Link(config, token=value)
+    try:
+        link.request("read", SELF)  # how we find out later whether a token is still good
+    except Denied as error:
+        raise Denied(f"its token lacks the policy `default`: {error.detail}") from None
+    return link, token
 
 
 def _credential(auth: VaultAuthConfig) -> tuple[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ PRINTED = {
     "docs/reference/cli.md": ["ca.cli.reference"],
     "docs/reference/server-config.md": ["ca.runtime.server_config", "table"],
     "docs/reference/server-config.schema.json": ["ca.runtime.server_config", "schema"],
+    "docs/reference/vault-config.md": ["ca.vault.config", "table"],
     "docs/reference/agent-config.md": ["sds.config", "table"],
     "docs/reference/agent-config.schema.json": ["sds.config", "schema"],
 }

@@ -159,3 +159,12 @@ async def test_a_file_without_a_token_is_an_error(signing: OpenBao, tmp_path: Pa
 async def test_a_missing_file_is_an_error(signing: OpenBao, tmp_path: Path) -> None:
     error = await refused(signing, {"token_file": str(tmp_path / "none")})
     assert (error.reason, str(tmp_path / "none") in error.detail) == ("VAULT_FILE", True)
+
+
+async def test_a_token_that_cannot_be_asked_about_is_refused(signing: OpenBao, tmp_path: Path) -> None:
+    """Without the policy `default` nobody could tell a token that is denied something from one that is none."""
+    mount = enable_auth(signing, "approle", "approle-bare")
+    role_id, secret_id = make_approle(signing, "burgee", "signer", mount=mount, token_no_default_policy=True)
+    auth = {"mount": mount, "role_id": role_id, "secret_id_file": secret_file(tmp_path, secret_id)}
+    error = await refused(signing, {"approle": auth})
+    assert (error.reason, "policy `default`" in error.detail) == ("VAULT_LOGIN_FAILED", True)
