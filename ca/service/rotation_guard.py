@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ca.authority.state import Authority, AuthorityKind
+from ca.authority.state import Authority
 from ca.ports import Clock
 from ca.service.acks import Acks
 from ca.service.consumer_waits import ConsumerWaits
@@ -15,7 +15,6 @@ from ca.service.live_index import Holder, Live
 from ca.service.publication import Publication
 from ca.service.readiness import AgentState, Readiness
 from ca.service.rotation_guard_port import Blocker
-from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 
 NAMED = 3
@@ -53,8 +52,7 @@ class RotationGuard:
         publication: Publication,
         acks: Acks,
         index: AuthorizedIndex,
-        trust: Trust,
-        authorities: Callable[[], Awaitable[Sequence[Authority]]],
+        authorities: Callable[[], Sequence[Authority]],
         clock: Clock,
         waits: ConsumerWaits | None = None,
         has_files: bool = False,
@@ -64,7 +62,6 @@ class RotationGuard:
         self._publication = publication
         self._acks = acks
         self._index = index
-        self._trust = trust
         self._authorities = authorities
         self._clock = clock
         self._waits = waits or ConsumerWaits()
@@ -79,11 +76,9 @@ class RotationGuard:
         return [*behind, *self._waiting(authority, states, picture.alive)]
 
     async def before_removal(self, authority: Authority) -> Sequence[Blocker]:
-        """What is alive and hangs on it. What the bundle does not hold itself can leave: its root stays."""
-        if self._publication.anchor(authority) != authority.authority_id:
-            return ()
+        """What is alive and hangs on it."""
         picture = await self._dependants.look()
-        hanging = picture.of(authority, await self._authorities())
+        hanging = picture.of(authority, self._authorities())
         return [*self._live(hanging), *_untaken(hanging), *_tokens(authority, hanging)]
 
     def _waiting(self, authority: Authority, states: Iterable[AgentState], alive: Iterable[Live]) -> list[Blocker]:
@@ -98,13 +93,11 @@ class RotationGuard:
                 detail=f"cannot acknowledge and get {wait.total_seconds():g} s from the publication on",
                 until=since + wait,
             )
-            for who, wait in self._kinds(authority, states, alive)
+            for who, wait in self._kinds(states, alive)
             if now < since + wait
         ]
 
-    def _kinds(
-        self, authority: Authority, states: Iterable[AgentState], alive: Iterable[Live]
-    ) -> list[tuple[str, timedelta]]:
+    def _kinds(self, states: Iterable[AgentState], alive: Iterable[Live]) -> list[tuple[str, timedelta]]:
         """The kinds of consumers that there are and that cannot acknowledge."""
         kinds = []
         if streams := self._acks.workload_streams:
@@ -115,9 +108,6 @@ class RotationGuard:
             kinds.append(("readers of the bundle file", self._waits.files))
         if downstream := len({live.entry_id for live in alive if live.holder is Holder.DOWNSTREAM}):
             kinds.append((f"{downstream} downstream servers", self._waits.downstream))
-        hint = self._trust.own.refresh_hint_seconds
-        if authority.kind is AuthorityKind.JWT and hint:
-            kinds.append(("whoever fetches the bundle by its refresh hint", timedelta(seconds=hint)))
         return kinds
 
     def _live(self, hanging: Hanging) -> list[Blocker]:

@@ -67,8 +67,7 @@ class GuardLab:
             publication=self.publication,
             acks=self.acks,
             index=self.index,
-            trust=self.trust,
-            authorities=self._authorities,
+            authorities=lambda: self.known,
             clock=clock,
             **options,
         )
@@ -83,16 +82,13 @@ class GuardLab:
         ]
         self._serials = itertools.count(1000)
 
-    async def _authorities(self) -> list[Authority]:
-        return self.known
-
     # --- authorities --------------------------------------------------------------------------------------------
 
     def id(self, name: str) -> str:
         """Of a root, or of a key, whose ID is its name."""
         return authority_id(self.roots[name].der) if name in self.roots else name
 
-    def publish(self, *names: str, refresh_hint_seconds: int = 0) -> None:
+    def publish(self, *names: str) -> None:
         """What the bundle holds from now on."""
         now = self.clock.now()
         before = self.trust.get(TD)
@@ -105,7 +101,6 @@ class GuardLab:
                     for n in names
                     if n not in self.roots
                 ),
-                refresh_hint_seconds=refresh_hint_seconds,
                 sequence_number=before.sequence_number + 1 if before else 1,
             )
         )
