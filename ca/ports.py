@@ -61,6 +61,13 @@ class Signer(Protocol):
 
 
 @runtime_checkable
+class RemoteSigner(Signer, Protocol):
+    """A signer that may know why it would not sign now. `problem` looks at memory only; None: it may be tried."""
+
+    def problem(self) -> BurgeeError | None: ...
+
+
+@runtime_checkable
 class BatchSigner(Signer, Protocol):
     """A signer for which many signatures cost one round trip.
 

@@ -34,7 +34,7 @@ from ca.issuing.signature import BY_KEY_TYPE, check_signature
 from ca.issuing.spki import PublicKeyInfo, load_authority_key, read_public_key
 from ca.issuing.template import Template
 from ca.issuing.token import IssuanceToken
-from ca.ports import KeyType, Signer
+from ca.ports import BatchSigner, KeyType, Signer
 
 P = ParamSpec("P")
 
@@ -169,7 +169,26 @@ def sign_all(tokens: Sequence[IssuanceToken], signer: Signer, *, remote: bool) -
     All signatures first and all checks afterwards: signing runs without the interpreter's lock, checking with it, and
     two threads that do the one and the other by turns wait for each other (a fifth of the CPU, measured).
     """
-    signatures = [_caught(_signature, token, signer) for token in tokens]
+    return finish_all(tokens, [_caught(_signature, token, signer) for token in tokens], remote=remote)
+
+
+def sign_many(tokens: Sequence[IssuanceToken], signer: BatchSigner) -> Sequence[bytes | BurgeeError]:
+    """The signatures alone, by as few requests as the signer needs; `finish_all` makes certificates of them. Blocks.
+
+    Uses the tokens up, also when it fails. Raises what concerns all of them.
+    """
+    for token in tokens:
+        _take(token, signer)
+    signatures = signer.sign_many([token.tbs for token in tokens])
+    if len(signatures) != len(tokens):
+        raise Internal("the signer answered with another number of signatures", reason="RECHECK")
+    return signatures
+
+
+def finish_all(
+    tokens: Sequence[IssuanceToken], signatures: Sequence[bytes | BurgeeError], *, remote: bool
+) -> list[bytes | BurgeeError]:
+    """A certificate, re-checked, or an error for each token, in order."""
     return [
         signature if isinstance(signature, BurgeeError) else _caught(_finish, token, signature, remote=remote)
         for token, signature in zip(tokens, signatures, strict=True)
@@ -184,10 +203,15 @@ def _caught(step: Callable[P, bytes], *args: P.args, **kwargs: P.kwargs) -> byte
 
 
 def _signature(token: IssuanceToken, signer: Signer) -> bytes:
+    _take(token, signer)
+    return signer.sign(token.tbs)
+
+
+def _take(token: IssuanceToken, signer: Signer) -> None:
+    """Uses the token up, for this signer."""
     token.use()
     if signer.public_key_der != token.want.issuer.public_key_der:
         raise Internal("the signing key is not the issuer's", reason="SIGNER_MISMATCH")
-    return signer.sign(token.tbs)
 
 
 def _finish(token: IssuanceToken, signature: bytes, *, remote: bool) -> bytes:

@@ -27,7 +27,10 @@ class Writer(Protocol):
 
 
 class TransitSigner:
-    """Implements ca.ports.BatchSigner. `on_outcome` is told what Vault said to each request: an error, or None."""
+    """Implements ca.ports.BatchSigner and ca.ports.RemoteSigner.
+
+    `on_outcome` is told what Vault said to each request: an error, or None; `problem` is what is known before one.
+    """
 
     def __init__(
         self,
@@ -37,12 +40,14 @@ class TransitSigner:
         vault: Writer,
         mount: str,
         on_outcome: Callable[[TransitSigner, BurgeeError | None], None] = lambda _signer, _error: None,
+        problem: Callable[[], BurgeeError | None] = lambda: None,
     ) -> None:
         self._key_id = key_id
         self._key = key
         self._vault = vault
         self._path = f"{mount}/sign/{key.name}"
         self._on_outcome = on_outcome
+        self._problem = problem
         self._digest: hashes.HashAlgorithm = hashes.SHA384() if key.key_type == KeyType.EC_P384 else hashes.SHA256()
 
     @property
@@ -56,6 +61,9 @@ class TransitSigner:
     @property
     def public_key_der(self) -> bytes:
         return self._key.public_key_der
+
+    def problem(self) -> BurgeeError | None:
+        return self._problem()
 
     def sign(self, data: bytes) -> bytes:
         (outcome,) = self.sign_many([data])

@@ -91,7 +91,14 @@ class TransitKeyManager:
         if data is None:
             return None
         key = read_transit_key(self._names.name(key_id), data)
-        return TransitSigner(key_id, key, vault=self._vault, mount=self._mount, on_outcome=self._note)
+        return TransitSigner(
+            key_id,
+            key,
+            vault=self._vault,
+            mount=self._mount,
+            on_outcome=self._note,
+            problem=lambda: self._problem_of(key_id),
+        )
 
     async def list(self) -> Sequence[str]:
         found = await _usable(self._vault.list(f"{self._mount}/keys"))
@@ -135,6 +142,10 @@ class TransitKeyManager:
     def problem(self) -> BurgeeError | None:
         refused = next(iter(self._refusals.copy().values()), None)
         return self._vault.problem() or (None if refused is None else refused.error)
+
+    def _problem_of(self, key_id: str) -> BurgeeError | None:
+        refusal = self._refusals.get(key_id)
+        return self._vault.problem() or (None if refusal is None else refusal.error)
 
     def _path(self, key_id: str) -> str:
         return f"{self._mount}/keys/{self._names.name(key_id)}"

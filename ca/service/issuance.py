@@ -19,10 +19,10 @@ from ca.issuing.profile import AGENT, SERVER, WORKLOAD, LeafProfile, minted
 from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
 from ca.issuing.spki import PublicKeyInfo, read_public_key
 from ca.issuing.token import IssuanceToken
-from ca.issuing.x509 import prepare_leaf, sign_all
-from ca.ports import Clock
+from ca.issuing.x509 import finish_all, prepare_leaf, sign_all, sign_many
+from ca.ports import BatchSigner, Clock
 from ca.runtime import log, metrics
-from ca.service.signing import Authority, X509Signing
+from ca.service.signing import Authority, X509Signing, refuse_in_vain
 from ca.store.issuance import IssuanceLog
 from ca.store.values import IssuanceRecord
 
@@ -38,6 +38,12 @@ _capped = metrics.counter("issue_capped", "SVIDs whose life was cut short, by re
 
 SMALLEST_CHUNK = 16
 """Requests that are not worth a second thread."""
+
+REMOTE_CHUNK = 125
+"""Signatures in one request to a key that is elsewhere."""
+
+WAITING_WORKERS = 8
+"""Such requests under way at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,7 @@ class Issuer:
         self._clock = clock
         self._pool = pool
         self._workers = workers
+        self._waiting = ThreadPoolExecutor(max_workers=WAITING_WORKERS, thread_name_prefix="remote-signer")
 
     async def verify_csr(self, request: bytes) -> Csr:
         """Checks the proof of possession. Raises InvalidArgument (CSR_*, KEY_*)."""
@@ -170,6 +177,10 @@ class Issuer:
     async def in_pool(self, work: Callable[[T], R], argument: T) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
 
+    async def waiting(self, work: Callable[[T], R], argument: T) -> R:
+        """For what waits for somebody else: threads of their own, so that those that compute are never all taken."""
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, work, argument)
+
     def now(self) -> datetime:
         return self._clock.now()
 
@@ -198,15 +209,39 @@ class Issuer:
         if not jobs:
             return []
         signing = self.authority.x509()
+        refuse_in_vain(signing.signer)
         now = self._clock.now()
         lifetimes = {ttl: self._lifetime(now, ttl, signing) for ttl in {job.ttl_seconds for job in jobs}}
         prepared = await self._spread(lambda some: _prepare(some, lifetimes, signing), jobs)
         ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
         await self._records.append([self._record(job, token) for job, token in ready])
-        signed = iter(await self._spread(lambda some: _sign(some, signing), [token for _, token in ready]))
-        outcomes = [next(signed) if isinstance(item, IssuanceToken) else item for item in prepared]
+        signed = await self._sign_all([token for _, token in ready], signing)
+        if signed and all(isinstance(outcome, Unavailable) for outcome in signed):
+            raise next(outcome for outcome in signed if isinstance(outcome, Unavailable))  # nobody's fault, everybody's
+        rest = iter(signed)
+        outcomes = [next(rest) if isinstance(item, IssuanceToken) else item for item in prepared]
         self._report(jobs, outcomes)
         return outcomes
+
+    async def _sign_all(self, tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
+        signer = signing.signer
+        if not isinstance(signer, BatchSigner):
+            return await self._spread(lambda some: _sign(some, signing), tokens)
+        pieces = [tokens[at : at + REMOTE_CHUNK] for at in range(0, len(tokens), REMOTE_CHUNK)]
+        results = await asyncio.gather(*(self._sign_remotely(piece, signer, signing) for piece in pieces))
+        return [item for piece in results for item in piece]
+
+    async def _sign_remotely(
+        self, tokens: Sequence[IssuanceToken], signer: BatchSigner, signing: X509Signing
+    ) -> list[IssuedX509 | BurgeeError]:
+        """One request; its signatures are verified while the next ones are under way."""
+        try:
+            signatures = await self.waiting(lambda some: sign_many(some, signer), tokens)
+        except Unavailable as error:
+            return [error for _ in tokens]
+        return await self.in_pool(
+            lambda some: _issued_of(some, finish_all(some, signatures, remote=signing.remote), signing), tokens
+        )
 
     def _lifetime(self, now: datetime, ttl_seconds: int, signing: X509Signing) -> Lifetime:
         backdate = self.settings.backdate_seconds
@@ -318,12 +353,15 @@ def _told(error: BurgeeError) -> BurgeeError:
 
 
 def _sign(tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
-    """In a thread. A signer that is out of reach is everybody's failure and is raised."""
+    """In a thread."""
+    return _issued_of(tokens, sign_all(tokens, signing.signer, remote=signing.remote), signing)
+
+
+def _issued_of(
+    tokens: Sequence[IssuanceToken], certificates: Sequence[bytes | BurgeeError], signing: X509Signing
+) -> list[IssuedX509 | BurgeeError]:
     outcomes: list[IssuedX509 | BurgeeError] = []
-    certificates = sign_all(tokens, signing.signer, remote=signing.remote)
     for token, certificate in zip(tokens, certificates, strict=True):
-        if isinstance(certificate, Unavailable):
-            raise certificate
         if isinstance(certificate, BurgeeError):
             outcomes.append(_told(certificate))
             continue

@@ -15,7 +15,7 @@ from ca.issuing.token import IssuanceToken
 from ca.issuing.x509 import prepare_downstream, sign
 from ca.runtime import log
 from ca.service.issuance import Issuer, count_issued, report_caps
-from ca.service.signing import X509Signing
+from ca.service.signing import X509Signing, refuse_in_vain
 from ca.store.values import IssuanceRecord
 
 logger = log.get("issuance")
@@ -44,10 +44,12 @@ class DownstreamIssuer:
         """
         csr = await self._issuer.verify_csr(request)
         signing = self._issuer.authority.x509()
+        refuse_in_vain(signing.signer)
         token = self._prepare(csr, ttl_seconds if ttl_seconds > 0 else self._ttl_seconds, signing)
         await self._issuer.record([self._record(token, entry)])
         try:
-            certificate = await self._issuer.in_pool(lambda t: sign(t, signing.signer, remote=signing.remote), token)
+            run = self._issuer.waiting if signing.remote else self._issuer.in_pool
+            certificate = await run(lambda t: sign(t, signing.signer, remote=signing.remote), token)
         except Internal as error:
             logger.error("downstream authority could not be signed", reason=error.reason, detail=error.detail)
             raise

@@ -16,7 +16,7 @@ from ca.issuing.lifetime import Lifetime, plan_lifetime
 from ca.issuing.serial import JTI_RANDOM_BYTES, new_jti
 from ca.runtime import log
 from ca.service.issuance import Issuer, count_issued, report_caps
-from ca.service.signing import JwtSigning
+from ca.service.signing import JwtSigning, refuse_in_vain
 from ca.store.values import IssuanceRecord
 
 logger = log.get("issuance")
@@ -70,6 +70,7 @@ class JwtIssuer:
     ) -> IssuedJwt:
         settings = self._issuer.settings
         signing = self._issuer.authority.jwt()
+        refuse_in_vain(signing.signer)
         token = prepare_jwt(
             spiffe_id=spiffe_id,
             audience=audience,
@@ -90,8 +91,10 @@ class JwtIssuer:
     async def _sign(self, token: JwtToken, signing: JwtSigning) -> str:
         """A local EC key signs in less time than a thread takes to hear of it; others block and get a thread."""
         try:
-            if signing.remote or signing.key.key_type.startswith("rsa"):
-                return await self._issuer.in_pool(lambda t: sign_jwt(t, signing.signer, remote=signing.remote), token)
+            if signing.remote:
+                return await self._issuer.waiting(lambda t: sign_jwt(t, signing.signer, remote=True), token)
+            if signing.key.key_type.startswith("rsa"):
+                return await self._issuer.in_pool(lambda t: sign_jwt(t, signing.signer, remote=False), token)
             return sign_jwt(token, signing.signer, remote=False)
         except Internal as error:
             logger.error("token could not be signed", reason=error.reason, detail=error.detail)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from ca.errors import Unavailable
 from ca.issuing.issuer import IssuerTemplate
 from ca.issuing.jwt_token import JwtKey
-from ca.ports import Signer
+from ca.ports import RemoteSigner, Signer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,13 @@ class JwtSigning:
     signer: Signer
     remote: bool
     not_after: datetime
+
+
+def refuse_in_vain(signer: Signer) -> None:
+    """Before anything is recorded: raises what would keep the signer from signing now, if that is known."""
+    problem = signer.problem() if isinstance(signer, RemoteSigner) else None
+    if problem is not None:
+        raise Unavailable(problem.detail, reason=problem.reason, hint=problem.hint)
 
 
 class Authority(Protocol):
