@@ -36,6 +36,11 @@ class Hanging:
     of: int = 0
 
     @property
+    def number(self) -> int:
+        """How many they are, of tokens as many as it may be."""
+        return len(self.live) + len(self.untaken) + (self.tokens.number if self.tokens else 0)
+
+    @property
     def last_not_after(self) -> datetime | None:
         """When the last of it ends by itself; None when there is nothing."""
         ends = [live.not_after for live in self.live] + [untaken.live.not_after for untaken in self.untaken]
@@ -98,13 +103,13 @@ class Dependants:
     """Reads what was issued, and what agents say they hold."""
 
     def __init__(self, *, issued: LiveIssued, agents: AgentTable, acks: Acks, clock: Clock) -> None:
-        self._issued = issued
+        self.issued = issued
         self._agents = agents
         self._acks = acks
         self._clock = clock
 
     async def look(self) -> Picture:
         """As of now. Raises Unavailable."""
-        index = await self._issued.look()
+        index = await self.issued.look()
         agents = {str(agent_id): agent for agent_id, agent in self._agents.agents.items()}
         return Picture(index=index, agents=agents, acks=self._acks, now=self._clock.now())

@@ -218,6 +218,7 @@ class Feed:
         follower: Follower,
         clock: Clock,
         streams_per_agent: int,
+        acks: Acks | None = None,
     ) -> None:
         """For one stream more than `streams_per_agent` the agent's oldest ends: it is the likeliest to be dead."""
         self.streams_per_agent = streams_per_agent
@@ -228,7 +229,7 @@ class Feed:
         self._clock = clock
         self._sessions: dict[SpiffeId, list[Session]] = {}
         """Of each agent the oldest first."""
-        self.acks = Acks()
+        self.acks = acks or Acks()
         self._missed = Missed(follower.revision)
         self.closing = False
         follower.on_applied(self._on_applied)

@@ -10,7 +10,7 @@ from ca.authority.state import Authority
 from ca.ports import Clock
 from ca.service.acks import Acks
 from ca.service.consumer_waits import ConsumerWaits
-from ca.service.dependants import Dependants, Hanging
+from ca.service.dependants import Dependants, Hanging, Picture
 from ca.service.live_index import Holder, Live
 from ca.service.publication import Publication
 from ca.service.readiness import AgentState, Readiness
@@ -69,7 +69,10 @@ class RotationGuard:
 
     async def before_activation(self, authority: Authority) -> Sequence[Blocker]:
         """Agents that are behind, with what would break there, and kinds of consumers that are given time still."""
-        picture = await self._dependants.look()
+        return self.behind(authority, await self._dependants.look())
+
+    def behind(self, authority: Authority, picture: Picture) -> Sequence[Blocker]:
+        """The same for a picture that is at hand."""
         states = self._readiness.of(authority)
         names = _names(picture.alive)
         behind = [_behind(state, names.get(str(state.agent_id), [])) for state in states if state.reason]

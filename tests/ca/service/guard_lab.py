@@ -19,13 +19,9 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import KeyType
-from ca.service.acks import BUNDLE, ENTRY, Acknowledged, Acks
-from ca.service.dependants import Dependants
-from ca.service.live_issued import LiveIssued
+from ca.service.acks import BUNDLE, ENTRY, Acknowledged
 from ca.service.peers import AgentTable
-from ca.service.publication import Publication
-from ca.service.readiness import Readiness
-from ca.service.rotation_guard import RotationGuard
+from ca.service.rotation_guard_parts import guard_parts
 from ca.service.rotation_guard_port import Blocker
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
@@ -50,27 +46,20 @@ class GuardLab:
         self.clock = clock
         self.trust = Trust(TD)
         self.agents = AgentTable(store.agents)
-        self.acks = Acks()
         self.index = AuthorizedIndex(TD, clock.now)
-        self.publication = Publication(self.trust, clock)
         self.known: list[Authority] = []
-        self.live = LiveIssued(
-            log=store.issuance_tail,
-            clock=clock,
-            token_keys=lambda: {a.authority_id for a in self.known if a.kind is AuthorityKind.JWT},
-        )
-        self.dependants = Dependants(issued=self.live, agents=self.agents, acks=self.acks, clock=clock)
-        self.readiness = Readiness(agents=self.agents, acks=self.acks, publication=self.publication, clock=clock)
-        self.guard = RotationGuard(
-            readiness=self.readiness,
-            dependants=self.dependants,
-            publication=self.publication,
-            acks=self.acks,
+        parts = guard_parts(
+            store=store,
+            trust=self.trust,
+            agents=self.agents,
             index=self.index,
-            authorities=lambda: self.known,
             clock=clock,
+            authorities=lambda: self.known,
             **options,
         )
+        self.acks, self.publication, self.readiness = parts.acks, parts.publication, parts.readiness
+        self.dependants, self.guard = parts.dependants, parts.guard
+        self.live = parts.dependants.issued
         self.roots = {name: forge.root(name) for name in "AB"}
         self.publish("A", "J")
         self.publish("A", "B", "J", "K")
