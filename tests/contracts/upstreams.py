@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,11 +15,13 @@ from typing import Any, NoReturn
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ca.identity.bundle_pem import certificate_pem
-from ca.ports import UpstreamAuthority
+from ca.ports import Clock, UpstreamAuthority
 from ca.runtime.config import from_values
-from ca.upstream import disk, spire
+from ca.upstream import disk, spire, vault_pki
 from tests.ca.identity.forge import Authority, intermediate, root
 from tests.support.authority_host import authority_host
+from tests.support.openbao import OpenBao, shared_openbao
+from tests.support.openbao_mounts import enable_secrets, make_token, write_policy
 from tests.support.server import entry, running_server
 from tests.support.valve import Valve
 from tests.support.workload_api import WorkloadApi
@@ -138,4 +141,75 @@ async def spire_stand() -> AsyncIterator[Stand]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-STANDS: dict[str, Callable[[], AbstractAsyncContextManager[Stand]]] = {"disk": disk_stand, "spire": spire_stand}
+def vault_mount(bao: OpenBao, mount: str, *, life: timedelta = LIFE) -> None:
+    """A PKI mount whose own root lasts that long."""
+    enable_secrets(bao, "pki", mount)
+    values = {"common_name": f"root of {mount}", "key_type": "ec", "ttl": f"{int(life.total_seconds())}s"}
+    bao.call("POST", f"{mount}/root/generate/internal", values)
+
+
+def vault_policy(bao: OpenBao, mount: str, **extra: Sequence[str]) -> None:
+    """What the documentation says that the upstream needs, under the mount's own name."""
+    rules = {f"{mount}/root/sign-intermediate": ["update"], f"{mount}/issuer/+/sign-intermediate": ["update"]}
+    rules |= {f"{mount}/revoke": ["update"], f"sys/mounts/{mount}/tune": ["read"]}
+    write_policy(bao, mount, rules | extra)
+
+
+def vault_upstream(
+    bao: OpenBao, directory: Path, policy: str, *, clock: Clock | None = None, **changes: Any
+) -> vault_pki.VaultPkiUpstream:
+    """Logged in with a token of that policy, for the mount of its name unless said otherwise."""
+    token = directory / "token"
+    if not token.exists():
+        token.write_text(make_token(bao, policy, "default", ttl="1h"))
+    values = {
+        "address": bao.address,
+        "auth": {"token_file": str(token)},
+        "mount": policy,
+        "timeout_seconds": TIMEOUT_SECONDS,
+    }
+    if bao.real:
+        values["ca_file"] = str(bao.ca_file)
+    config = from_values(values | changes, vault_pki.VaultPkiConfig)
+    return vault_pki.VaultPkiUpstream(config, authority_host(directory, clock=clock))
+
+
+@asynccontextmanager
+async def vault_stand() -> AsyncIterator[Stand]:
+    """A mount of a real OpenBao with a root of its own."""
+    bao, mount = shared_openbao(), f"pki-{secrets.token_hex(4)}"
+    vault_mount(bao, mount)
+    vault_policy(bao, mount)
+    directory = Path(tempfile.mkdtemp(prefix="bg-"))
+
+    async def deny() -> None:
+        write_policy(bao, mount, {})
+
+    async def kept() -> object:
+        """What is stored and not revoked."""
+        serials = bao.call("GET", f"{mount}/certs?list=true")["data"]["keys"]
+        records = [bao.call("GET", f"{mount}/cert/{serial}")["data"] for serial in serials]
+        return [record["certificate"] for record in records if not record["revocation_time"]]
+
+    async with Valve(("127.0.0.1", bao.port)) as valve:
+        upstream = vault_upstream(bao, directory, mount, address=f"http://127.0.0.1:{valve.address[1]}")
+        try:
+            yield Stand(
+                upstream=upstream,
+                limit=LIFE,
+                kept=kept,
+                vanish=valve.refuse,
+                heal=valve.open,
+                hang=valve.swallow,
+                deny=deny,
+            )
+        finally:
+            await upstream.close()
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+STANDS: dict[str, Callable[[], AbstractAsyncContextManager[Stand]]] = {
+    "disk": disk_stand,
+    "spire": spire_stand,
+    "vault_pki": vault_stand,
+}
