@@ -35,6 +35,7 @@ logger = log.get("upstream")
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 10.0
+FRESH_SECONDS = 1.0
 
 _FETCH = "/SpiffeWorkloadAPI/FetchX509SVID"
 _HEADER = {"workload.spiffe.io": "true"}  # SPIFFE Workload Endpoint §6
@@ -73,6 +74,8 @@ class WorkloadSource:
         self._on_change = on_change
         self._held: WorkloadIdentity | None = None
         self._following = False
+        self._fetched_at = float("-inf")
+        self._lock = asyncio.Lock()
         self.failure: BurgeeError | None = None
 
     @property
@@ -85,6 +88,12 @@ class WorkloadSource:
         held = self._held
         if held is not None and self._following and self._clock.now() < held.svid.not_after:
             return held
+        async with self._lock:  # of several that ask at once one fetches
+            if self._held is None or self._clock.monotonic() - self._fetched_at >= FRESH_SECONDS:
+                return await self._fetch()
+            return self._held
+
+    async def _fetch(self) -> WorkloadIdentity:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 async with aclosing(self._identities()) as identities:
@@ -129,6 +138,7 @@ class WorkloadSource:
         identity = read_identity(response, self._trust_domain, self._spiffe_id)
         changed = identity != self._held
         self._held, self.failure = identity, None
+        self._fetched_at = self._clock.monotonic()
         if changed:
             logger.info(
                 "identity for the upstream server",

@@ -23,7 +23,7 @@ from tests.support.server import broken_csr, eventually, make_csr
 
 TD = TrustDomain("example.org")
 HOUR = 3600
-BOUND_SECONDS = 6 * TIMEOUT_SECONDS + 2
+BOUND_SECONDS = 4 * TIMEOUT_SECONDS + 4
 """No call lasts longer, whatever the other side does: a few time-outs, and a slow machine."""
 
 

@@ -26,7 +26,7 @@ from tests.support.server import entry, running_server
 from tests.support.valve import Valve
 from tests.support.workload_api import WorkloadApi
 
-TIMEOUT_SECONDS = 1.0
+TIMEOUT_SECONDS = 2.0
 LIFE = timedelta(hours=48)
 
 
