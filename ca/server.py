@@ -25,7 +25,7 @@ from ca.api.services import register
 from ca.errors import BurgeeError, ConfigError
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
-from ca.ports import AuthorityHost, Clock
+from ca.ports import AuthorityHost, Clock, Connected
 from ca.runtime import collector, log, memory, notify
 from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
@@ -63,6 +63,7 @@ from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
 from ca.service.server_name import has_name, server_name
 from ca.service.server_svid import ServerSvid
+from ca.service.sign_on import SignOn
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
@@ -89,7 +90,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
 
     async def start(self) -> None:
-        """Returns when a workload could get an SVID. Raises a BurgeeError, and then nothing is left running."""
+        """Returns when a workload could get an SVID; where keys are out of reach, when it has begun to try for them.
+
+        Raises a BurgeeError, and then nothing is left running.
+        """
         check(self.config)
         try:
             await self._start()
@@ -151,9 +155,9 @@ class Server:
         self.heartbeat = Heartbeat(clock=self.clock, pool=pool)
         server = server_name(config.data_dir)
         keys = key_manager(config, self._authority_host(server))
+        if isinstance(keys, Connected):
+            self._stack.push_async_callback(keys.close)
         self.leftovers = LeftoverKeys(keys=keys, store=self.store, clock=self.clock) if has_own_keys(config) else None
-        if self.leftovers is not None:
-            await self.leftovers.note()
         self.authority = AuthorityManager(
             settings=rotation_settings(config, server),
             store=self.store,
@@ -162,7 +166,6 @@ class Server:
             clock=self.clock,
             pool=pool,
         )
-        await self.authority.start()
         self.issuer = Issuer(
             settings=issue_settings(config, server),
             authority=self.authority,
@@ -172,7 +175,15 @@ class Server:
             workers=WORKERS,
         )
         self.server_svid = ServerSvid(issuer=self.issuer, trust=self.trust, clock=self.clock)
-        await self.server_svid.renew()
+        self.sign_on = SignOn(
+            keys=keys,
+            authority=self.authority,
+            server_svid=self.server_svid,
+            leftovers=self.leftovers,
+            clock=self.clock,
+        )
+        self.sign_on.on_done = self._open_to_agents
+        await self.sign_on.start()
 
     def _authority_host(self, server: str) -> AuthorityHost:
         return AuthorityHost(
@@ -249,9 +260,8 @@ class Server:
         register(rpc, self._services)
         await rpc.start()
         self._stack.push_async_callback(lambda: rpc.stop(self.config.stop_grace_seconds))
-        self.address = await self.gate.listen_tcp(
-            "tcp", config.bind_address, config.bind_port, tls=self.server_svid.material, verify_client=self._verify
-        )
+        if self.sign_on.done:
+            await self._open_to_agents()
         gid = admin_gid(config)
         warn_if_alone(config.admin_socket.admin_group, admits=bool(config.admin_socket.admin_uids))
         await self.gate.listen_unix(
@@ -263,6 +273,14 @@ class Server:
             admit=self._admits(),
         )
         self._stack.callback(self.gate.stop_listening)
+
+    async def _open_to_agents(self) -> None:
+        """Not before the server can show who it is."""
+        config, tls = self.config, self.server_svid.material
+        self.address = await self.gate.listen_tcp(
+            "tcp", config.bind_address, config.bind_port, tls=tls, verify_client=self._verify
+        )
+        logger.info("open to agents", address=f"{self.address[0]}:{self.address[1]}")
 
     async def _watch(self) -> None:
         """What goes on in the background, and what follows from changes."""
@@ -302,7 +320,7 @@ async def run(config: ServerConfig, path: Path | None = None) -> None:
     server = Server(config)
     await server.start()
     logger.info(
-        "ready",
+        "ready" if server.sign_on.done else "up, and not ready",
         trust_domain=config.trust_domain,
         address=f"{server.address[0]}:{server.address[1]}",
         admin_socket=str(config.admin_socket_path),

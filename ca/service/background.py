@@ -25,6 +25,7 @@ from ca.service.pruning import Pruner
 from ca.service.revocation import Revocation
 from ca.service.rotation import AuthorityManager
 from ca.service.server_svid import ServerSvid
+from ca.service.sign_on import SignOn
 from ca.service.store_watch import StoreWatch
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
@@ -52,6 +53,7 @@ class Parts(Protocol):
     authority: AuthorityManager
     leftovers: LeftoverKeys | None
     server_svid: ServerSvid
+    sign_on: SignOn
     pruner: Pruner
 
 
@@ -77,6 +79,7 @@ def _follow_changes(parts: Parts) -> None:
 
 
 def _add_checks(parts: Parts, store_watch: StoreWatch) -> None:
+    parts.health.add("keys", parts.sign_on.check)
     parts.health.add("authority", parts.authority.check)
     parts.health.add("server_svid", parts.server_svid.check)
     parts.health.add("store", store_watch.check)
@@ -97,7 +100,9 @@ async def _spawn(parts: Parts, tasks: Tasks, store_watch: StoreWatch, maintenanc
     tasks.spawn("entry-expiry", EntryExpiry(index=parts.index, follower=parts.follower, clock=parts.clock).run)
     essential = parts.heartbeat.essential
     essential("follower", tasks.spawn("follower", parts.follower.run))
-    essential("authority", tasks.spawn("authority", parts.authority.run))
+    essential("authority", tasks.spawn("authority", parts.sign_on.run))
+    if parts.sign_on.keys is not None:
+        essential("keys", tasks.spawn("keys", parts.sign_on.keys.run))
     essential("server-svid", tasks.spawn("server-svid", parts.server_svid.run))
     essential("store-watch", tasks.spawn("store-watch", store_watch.run))
     tasks.spawn("maintenance", maintenance.run)
