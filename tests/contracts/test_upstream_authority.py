@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca.errors import BurgeeError, Denied, InvalidArgument, Unavailable, Unimplemented
-from ca.identity.bundle import JwtAuthority
+from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 from ca.identity.spiffe_id import TrustDomain
+from ca.identity.svid import verify_x509_svid
 from ca.ports import Connected, FindingLevel, UpstreamAuthority, UpstreamCa
 from ca.upstream.proof import Need, ProvedCa, prove
+from tests.ca.upstream.openssl import need_openssl, svid_below, verify
 from tests.contracts.upstreams import STANDS, TIMEOUT_SECONDS, Stand
 from tests.support.server import broken_csr, eventually, make_csr
 
@@ -77,6 +80,18 @@ async def test_what_it_mints_is_proved(upstream: UpstreamAuthority, kind: str) -
     assert timedelta(seconds=HOUR - 30) < left(found) <= timedelta(seconds=HOUR)
     assert found.path_length is None
     assert found.warnings == ()
+
+
+async def test_an_svid_below_it_is_believed_by_us_and_by_openssl(upstream: UpstreamAuthority, tmp_path: Path) -> None:
+    """With the root alone in the bundle, whatever lies between."""
+    need_openssl()
+    key = p256()
+    found = proved(await upstream.mint(make_csr(key), HOUR), key)
+    now = datetime.now(UTC)
+    leaf = svid_below(found.chain[0], key, now=now)
+    bundle = TrustBundle(trust_domain=TD, x509_authorities=(X509Authority(certificate=found.root),))
+    assert verify_x509_svid([leaf, *found.chain], {TD: bundle}, now=now).id.path == "/web"
+    assert verify(tmp_path, leaf, found.chain, [found.root], at=now, strict=True) == ""
 
 
 async def test_its_roots_are_those_of_its_bundle(upstream: UpstreamAuthority) -> None:

@@ -14,13 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from ca.errors import BurgeeError, ConfigError, FailedPrecondition, InvalidArgument, Unavailable
-from ca.issuing.issuer import IssuerTemplate
 from ca.ports import FindingLevel
 from ca.runtime.config import from_values
 from ca.upstream import disk
 from ca.upstream.disk import DiskUpstream, DiskUpstreamConfig
-from tests.ca.identity.forge import intermediate, key, root, spki
-from tests.ca.upstream.openssl import need_openssl, svid_below, verify
+from tests.ca.identity.forge import intermediate, key, root
 from tests.contracts.upstreams import DISK_FILES, disk_files, disk_upstream, write_key, write_pem
 from tests.support.authority_host import authority_host
 from tests.support.clock import FakeClock
@@ -39,18 +37,6 @@ async def refusal(upstream: DiskUpstream) -> BurgeeError:
     with pytest.raises(BurgeeError) as caught:
         await upstream.mint(make_csr(), HOUR)
     return caught.value
-
-
-async def test_what_it_signs_can_issue_and_openssl_agrees(tmp_path: Path) -> None:
-    need_openssl()
-    disk_files(tmp_path)
-    signer = ec.generate_private_key(ec.SECP256R1())
-    answer = await disk_upstream(tmp_path).mint(make_csr(signer), HOUR)
-    issuer = IssuerTemplate.from_certificate(answer.chain[0])
-    assert (issuer.trust_domain.name, issuer.public_key_der) == ("example.org", spki(signer))
-    now = datetime.now(UTC)
-    leaf = svid_below(answer.chain[0], signer, now=now)
-    assert verify(tmp_path, leaf, answer.chain, answer.roots, at=now, strict=True) == ""
 
 
 async def test_each_authority_has_a_name_of_its_own(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ca.errors import FailedPrecondition
+from ca.issuing.issuer import IssuerTemplate
 from ca.ports import FindingLevel, UpstreamCa
 from ca.upstream.proof import Need, ProvedCa, prove
 from tests.ca.identity.forge import (
@@ -99,6 +100,7 @@ def test_a_good_chain_is_proved_and_openssl_agrees(name: str, tmp_path: Path) ->
     assert found.chain == tuple(a.der for a in chain)
     assert found.root == top.der
     assert found.not_after == NOW + 24 * HOUR
+    assert IssuerTemplate.from_certificate(found.chain[0]).public_key_der == spki(chain[0].key)
     assert openssl_says(tmp_path, chain, top, strict=True) == ""
 
 

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, Unavailable
 from ca.identity.bundle_pem import certificate_pem
+from ca.issuing.issuer import IssuerTemplate
 from ca.ports import Finding, FindingLevel, UpstreamCa
 from ca.runtime.config import from_values
 from ca.upstream.proof import Need, ProvedCa, prove
 from ca.upstream.vault_pki import VaultPkiConfig, VaultPkiUpstream
 from tests.ca.identity.forge import TD, spki
-from tests.ca.upstream.openssl import need_openssl, svid_below, verify
 from tests.contracts.upstreams import LIFE, vault_mount, vault_policy, vault_upstream
 from tests.support.clock import FakeClock
 from tests.support.openbao import openbao, shared_openbao
@@ -99,13 +99,15 @@ def lines(findings: Sequence[Finding], level: FindingLevel) -> dict[str, str]:
     return {finding.what: f"{finding.detail} {finding.hint}" for finding in findings if finding.level == level}
 
 
-async def test_what_it_signs_can_issue_and_openssl_agrees(place: Place, tmp_path: Path) -> None:
-    need_openssl()
+async def test_a_mount_that_writes_urls_into_certificates_will_do(place: Place) -> None:
+    """Pointers to revocation lists and issuers are in ours then, and harm nobody."""
+    url = "http://pki.example.org"
+    place.call("config/urls", issuing_certificates=[url], crl_distribution_points=[url], ocsp_servers=[url])
     key = ec.generate_private_key(ec.SECP256R1())
     answer = await place.upstream().mint(make_csr(key), HOUR)
-    now = datetime.now(UTC)
-    leaf = svid_below(answer.chain[0], key, now=now)
-    assert verify(tmp_path, leaf, answer.chain, answer.roots, at=now, strict=True) == ""
+    authority = x509.load_der_x509_certificate(answer.chain[0])
+    assert authority.extensions.get_extension_for_class(x509.CRLDistributionPoints)
+    assert IssuerTemplate.from_certificate(proved(answer, key).chain[0]).trust_domain == TD
 
 
 async def test_each_authority_has_a_name_of_its_own(place: Place) -> None:
