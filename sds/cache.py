@@ -1,15 +1,17 @@
 """What this agent holds for its workloads: entries, bundles, X.509-SVIDs, and who waits for a change of which of them.
 
-Callers with the same selectors share one `View`, and so one set of serialized responses. A view lives while somebody
-subscribes to it; a few idle ones are kept so that the next call of the same workload finds its bytes made.
+Callers with the same selectors share one `View`; views that match the same entries share one `Content`, and so one set
+of serialized responses, so that nobody makes the agent keep more of them by having ever other selectors. A view lives
+while somebody subscribes to it; a few idle ones are kept, so that the next call of the same workload finds its bytes
+made.
 All methods run on the event loop's thread and none of them waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from weakref import WeakValueDictionary
 
 from ca.errors import BurgeeError, Unavailable
 from ca.identity.bundle import TrustBundle
@@ -19,6 +21,7 @@ from ca.identity.spiffe_id import TrustDomain
 from ca.ports import Clock
 from sds.entries import EntryIndex
 from sds.feed import Change, Snapshot
+from sds.idle import Idle
 from sds.views import BundleForms, Content, WorkloadSvid, build
 from sds.waiting import sleep_or
 
@@ -27,15 +30,17 @@ MANY_CHANGES = 64
 
 
 class View:
-    """Callers with one set of selectors. `settled`: every SVID is here, or has been waited for long enough."""
+    """Callers with one set of selectors. `settled`: every SVID is here, or has been waited for long enough.
+    `explained`: the log says why they have no identity."""
 
-    __slots__ = ("content", "deadline", "selectors", "settled", "subscribers", "waited_for")
+    __slots__ = ("content", "deadline", "explained", "selectors", "settled", "subscribers", "waited_for")
 
     def __init__(self, selectors: frozenset[Selector]) -> None:
         self.selectors = selectors
         self.content: Content | None = None
         self.subscribers: set[Subscription] = set()
         self.settled = False
+        self.explained = False
         self.deadline: float | None = None
         self.waited_for: frozenset[str] = frozenset()
 
@@ -46,10 +51,10 @@ class Subscription:
 
     __slots__ = ("_error", "_event", "first", "needs_svid", "share", "view")
 
-    def __init__(self, view: View, *, needs_svid: bool) -> None:
+    def __init__(self, view: View, *, needs_svid: bool, share: str) -> None:
         self.view = view
         self.needs_svid = needs_svid
-        self.share = ""
+        self.share = share
         self.first = not needs_svid
         self._event = asyncio.Event()
         self._error: Callable[[], BurgeeError] | None = None
@@ -102,7 +107,6 @@ class Cache:
         self.on_demand: list[Callable[[], None]] = []
         self._clock = clock
         self._patience = patience_seconds
-        self._max_idle = idle_views
         self._seen = clock.now()
         self._index = EntryIndex()
         self._bundles: dict[str, BundleForms] = {}
@@ -110,7 +114,8 @@ class Cache:
         self._became_ready = asyncio.Event()
         self._sooner = asyncio.Event()
         self._live: dict[frozenset[Selector], View] = {}
-        self._idle: OrderedDict[frozenset[Selector], View] = OrderedDict()
+        self._idle: Idle[frozenset[Selector], View] = Idle(idle_views)
+        self._contents: WeakValueDictionary[tuple[tuple[int, ...], ...], Content] = WeakValueDictionary()
 
     # --- what is here -------------------------------------------------------------------------------------------
 
@@ -164,11 +169,14 @@ class Cache:
 
     # --- who wants it -------------------------------------------------------------------------------------------
 
-    def subscribe(self, selectors: frozenset[Selector], *, needs_svid: bool) -> Subscription:
-        """Join the view of these selectors. Raises Unavailable while the agent initialises (Endpoint App. A, E26)."""
+    def subscribe(self, selectors: frozenset[Selector], *, needs_svid: bool, share: str = "") -> Subscription:
+        """Join the view of these selectors, for a workload of this share.
+
+        Raises Unavailable while the agent initialises (Endpoint App. A, E26).
+        """
         if not self.ready:
             raise self.not_ready()
-        subscription = Subscription(self._enter(selectors), needs_svid=needs_svid)
+        subscription = Subscription(self._enter(selectors), needs_svid=needs_svid, share=share)
         self._join(subscription)
         return subscription
 
@@ -183,9 +191,7 @@ class Cache:
         view = subscription.view
         view.subscribers.discard(subscription)
         if not view.subscribers and self._live.pop(view.selectors, None) is not None:
-            self._idle[view.selectors] = view
-            while len(self._idle) > self._max_idle:
-                self._idle.popitem(last=False)
+            self._idle.put(view.selectors, view, subscription.share)
 
     def content(self, view: View) -> Content:
         """The view's content as of now: never with an SVID or entry that has expired meanwhile."""
@@ -198,7 +204,7 @@ class Cache:
         return content
 
     def _enter(self, selectors: frozenset[Selector]) -> View:
-        view = self._live.get(selectors) or self._idle.pop(selectors, None) or View(selectors)
+        view = self._live.get(selectors) or self._idle.pop(selectors) or View(selectors)
         self._live[selectors] = view
         return view
 
@@ -269,7 +275,7 @@ class Cache:
         now, mono = self._clock.now(), self._clock.monotonic()
         wait = 5.0
         if now < self._seen:  # the wall clock was set back: what had expired is valid again
-            for view in (*self._live.values(), *self._idle.values()):
+            for view in (*self._live.values(), *self._idle):
                 view.content = None
         self._seen = now
         for view in list(self._live.values()):
@@ -320,7 +326,7 @@ class Cache:
         return changed
 
     def _after(self, changed: dict[str, list[RegistrationEntry]], *, everything: bool = False) -> None:
-        for idle in self._idle.values():
+        for idle in self._idle:
             idle.content = None
         everything = everything or len(changed) >= MANY_CHANGES
         for view in list(self._live.values()):
@@ -335,16 +341,22 @@ class Cache:
             return
         now = self._clock.now()
         entries = self._index.matching(view.selectors, now)
-        content = build(entries, self._svids, own, self._bundles, now)
+        content = self._shared(build(entries, self._svids, own, self._bundles, now))
         settled = view.settled
         self._settle(view, content)
         if content.same_as(view.content):
             content = view.content or content  # keep the encodings that are made
         changed = content is not view.content or settled != view.settled
+        if content is not view.content:
+            view.explained = False
         view.content = content
         if changed:
             for subscription in sorted(view.subscribers, key=lambda s: not s.first):
                 subscription.wake()
+
+    def _shared(self, content: Content) -> Content:
+        """The one that another view has already, if they are the same."""
+        return self._contents.setdefault(content.key, content)
 
     def _settle(self, view: View, content: Content, *, again: bool = False) -> None:
         """Decide whether to wait for SVIDs that are not here yet: once for each, `patience_seconds` long."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 
-from ca.errors import InvalidArgument
+from ca.errors import Exhausted, InvalidArgument
 from ca.ports import Clock
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
@@ -16,6 +16,7 @@ from sds.envoy_delta import DeltaStream
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import ResourceState, Subscriber, parse
+from sds.memory import Charge
 from sds.secrets import Form, SecretNames
 from sds.workloads import Caller, Context, Workloads, quiet_exit
 
@@ -69,36 +70,40 @@ class EnvoySds:
         caller = self._peer_of(context)
         # A starting agent has Envoy wait rather than come back after its own, growing, pauses.
         async with self._workloads.session(caller, needs_svid=True, patient=True) as subscription:
+            stream.room = room = self._workloads.memory.room(subscription.share)
             client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
-            inbox: asyncio.Queue[bytes | None] = asyncio.Queue(INBOX)
-            reader = asyncio.create_task(_read(requests, inbox, subscription))
-            try:
-                async with quiet_exit(context):
-                    await self._serve(context, subscription, client, inbox)
-            finally:
-                reader.cancel()
-                self._clients.remove(client)
+            with room.charge() as held, room.charge() as waiting:
+                inbox = Inbox(subscription, waiting)
+                reader = asyncio.create_task(inbox.fill(requests))
+                try:
+                    async with quiet_exit(context):
+                        await self._serve(context, subscription, client, inbox, held)
+                finally:
+                    reader.cancel()
+                    self._clients.remove(client)
 
     async def _serve(
-        self, context: Context, subscription: Subscription, client: SdsClient, inbox: asyncio.Queue[bytes | None]
+        self, context: Context, subscription: Subscription, client: SdsClient, inbox: Inbox, held: Charge
     ) -> None:
         stream = client.stream
         while True:
-            while not inbox.empty():
-                raw = inbox.get_nowait()
-                if raw is None:
-                    return
+            while (raw := inbox.next()) is not None:
                 self._take_in(client, raw)
+                held.set(stream.held_bytes())
                 subscription.first = stream.roots_only
-                await self._answer(context, subscription, stream)
-            await self._answer(context, subscription, stream)
+                await self._answer(context, subscription, stream, held)
+            if inbox.ended:
+                subscription.check()
+                return
+            await self._answer(context, subscription, stream, held)
             await subscription.changed()
 
-    async def _answer(self, context: Context, subscription: Subscription, stream: Subscriber) -> None:
+    async def _answer(self, context: Context, subscription: Subscription, stream: Subscriber, held: Charge) -> None:
         view = subscription.view
         content = self._cache.content(view)
         response = stream.respond(content, settled=view.settled, now=self._clock.now())
         if response is not None:
+            held.set(stream.held_bytes())
             await context.write(response)
             self._clients.moved()
 
@@ -126,7 +131,8 @@ class EnvoySds:
 
     async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
         """One answer without version and nonce; for names that mean nothing there is no later, so it says so."""
-        stream = SdsStream(names=self._names, validator=self._validator)
+        room = self._workloads.memory.room(subscription.share)
+        stream = SdsStream(names=self._names, validator=self._validator, room=room)
         stream.request(request, self._clock.now())
         while True:
             view = subscription.view
@@ -143,13 +149,39 @@ class EnvoySds:
         return stream.body(content, found, version="")
 
 
-async def _read(requests: AsyncIterator[bytes], inbox: asyncio.Queue[bytes | None], subscription: Subscription) -> None:
-    """Move requests to the inbox; None at the end of the client's half of the stream."""
-    try:
-        async for raw in requests:
-            await inbox.put(raw)
-            subscription.wake()
-    except grpc.aio.BaseError as error:
-        log.debug("an SDS stream broke off", error=str(error))
-    await inbox.put(None)
-    subscription.wake()
+class Inbox:
+    """The requests of one stream that wait to be looked at; `waiting` is charged for their bytes."""
+
+    def __init__(self, subscription: Subscription, waiting: Charge) -> None:
+        self._subscription = subscription
+        self._waiting = waiting
+        self._requests: asyncio.Queue[bytes] = asyncio.Queue(INBOX)
+        self._over = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether all is read of the client's half of the stream, and nothing waits."""
+        return self._over and self._requests.empty()
+
+    def next(self) -> bytes | None:
+        """The next request, or None when none waits."""
+        if self._requests.empty():
+            return None
+        raw = self._requests.get_nowait()
+        self._waiting.set(self._waiting.size - len(raw))
+        return raw
+
+    async def fill(self, requests: AsyncIterator[bytes]) -> None:
+        """Until the client's half ends; the subscription ends with Exhausted when there is no room for a request."""
+        try:
+            async for raw in requests:
+                self._waiting.set(self._waiting.size + len(raw))
+                await self._requests.put(raw)
+                self._subscription.wake()
+        except grpc.aio.BaseError as error:
+            log.debug("an SDS stream broke off", error=str(error))
+        except Exhausted as error:
+            full = error
+            self._subscription.end(lambda: full)
+        self._over = True
+        self._subscription.wake()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets as randomness
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from datetime import datetime
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
-from sds.envoy_subscriber import ResourceState, ResourceStatus, Subscriber, check_bounds, parse
+from sds.envoy_subscriber import NOTE_BYTES, ResourceState, ResourceStatus, Subscriber, check_bounds, parse
 from sds.secrets import TYPE_URL, Found, Missing
 from sds.views import Content
 
@@ -60,7 +59,7 @@ class DeltaStream(Subscriber):
         if not self._begun:
             return None
         found, missing = self._resolve(content, settled=settled, now=now)
-        versions = {name: resource_version(hit, content) for name, hit in found.items()}
+        versions = {name: hit.version for name, hit in found.items()}
         changed = {name: found[name] for name, version in versions.items() if self._differs(name, version, now)}
         removed = self._removed(found, missing)
         if not changed and not removed:
@@ -75,6 +74,10 @@ class DeltaStream(Subscriber):
         tail: bytes = own.SerializeToString()
         return self._body(content, changed) + tail
 
+    def held_bytes(self) -> int:
+        client = sum(len(name) + len(version) + NOTE_BYTES for name, version in self._client_has.items())
+        return self._basic_bytes() + client + NOTE_BYTES * sum(map(len, self._outstanding.values()))
+
     def _body(self, content: Content, changed: dict[str, Found]) -> bytes:
         """An answer without its nonce, made once for all streams that lack the same secrets in the same form."""
 
@@ -82,7 +85,7 @@ class DeltaStream(Subscriber):
             resources = [
                 discovery_pb2.Resource(
                     name=name,
-                    version=resource_version(hit, content),
+                    version=hit.version,
                     resource=any_pb2.Any.FromString(hit.resource),
                 )
                 for name, hit in changed.items()
@@ -95,7 +98,7 @@ class DeltaStream(Subscriber):
 
         if self.type_url not in ("", TYPE_URL):
             return make()
-        return content.once(("delta", tuple(changed), self.form, self.type_url), make)
+        return content.once_for(self.room, ("delta", tuple(changed), self.form, self.type_url), make)
 
     def _subscribe(self, names: Iterable[str], *, first: bool) -> None:
         """A first request without names asks for everything, as does `*` at any time (xDS, wildcards).
@@ -157,11 +160,3 @@ class DeltaStream(Subscriber):
         self._outstanding[nonce] = answer
         if len(self._outstanding) > MAX_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
-
-
-def resource_version(found: Found, content: Content) -> str:
-    """A secret's version: a hash of its bytes, the same on every stream, in every agent and after a restart."""
-    made = content.once(
-        ("version", found.resource), lambda: hashlib.sha256(found.resource).hexdigest()[:16].encode("ascii")
-    )
-    return made.decode("ascii")

@@ -10,7 +10,7 @@ from datetime import datetime
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
-from sds.envoy_subscriber import Subscriber, check_bounds, parse
+from sds.envoy_subscriber import NOTE_BYTES, Subscriber, check_bounds, parse
 from sds.secrets import TYPE_URL, Found
 from sds.views import Content
 
@@ -21,7 +21,8 @@ class SdsStream(Subscriber):
 
     nonce: str = ""
     _must_answer: bool = False
-    _sent: dict[str, bytes] = field(default_factory=dict)
+    _sent: dict[str, str] = field(default_factory=dict)
+    """Name → version of what the last answer had."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
         self.request(parse(discovery_pb2.DiscoveryRequest, raw), now)
@@ -51,14 +52,14 @@ class SdsStream(Subscriber):
         if not self._begun:
             return None
         found = self.resolve_now(content, settled=settled, now=now)
-        resources = {name: hit.resource for name, hit in found.items()}
+        versions = {name: hit.version for name, hit in found.items()}
         must, self._must_answer = self._must_answer, False
-        if not resources:
+        if not versions:
             self._must_answer = must
             return None
-        if not must and (resources == self._sent or self._only_lost(resources)):
+        if not must and (versions == self._sent or self._only_lost(versions)):
             return None
-        self._sent = resources
+        self._sent = versions
         self.nonce = randomness.token_hex(8)
         for name in found:
             self._note_sent(name, content.version, now)
@@ -80,7 +81,7 @@ class SdsStream(Subscriber):
 
         if self.type_url not in ("", TYPE_URL):
             return make()
-        return content.once(("response", tuple(found), self.form, self.type_url, version), make)
+        return content.once_for(self.room, ("response", tuple(found), self.form, self.type_url, version), make)
 
     def resolve_now(self, content: Content, *, settled: bool, now: datetime) -> dict[str, Found]:
         """What the subscribed names stand for now, in the order in which it is sent."""
@@ -96,8 +97,11 @@ class SdsStream(Subscriber):
         if changed:
             self.statuses = {name: s for name, s in self.statuses.items() if everything or name in wanted}
 
-    def _only_lost(self, resources: dict[str, bytes]) -> bool:
+    def held_bytes(self) -> int:
+        return self._basic_bytes() + NOTE_BYTES * len(self._sent)
+
+    def _only_lost(self, versions: dict[str, str]) -> bool:
         """State of the world cannot take a secret back: when all that is left was sent, there is nothing to say."""
         if self.everything:
             return False
-        return all(self._sent.get(name) == resource for name, resource in resources.items())
+        return all(self._sent.get(name) == version for name, version in versions.items())

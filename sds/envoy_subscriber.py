@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from ca.errors import InvalidArgument
+from sds.memory import Room
 from sds.secrets import Form, Found, Missing, SecretNames, every_name, is_root_name, resolve
 from sds.views import Content
 
@@ -22,6 +23,8 @@ MAX_NAME_BYTES = 2048
 MAX_NAMES_BYTES = 128 << 10
 """Of all names of one stream together: a workload may have many streams, and names that mean nothing are kept too."""
 MAX_DETAIL = 2000
+NOTE_BYTES = 256
+"""What remembering one name takes beside its letters."""
 
 M = TypeVar("M", bound=Message)
 
@@ -51,9 +54,11 @@ class ResourceStatus:
 class Subscriber(ABC):
     """One stream's state. Feed it what comes in (`take_in`), and after that and each change ask it to `respond`.
 
-    `everything`: it asked for whatever there is. `statuses` holds every name that was asked for or sent.
+    `everything`: it asked for whatever there is. `statuses` holds every name that was asked for or sent. `room` is
+    where answers may be kept that are made for its choice of names.
     """
 
+    room: Room | None = None
     names: SecretNames = field(default_factory=SecretNames)
     validator: Form = Form.SPIFFE
     node_id: str = ""
@@ -74,6 +79,15 @@ class Subscriber(ABC):
     @abstractmethod
     def respond(self, content: Content, *, settled: bool, now: datetime) -> bytes | None:
         """The serialized response that is due now, or None. `settled`: no SVID of this content is on its way."""
+
+    @abstractmethod
+    def held_bytes(self) -> int:
+        """About how much memory its state takes."""
+
+    def _basic_bytes(self) -> int:
+        asked = sum(len(name) for name in self.subscribed) + NOTE_BYTES * len(self.subscribed)
+        known = sum(len(status.name) + len(status.detail) for status in self.statuses.values())
+        return asked + known + NOTE_BYTES * len(self.statuses) + len(self.type_url)
 
     @property
     def roots_only(self) -> bool:

@@ -39,6 +39,12 @@ class LimitsConfig(StrictModel):
         default=32, gt=0, description="Processes that are attested at the same time; others wait their workload's turn."
     )
     max_attestations_per_workload: int = Field(default=4, gt=0, description="The same for one workload.")
+    max_memory_bytes_per_workload: int = Field(
+        default=16 << 20,
+        ge=1 << 20,
+        description="About what is remembered by one workload's own choice: selectors of its processes, names that its "
+        "Envoys ask for, requests that wait, answers made for its combinations of names.",
+    )
     max_jwt_svids: int = Field(
         default=4_096, gt=0, description="JWT-SVIDs held; the least recently used of whoever has most goes first."
     )

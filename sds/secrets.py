@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,10 +42,14 @@ class SecretNames:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A serialized google.protobuf.Any with the secret. Lower ranks are sent first: roots, then leaves."""
+    """A serialized google.protobuf.Any with the secret. Lower ranks are sent first: roots, then leaves.
+
+    `version` is a hash of the bytes, the same on every stream, in every agent and after a restart.
+    """
 
     resource: bytes
     rank: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +81,9 @@ def resolve(name: str, content: Content, *, settled: bool, names: SecretNames, f
     Several names may mean the same secret (`ROOTCA` and the trust domain's ID): each is answered under its own name.
     """
     if name == names.all_bundles:
-        return _bundles(name, content.bundles, content, form)
+        return _bundles(name, content.bundles, content, form, usual=True)
     if name == names.bundle:
-        return _bundles(name, content.bundles[:1], content, form)
+        return _bundles(name, content.bundles[:1], content, form, usual=True)
     if name == names.svid:
         return _default_svid(name, content, settled=settled)
     spiffe_id = _spiffe_id(name)
@@ -87,7 +93,7 @@ def resolve(name: str, content: Content, *, settled: bool, names: SecretNames, f
         return _svid_by_id(name, spiffe_id, content)
     domain = [forms for forms in content.bundles if forms.trust_domain == spiffe_id.trust_domain]
     if domain:
-        return _bundles(name, tuple(domain), content, form)
+        return _bundles(name, tuple(domain), content, form, usual=name == domain[0].id)
     return Missing(f"no bundle of {quote(name)}: no entry of this workload federates with it")
 
 
@@ -96,13 +102,13 @@ def _default_svid(name: str, content: Content, *, settled: bool) -> Found | Miss
         return Missing("no identity issued: no registration entry matches this workload")
     if not content.svids or not settled:
         return Missing("the X.509-SVID has not been issued yet", pending=True)
-    return _svid(name, 0, content)
+    return _svid(name, 0, content, usual=True)
 
 
 def _svid_by_id(name: str, spiffe_id: SpiffeId, content: Content) -> Found | Missing:
     for position, (_, svid) in enumerate(content.svids):
         if svid.spiffe_id == spiffe_id:
-            return _svid(name, position, content)
+            return _svid(name, position, content, usual=name == str(svid.spiffe_id))
     if any(entry.spiffe_id == spiffe_id for entry in content.entries):
         return Missing("the X.509-SVID has not been issued yet", pending=True)
     return Missing(f"no registration entry gives this workload {quote(name)}")
@@ -122,17 +128,35 @@ def _spiffe_id(name: str) -> SpiffeId | None:
         return None
 
 
-def _svid(name: str, position: int, content: Content) -> Found:
+def _svid(name: str, position: int, content: Content, *, usual: bool) -> Found:
     svid = content.svids[position][1]
-    return Found(content.once(("svid", name), lambda: _any(_tls_certificate(name, svid))), 1_000_000 + position)
+    return _found(content, ("svid", name), 1_000_000 + position, lambda: _tls_certificate(name, svid), usual=usual)
 
 
-def _bundles(name: str, bundles: tuple[BundleForms, ...], content: Content, form: Form) -> Found | Missing:
+def _bundles(
+    name: str, bundles: tuple[BundleForms, ...], content: Content, form: Form, *, usual: bool
+) -> Found | Missing:
     if form is Form.TRUSTED_CA and len(bundles) > 1:
         # In one list of plain certificates every root would vouch for every trust domain.
         return Missing(f"{quote(name)} holds several trust domains: only Envoy's SPIFFE validator keeps them apart")
     rank = content.bundles.index(bundles[0])
-    return Found(content.once(("bundle", name, form), lambda: _any(_validation(name, bundles, form))), rank)
+    return _found(content, ("bundle", name, form), rank, lambda: _validation(name, bundles, form), usual=usual)
+
+
+def _found(
+    content: Content, key: tuple[object, ...], rank: int, make: Callable[[], secret_pb2.Secret], *, usual: bool
+) -> Found:
+    """`usual`: kept with the content. One ID may be spelled in many ways (the trust domain in any case), and its
+    secret bears the name as it was asked for: other spellings than our own are made each time."""
+    if not usual:
+        resource = _any(make())
+        return Found(resource, rank, _version(resource).decode("ascii"))
+    resource = content.once(key, lambda: _any(make()))
+    return Found(resource, rank, content.once(("version", *key), lambda: _version(resource)).decode("ascii"))
+
+
+def _version(resource: bytes) -> bytes:
+    return hashlib.sha256(resource).hexdigest()[:16].encode("ascii")
 
 
 def _tls_certificate(name: str, svid: WorkloadSvid) -> secret_pb2.Secret:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +18,13 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId
 from ca.proto.burgee import workload_pb2 as wl
 from sds.entries import is_partial, unique_hints
+from sds.memory import Room
 
 MADE_AT_MOST = 4096
 MADE_BYTES_AT_MOST = 2 << 20
+CHOSEN_BYTES = 512
+"""What keeping an answer takes beside its bytes and the names in its key."""
+
 FAR = datetime.max.replace(tzinfo=UTC)
 
 
@@ -96,8 +102,16 @@ class Content:
         self.hints = unique_hints(entries)
         self._made: dict[object, bytes] = {}
         self._made_bytes = 0
+        self._chosen: dict[tuple[object, ...], bytes] = {}
+        self._taken: Counter[str] = Counter()
         expiries = [entry.expires_at for entry in entries if entry.expires_at is not None]
         self.valid_until = min([svid.not_after for _, svid in svids] + expiries, default=FAR)
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...]:
+        """What it is made of, as long as it lives: contents with one key are the same."""
+        parts = (self.entries, [svid for _, svid in self.svids], self.bundles)
+        return tuple(tuple(map(id, part)) for part in parts)
 
     @property
     def complete(self) -> bool:
@@ -155,10 +169,10 @@ class Content:
         return digest.hexdigest()[:16]
 
     def once(self, key: object, make: Callable[[], bytes]) -> bytes:
-        """What `make` gives, made once for each `key`: serialized secrets, responses, explanations.
+        """What `make` gives, made once for each `key`: serialized secrets and their versions.
 
-        Callers choose some keys, and how much belongs to one: beyond `MADE_AT_MOST` of them, or bytes of
-        `MADE_BYTES_AT_MOST`, it is made each time, so that nobody fills the memory.
+        The keys are for this content to bound, not for callers to choose. Of large contents not everything is kept:
+        beyond `MADE_AT_MOST` keys, or `MADE_BYTES_AT_MOST`, it is made each time.
         """
         found = self._made.get(key)
         if found is None:
@@ -167,6 +181,22 @@ class Content:
             if len(self._made) < MADE_AT_MOST and self._made_bytes + room <= MADE_BYTES_AT_MOST:
                 self._made[key] = found
                 self._made_bytes += room
+        return found
+
+    def once_for(self, room: Room | None, key: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
+        """As `once` for a key that callers choose, such as which names in which order: kept in the room of whoever has
+        it made, as long as there is any, and shared with all who choose the same."""
+        if room is None:
+            return self.once(key, make)
+        found = self._chosen.get(key)
+        if found is None:
+            found = make()
+            size = 2 * len(found) + CHOSEN_BYTES  # all names of the key are in the bytes as well
+            if room.memory.offer(room.share, size):
+                if not self._taken:
+                    weakref.finalize(self, room.memory.give_back, self._taken).atexit = False
+                self._chosen[key] = found
+                self._taken[room.share] += size
         return found
 
 

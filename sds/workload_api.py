@@ -95,7 +95,7 @@ class WorkloadApi:
             # The content is asked for by the time of each send: what has expired meanwhile is not in it.
             content = self._cache.content(subscription.view)
             if not content.entries:
-                raise self._no_identity(content, subscription)  # ends an open stream too (F21, F22, F25, F36)
+                raise self._no_identity(subscription)  # ends an open stream too (F21, F22, F25, F36)
             message = pick(subscription, content)
             if message is not None and message != last:
                 await context.write(message)
@@ -119,7 +119,7 @@ class WorkloadApi:
             content = self._cache.content(subscription.view)
             entries = [entry for entry in content.entries if wanted is None or entry.spiffe_id == wanted]
             if not entries:
-                raise self._no_identity(content, subscription) if not content.entries else no_identity()
+                raise self._no_identity(subscription) if not content.entries else no_identity()
             tokens = await asyncio.gather(
                 *(self._jwts.get(entry, audience, share=subscription.share) for entry in entries)
             )
@@ -147,16 +147,13 @@ class WorkloadApi:
         svid = verify_jwt_svid(request.svid, audience=request.audience, bundles=bundles, now=self._clock.now())
         return wl.ValidateJWTSVIDResponse(spiffe_id=str(svid.id), claims=shown_claims(svid, self._cache.trust_domain))
 
-    def _no_identity(self, content: Content, subscription: Subscription) -> Denied:
-        """Says once for each content, in the log, what came nearest."""
-
-        def explain() -> bytes:
-            selectors = subscription.view.selectors
-            why = explain_no_identity(self._cache.entries(), selectors)
+    def _no_identity(self, subscription: Subscription) -> Denied:
+        """Says once for each view and content, in the log, what came nearest."""
+        view = subscription.view
+        if not view.explained:
+            view.explained = True
+            why = explain_no_identity(self._cache.entries(), view.selectors)
             log.info("no identity for a caller", reason="NO_IDENTITY", why=why)
-            return why.encode()
-
-        content.once("no identity", explain)
         return no_identity()
 
 

@@ -18,12 +18,13 @@ from typing import Any, Protocol
 
 import grpc
 
-from ca.errors import BurgeeError, Unauthenticated, Unavailable
+from ca.errors import BurgeeError, Exhausted, Unauthenticated, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
 from sds.limits import LimitsConfig
+from sds.memory import Charge, Memory, Room
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
 from sds.program import Program
 from sds.shares import FairQueue, Places
@@ -33,6 +34,9 @@ log = get("sds.workloads")
 
 FRESH_SECONDS = 1.0
 """How long an attestation answers further calls of the same process."""
+
+SELECTOR_BYTES = 192
+"""What remembering one selector takes beside the letters of its value."""
 
 PARTING_SECONDS = 0.25
 """From a caller's CALLER_CHANGED to the end of its connection: its client reads why before it has to connect anew."""
@@ -68,10 +72,11 @@ class Caller(Protocol):
 class Workload:
     """One process that called: its pin, its last attestation, its subscriptions, whose share of the room it uses."""
 
-    def __init__(self, process: PinnedProcess, share: str) -> None:
+    def __init__(self, process: PinnedProcess, room: Room) -> None:
         self.process = process
-        self.share = share
+        self.share = room.share
         self.selectors: frozenset[Selector] = frozenset()
+        self.charge = Charge(room)
         self.attested_at: float | None = None
         self.attesting: asyncio.Task[None] | None = None
         self.subscriptions: set[Subscription] = set()
@@ -98,6 +103,7 @@ class Workloads:
         self._known: dict[ProcessKey, Workload] = {}
         self._share_of = share_of
         limits = limits or LimitsConfig()
+        self.memory = Memory(limits.max_memory_bytes_per_workload)
         self._streams = Places(limits.max_streams_per_workload, what="open streams and calls", reason="STREAM_LIMIT")
         self._turns = FairQueue(total=limits.max_attestations, each=limits.max_attestations_per_workload)
 
@@ -109,13 +115,12 @@ class Workloads:
         """Attest the caller and subscribe to what it may have, for as long as the block runs.
 
         `patient` waits for an agent that is starting. Raises Unauthenticated (CALLER_GONE, CALLER_CHANGED,
-        CALLER_INVISIBLE), Exhausted (STREAM_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a caller without
-        any identity is no error here. The subscription ends with Unauthenticated when the process ends or changes, and
-        with Unavailable when it can no longer be attested.
+        CALLER_INVISIBLE), Exhausted (STREAM_LIMIT, MEMORY_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a
+        caller without any identity is no error here. The subscription ends with Unauthenticated when the process ends
+        or changes, and with Unavailable when it can no longer be attested.
         """
         async with self.attested(caller, patient=patient) as workload:
-            subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid)
-            subscription.share = workload.share
+            subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid, share=workload.share)
             workload.subscriptions.add(subscription)
             try:
                 yield subscription
@@ -172,7 +177,7 @@ class Workloads:
         if workload is not None:
             process.close()
             return workload
-        workload = self._known[process.key] = Workload(process, self._share_of(process))
+        workload = self._known[process.key] = Workload(process, self.memory.room(self._share_of(process)))
         if process.pidfd is not None:
             asyncio.get_running_loop().add_reader(process.pidfd, self._remove, workload, caller_gone)
         return workload
@@ -207,8 +212,11 @@ class Workloads:
             raise attestation_failed() from error
         finally:
             workload.attesting = None
+        changed = selectors != workload.selectors
+        if changed:
+            workload.charge.set(sum(len(selector.value) + SELECTOR_BYTES for selector in selectors))
         workload.attested_at = self._clock.monotonic()
-        if selectors != workload.selectors:
+        if changed:
             workload.selectors = selectors
             for subscription in list(workload.subscriptions):
                 self._cache.move(subscription, selectors)
@@ -223,6 +231,8 @@ class Workloads:
             await self._attest_shared(workload)
         except Unauthenticated as error:
             self._remove(workload, partial(_anew, error) if error.reason == "CALLER_CHANGED" else caller_gone)
+        except Exhausted as error:
+            self._remove(workload, partial(_anew, error))
         except Unavailable:
             # It cannot be told any more who this is: fail closed, the workload may call again.
             self._remove(workload, attestation_failed)
@@ -239,6 +249,7 @@ class Workloads:
             asyncio.get_running_loop().remove_reader(workload.process.pidfd)
         for subscription in workload.subscriptions:
             subscription.end(error)
+        workload.charge.set(0)
         workload.process.close()
 
 
@@ -259,9 +270,9 @@ def _share(workload: Workload) -> str:
     return workload.share
 
 
-def _anew(error: Unauthenticated) -> Unauthenticated:
+def _anew(error: BurgeeError) -> BurgeeError:
     """The same error for each of several streams."""
-    return Unauthenticated(error.detail, reason=error.reason, hint=error.hint)
+    return type(error)(error.detail, reason=error.reason, hint=error.hint)
 
 
 def _look_at(task: asyncio.Task[None]) -> None:

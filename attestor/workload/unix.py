@@ -21,8 +21,14 @@ from ca.errors import Unauthenticated
 from ca.identity.selector import Selector
 from ca.ports import Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
+from ca.runtime.log import get
 
 NAME = "unix"
+MAX_GROUPS = 256
+"""Of a process with more supplementary groups none is told: looking up and remembering 65,536 of them, which the kernel
+allows, would cost the agent what its other callers need."""
+
+log = get("attestor.workload.unix")
 
 
 class Config(StrictModel):
@@ -66,12 +72,16 @@ class UnixAttestor:
 
     def _identity(self, ids: Ids) -> list[str]:
         values = [f"uid:{ids.uid}", f"gid:{ids.gid}"]
-        values += [f"supplementary_gid:{gid}" for gid in ids.groups]
+        groups = ids.groups
+        if len(groups) > MAX_GROUPS:
+            log.debug("supplementary groups withheld", reason="GROUPS_WITHHELD", uid=ids.uid, groups=len(groups))
+            groups = ()
+        values += [f"supplementary_gid:{gid}" for gid in groups]
         if user := self._names.user(ids.uid):
             values.append(f"user:{user}")
         if group := self._names.group(ids.gid):
             values.append(f"group:{group}")
-        values += [f"supplementary_group:{name}" for gid in ids.groups if (name := self._names.group(gid))]
+        values += [f"supplementary_group:{name}" for gid in groups if (name := self._names.group(gid))]
         return values
 
 

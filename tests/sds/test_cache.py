@@ -10,6 +10,7 @@ from ca.errors import Denied, Unavailable
 from ca.identity.selector import Selector
 from sds.cache import Subscription
 from sds.feed import Change, ResumeToken, Snapshot
+from sds.idle import Idle
 from tests.sds.lab import API, FED, WEB, Authority, Lab, ended, entry
 from tests.support.clock import FakeClock
 
@@ -181,7 +182,7 @@ async def test_a_snapshot_is_everything_and_a_change_is_not(lab: Lab):
 
 
 async def test_views_are_kept_while_used_and_some_beyond(lab: Lab):
-    lab.cache._max_idle = 3
+    lab.cache._idle = Idle(3)
     lab.snapshot(entry("a"))
     subscriptions = [join(lab, Selector("unix", f"uid:{n}")) for n in range(10)]
     assert lab.cache.streams() == 10

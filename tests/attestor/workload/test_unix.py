@@ -16,7 +16,7 @@ import pytest
 from attestor.workload import executable, procfs
 from attestor.workload.executable import SETTLED_SECONDS, Executables
 from attestor.workload.names import Names
-from attestor.workload.unix import Config, UnixAttestor, plugin
+from attestor.workload.unix import MAX_GROUPS, Config, UnixAttestor, plugin
 from ca.errors import Unauthenticated, Unavailable
 from tests.attestor.processes import SLEEP, child, copy_of_sleep, pinned, runs
 from tests.contracts.attestors import WorkloadSample
@@ -54,6 +54,17 @@ async def test_ids_of_another_user_without_an_account() -> None:
         "unix:supplementary_group:root",
         "unix:supplementary_gid:54323",
     }
+
+
+@needs_root
+@pytest.mark.parametrize("number", [MAX_GROUPS, MAX_GROUPS + 1, 65536])
+async def test_of_very_many_groups_none_is_told(number: int) -> None:
+    """A container's root may give its processes as many as the kernel allows; each would be a selector or two."""
+    with child([SLEEP, "60"], user=54321, group=54321, extra_groups=range(100_000, 100_000 + number)) as process:
+        found = await selectors(process.pid, Config(path=False))
+    groups = {s for s in found if s.startswith("unix:supplementary")}
+    assert len(groups) == (number if number <= MAX_GROUPS else 0)
+    assert {"unix:uid:54321", "unix:gid:54321"} <= found
 
 
 @needs_root
