@@ -29,12 +29,12 @@ def generate_private_key(key_type: KeyType) -> PrivateKey:
 
 
 def key_type_of(key: object) -> KeyType:
-    """Raises FailedPrecondition (reason KEY_TYPE) for a key of no type that we sign with."""
-    if isinstance(key, ec.EllipticCurvePrivateKey):
+    """Of a private key or its public one. Raises FailedPrecondition (reason KEY_TYPE) for none that we sign with."""
+    if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
         for key_type, curve in _CURVES.items():
             if key.curve.name == curve.name:
                 return key_type
-    if isinstance(key, rsa.RSAPrivateKey):
+    if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
         for key_type, bits in _RSA_BITS.items():
             if key.key_size == bits:
                 return key_type

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from ca.keys import disk, memory, vault_transit
+from ca.keys import disk, memory, pkcs11, vault_transit
 from ca.ports import AuthorityHost, Connected, KeyManager, KeyManagerPlugin
 from ca.runtime.config import from_values
 from tests.support.authority_host import authority_host
 from tests.support.openbao import shared_openbao
+from tests.support.softhsm import softhsm_token
 from tests.support.transit import new_transit, token_file
 
 Values = Callable[[Path, ExitStack], dict[str, Any]]
@@ -38,6 +39,10 @@ def _transit(directory: Path, _stack: ExitStack) -> dict[str, Any]:
     return {"address": bao.address, "mount": mount, "auth": token_file(bao, directory / "vault-token", policy)}
 
 
+def _softhsm(directory: Path, _stack: ExitStack) -> dict[str, Any]:
+    return softhsm_token().config(directory / "pin")
+
+
 CASES = [
     pytest.param(Case(plugin=memory.plugin, durable=False), id="memory"),
     pytest.param(Case(plugin=disk.plugin), id="disk"),
@@ -45,6 +50,11 @@ CASES = [
         Case(plugin=vault_transit.plugin, values=_transit, shared=True, remote=True),
         id="vault_transit",
         marks=pytest.mark.real("OpenBao"),
+    ),
+    pytest.param(
+        Case(plugin=pkcs11.plugin, values=_softhsm, shared=True, remote=True),
+        id="pkcs11",
+        marks=pytest.mark.real("SoftHSM"),
     ),
 ]
 
