@@ -112,10 +112,11 @@ def check_link(child: Issuer, issuer: Issuer) -> None:
 
 
 def check_usages(issuer: Issuer) -> None:
-    """It may sign certificates (RFC 5280 §6.1.4), for TLS too: OpenSSL and Go apply extended key usages downwards."""
+    """It may sign certificates (RFC 5280 §6.1.4), for TLS too: OpenSSL and Go apply extended key usages downwards, and
+    OpenSSL does not take anyExtendedKeyUsage for these two."""
     _refuse_flawed(issuer)
     found = _extension(issuer.certificate, x509.ExtendedKeyUsage)
-    if found is None or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in found.value:
+    if found is None:
         return
     for usage in (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH):
         if usage not in found.value:
@@ -158,7 +159,7 @@ def check_names(path: Sequence[Issuer], trust_domain: TrustDomain) -> list[Findi
             violations = [first_violation(child.certificate, constraints) for child in below]
         except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
             raise refused(f"names below {name_of(issuer)} cannot be read", "UPSTREAM_CHAIN_MALFORMED") from error
-        for violation in (*violations, violation_of(issued, constraints)):
+        for violation in (*violations, _empty_constraint(constraints) or violation_of(issued, constraints)):
             if violation:
                 raise refused(
                     f"name constraints of {name_of(issuer)}: {violation}",
@@ -214,6 +215,12 @@ def _extension(certificate: x509.Certificate, kind: type[E]) -> x509.Extension[E
 
 def _all_constraints(constraints: x509.NameConstraints) -> Sequence[x509.GeneralName]:
     return [*(constraints.permitted_subtrees or ()), *(constraints.excluded_subtrees or ())]
+
+
+def _empty_constraint(constraints: x509.NameConstraints) -> str:
+    """An empty text permits every URI for some verifiers and none for others (OpenSSL)."""
+    uris = [c.value for c in constraints.permitted_subtrees or () if isinstance(c, x509.UniformResourceIdentifier)]
+    return "an empty one permits URIs" if "" in uris else ""
 
 
 def _limited(issuer: Issuer) -> Finding:

@@ -221,6 +221,7 @@ BAD: dict[str, Bad] = {
     "excluded by the new one": bad(
         "UPSTREAM_NAME_CONSTRAINTS", lambda: below({"extra": constraints(excluded=[uri("example.org")])})
     ),
+    "nothing permitted": bad("UPSTREAM_NAME_CONSTRAINTS", lambda: below({}, top={"extra": constraints(uri(""))})),
     "subjects not permitted": bad(
         "UPSTREAM_NAME_CONSTRAINTS", lambda: below({}, top={"extra": constraints(directory("Somebody"))})
     ),
@@ -228,6 +229,9 @@ BAD: dict[str, Bad] = {
     "not for TLS above": bad("UPSTREAM_EXTENDED_KEY_USAGE", lambda: below({"purposes": CODE}, {})),
     "for servers alone": bad(
         "UPSTREAM_EXTENDED_KEY_USAGE", lambda: below({"purposes": [ExtendedKeyUsageOID.SERVER_AUTH]})
+    ),
+    "for anything, says it": bad(
+        "UPSTREAM_EXTENDED_KEY_USAGE", lambda: below({"purposes": [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]})
     ),
     "expired": bad("UPSTREAM_EXPIRED", lambda: below(EXPIRED)),
     "expired above": bad("UPSTREAM_EXPIRED", lambda: below(EXPIRED, {})),
@@ -345,6 +349,10 @@ STEPS = st.one_of(
             {"key_usage": usage("crl_sign")},
             {"constraints": LEAF},
             {"purposes": list(CODE)},
+            {"purposes": [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]},
+            {"extra": constraints(directory("Somebody"))},
+            {"extra": constraints(excluded=[directory("Somebody")])},
+            {"extra": constraints(uri(""))},
             {"purposes": [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]},
             {"extra": constraints(uri("example.org"))},
             {"extra": constraints(uri("other.org"))},
