@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from ca.errors import BurgeeError, Unavailable
+from ca.errors import BurgeeError
 from ca.keys.pkcs11_token import Pkcs11Token
 from ca.ports import KeyType
 
@@ -55,19 +55,8 @@ class Pkcs11Signer:
         if not batch:
             return []
         with self._token.session() as session:
-            key = self._find(session)
+            key = self._token.private_key(session, self._name)
             return [self._sign(key, data) for data in batch]
-
-    def _find(self, session: Any) -> Any:
-        import pkcs11
-
-        wanted = {pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.Attribute.LABEL: self._name}
-        found = list(session.get_objects(wanted))
-        if len(found) != 1:
-            raise Unavailable(
-                f"the token has {len(found)} keys `{self._name}` instead of one", reason="PKCS11_KEY_MISSING"
-            )
-        return found[0]
 
     def _sign(self, key: Any, data: bytes) -> bytes:
         import pkcs11

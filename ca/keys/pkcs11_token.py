@@ -64,6 +64,7 @@ class Pkcs11Token:
         self._lent = 0
         self._generation = 0
         self._problem: BurgeeError | None = None
+        self._missing = ""
         self._looked_at = 0.0
         self._state = threading.Condition()
 
@@ -74,6 +75,8 @@ class Pkcs11Token:
     def open(self) -> None:
         """Find it and log in. Raises ConfigError (PKCS11_MODULE, PKCS11_PIN, PKCS11_TOKEN), Unavailable."""
         with self._state:
+            if self._problem is not None and self._problem.reason == "PKCS11_PIN":
+                raise self._problem
             if self._token is None:
                 self._open()
 
@@ -102,6 +105,16 @@ class Pkcs11Token:
         finally:
             self._give_back(session, generation, broken=broken)
 
+    def private_key(self, session: Any, name: str) -> Any:
+        """The key of that label. One that is gone is a problem of the token until it is there again."""
+        found = _private_keys(session, name)
+        if len(found) != 1:
+            with self._state:
+                self._missing = name
+                self._note(_key_missing(name, len(found)))
+            raise _key_missing(name, len(found))
+        return found[0]
+
     def close(self) -> None:
         """End all sessions, and with the last of them the log-in."""
         with self._state:
@@ -118,15 +131,18 @@ class Pkcs11Token:
         try:
             if self._module is None:
                 self._module = pkcs11_module(self._path)
-            self._token = self._find(self._module)
-            self._first = self._log_in(self._token)
+            token = self._find(self._module)
+            self._first = self._log_in(token)
+            if self._missing and len(found := _private_keys(self._first, self._missing)) != 1:
+                raise _key_missing(self._missing, len(found))
         except BurgeeError as error:
             self._note(error)
             raise
         except Exception as error:
-            found = self._error(error)
-            self._note(found)
-            raise found from error
+            told = self._error(error)
+            self._note(told)
+            raise told from error
+        self._token, self._missing = token, ""
         if self._problem is not None:
             logger.info("the token is back", token=self._label)
         self._problem = None
@@ -235,6 +251,21 @@ class Pkcs11Token:
             reason="PKCS11_TOKEN_GONE",
             hint="is it plugged in, and does the module reach it? it is looked for again every second",
         )
+
+
+def _private_keys(session: Any, name: str) -> list[Any]:
+    import pkcs11
+
+    wanted = {pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.Attribute.LABEL: name}
+    return list(session.get_objects(wanted))
+
+
+def _key_missing(name: str, count: int) -> Unavailable:
+    return Unavailable(
+        f"the token has {count} keys `{name}` instead of one",
+        reason="PKCS11_KEY_MISSING",
+        hint="is this the token that the key was made in?",
+    )
 
 
 def _close(session: Any) -> None:
