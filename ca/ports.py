@@ -97,6 +97,13 @@ class KeyManager(Protocol):
     async def delete(self, key_id: str) -> None: ...
 
 
+@runtime_checkable
+class Dated(Protocol):
+    """What a key manager can be besides: one that knows when it made a key; None for an unknown id."""
+
+    async def made_at(self, key_id: str) -> datetime | None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class JoinToken:
     """A join token that has just been used up. `agent_id` is the alias it was created for, if any."""

@@ -57,7 +57,7 @@ from ca.service.configured import (
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer
-from ca.service.leftover_keys import LeftoverKeys
+from ca.service.leftover_keys import leftover_keys
 from ca.service.peers import AgentAuthorizer, AgentTable
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
@@ -157,7 +157,13 @@ class Server:
         keys = key_manager(config, self._authority_host(server))
         if isinstance(keys, Connected):
             self._stack.push_async_callback(keys.close)
-        self.leftovers = LeftoverKeys(keys=keys, store=self.store, clock=self.clock) if has_own_keys(config) else None
+        self.leftovers = leftover_keys(
+            keys,
+            own=has_own_keys(config),
+            store=self.store,
+            clock=self.clock,
+            ca_ttl_seconds=config.ca_ttl_seconds,
+        )
         self.authority = AuthorityManager(
             settings=rotation_settings(config, server),
             store=self.store,

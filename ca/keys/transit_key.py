@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -59,6 +60,17 @@ def read_transit_key(name: str, data: Mapping[str, Any]) -> TransitKey:
         )
     _check_version(name, data)
     return TransitKey(name=name, key_type=key_type, public_key_der=_public_key(name, key_type, data))
+
+
+def read_creation_time(data: Mapping[str, Any]) -> datetime | None:
+    """Of the version `VERSION`, from the answer to a read of the key."""
+    versions = data.get("keys")
+    version = versions.get(str(VERSION)) if isinstance(versions, Mapping) else None
+    try:
+        made = datetime.fromisoformat(str(version["creation_time"])) if isinstance(version, Mapping) else None
+    except (KeyError, ValueError):
+        return None
+    return made if made is not None and made.tzinfo is not None else None
 
 
 def _check_version(name: str, data: Mapping[str, Any]) -> None:

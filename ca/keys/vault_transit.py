@@ -6,11 +6,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TypeVar
 
 from ca.errors import BurgeeError, ConfigError, Denied, NotFound, Unavailable
 from ca.keys.key_id import check_key_id, in_use
-from ca.keys.transit_key import TYPES, read_transit_key
+from ca.keys.transit_key import TYPES, read_creation_time, read_transit_key
 from ca.keys.transit_name import TransitNames
 from ca.keys.transit_signer import TransitSigner
 from ca.ports import AuthorityHost, Clock, KeyManagerPlugin, KeyType, Signer
@@ -46,7 +47,7 @@ class _Refusal:
 
 
 class TransitKeyManager:
-    """Implements ca.ports.KeyManager and ca.ports.Connected.
+    """Implements ca.ports.KeyManager, ca.ports.Connected and ca.ports.Dated.
 
     Keys are made not exportable and without plaintext backup; one that is not so any more is not signed with. Keys of
     other servers and other programs in the same engine are neither seen nor touched.
@@ -112,6 +113,12 @@ class TransitKeyManager:
             return
         await _usable(self._vault.write(f"{path}/config", {"deletion_allowed": True}))
         await _usable(self._vault.delete(path))
+
+    async def made_at(self, key_id: str) -> datetime | None:
+        """For ca.ports.Dated; None also where Vault does not say."""
+        check_key_id(key_id)
+        data = await _usable(self._vault.read(self._path(key_id)))
+        return None if data is None else read_creation_time(data)
 
     async def start(self) -> None:
         """Raises ConfigError for a mount that is no Transit engine, or that our token may not use (VAULT_MOUNT)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ca.errors import AlreadyExists, BurgeeError, ConfigError, FailedPrecondition, Internal, Unavailable
 from ca.keys import vault_transit
-from ca.keys.transit_key import TransitKey, read_transit_key
+from ca.keys.transit_key import TransitKey, read_creation_time, read_transit_key
 from ca.keys.transit_name import TransitNames
 from ca.keys.transit_signer import TransitSigner
 from ca.keys.vault_transit import TransitKeyManager
-from ca.ports import KeyType, Signer
+from ca.ports import Dated, KeyType, Signer
 from ca.runtime.config import from_values
 from tests.support.authority_host import authority_host
 from tests.support.openbao import OpenBao, Refused, shared_openbao
@@ -190,6 +191,17 @@ async def test_a_problem_with_a_key_ends_with_the_key(bench: Bench) -> None:
 
 
 @real
+async def test_a_key_knows_when_it_was_made(bench: Bench) -> None:
+    before = datetime.now(UTC)
+    await bench.manager.generate("k", KeyType.EC_P256)
+    made = await bench.manager.made_at("k")
+    assert made is not None
+    assert before - timedelta(seconds=1) < made < datetime.now(UTC) + timedelta(seconds=1)
+    assert await bench.manager.made_at("nobody") is None
+    assert isinstance(bench.manager, Dated)
+
+
+@real
 async def test_what_cannot_work_is_said_at_the_start(bench: Bench, tmp_path: Path) -> None:
     missing = bench.make(mount="nowhere")
     with pytest.raises(ConfigError) as caught:
@@ -327,6 +339,13 @@ def answer(**changes: Any) -> dict[str, Any]:
 
 def test_a_key_is_read() -> None:
     assert read_transit_key("n", answer()).key_type == KeyType.EC_P256
+
+
+@pytest.mark.parametrize("time", [None, "", "yesterday", "2026-01-01T00:00:00", 17])
+def test_a_date_that_is_none_is_not_guessed(time: object) -> None:
+    assert read_creation_time({"keys": {"1": {"creation_time": time}}}) is None
+    assert read_creation_time({"keys": {"1": 1700000000}}) is None
+    assert read_creation_time({}) is None
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from ca.errors import Unavailable
 from ca.keys.disk import DiskKeyManager
+from ca.keys.memory import MemoryKeyManager
 from ca.ports import KeyType
 from ca.service import leftover_keys
-from ca.service.leftover_keys import SETTLED_SECONDS, LeftoverKeys
+from ca.service.leftover_keys import LAPSED, SETTLED_SECONDS, LeftoverKeys
+from ca.service.leftover_keys import leftover_keys as leftovers_of
+from ca.store.store import Store
 from tests.ca.service.test_rotation import TTL, Bench
+from tests.support.clock import FakeClock
 from tests.support.server import eventually, running_server
 
 
@@ -64,6 +70,43 @@ async def test_a_store_that_cannot_be_read_costs_no_key(tmp_path: Path) -> None:
         await leftovers.dispose()
     assert await keys.list() == before
     await bench.stop()
+
+
+class DatedKeys(MemoryKeyManager):
+    """As if they were elsewhere, with a date each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dates: dict[str, datetime] = {}
+
+    async def made_at(self, key_id: str) -> datetime | None:
+        return self.dates.get(key_id)
+
+
+async def test_keys_that_a_copy_of_this_server_could_use_go_when_what_they_signed_has_lapsed(tmp_path: Path) -> None:
+    keys = DatedKeys()
+    bench = Bench(tmp_path, keys)
+    await bench.start()
+    young, old, undated = (f"x509-00000000000000{end}" for end in ("aa", "bb", "cc"))
+    for key_id in (young, old, undated):
+        await keys.generate(key_id, KeyType.EC_P256)
+    age = timedelta(seconds=2 * TTL) + LAPSED
+    keys.dates = {young: bench.clock.now() - age + timedelta(hours=1), old: bench.clock.now() - age}
+    made = leftovers_of(keys, own=False, store=bench.store, clock=bench.clock, ca_ttl_seconds=TTL)
+    assert made is not None
+    await made.note()
+    assert await made.dispose() == [old]
+    bench.clock.jump(3600)
+    assert await made.dispose() == [young]
+    assert undated in await keys.list()
+    assert len(await keys.list()) == 3, "authorities have kept theirs"
+    await bench.stop()
+
+
+def test_keys_without_dates_in_a_shared_place_are_left_alone() -> None:
+    nowhere = cast(Store, None)
+    made = leftovers_of(MemoryKeyManager(), own=False, store=nowhere, clock=FakeClock(), ca_ttl_seconds=TTL)
+    assert made is None
 
 
 @pytest.mark.parametrize("shared", [False, True])
