@@ -122,6 +122,7 @@ def settled(home: Path, rows: list[Row]) -> set[Row]:
         raise AssertionError(f"no row, or another mode, in docs/operations.md: {last}") from None
 
 
+@pytest.mark.slow
 def test_whatever_a_pair_leaves_has_a_row_and_every_row_is_true(made: Pair) -> None:
     """While both run, after both were killed, and after both were stopped."""
     everything = server_rows(made.home) + agent_rows(made.home)

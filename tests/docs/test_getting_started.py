@@ -86,6 +86,7 @@ def desk() -> Iterator[Desk]:
     shutil.rmtree(home)
 
 
+@pytest.mark.slow
 def test_the_pair_comes_up_as_the_page_says(desk: Desk) -> None:
     said = ""
     for kind, block in BLOCKS.findall(SECTION):
@@ -94,9 +95,9 @@ def test_the_pair_comes_up_as_the_page_says(desk: Desk) -> None:
             continue
         for line in block.splitlines():
             if line.startswith("caadmin bundle show"):  # a person sees that the server is up
-                until("the server answers", lambda: desk.type("caadmin health"))
+                until("the server answers", lambda: desk.type("caadmin health"), seconds=45)
             if line.startswith("caadmin agent list"):
-                until("the agent is well", lambda: desk.type("caadmin health --agent"))
+                until("the agent is well", lambda: desk.type("caadmin health --agent"), seconds=45)
             said += desk.type(line)
     assert said.count(": valid (") == 2
     assert "spiffe://example.org/spire/agent/join_token/" in said
