@@ -118,7 +118,7 @@ class SpireUpstream:
         try:
             await self.bundle()
         except BurgeeError as error:
-            kind = ConfigError if error.reason == "UPSTREAM_IDENTITY" else Unavailable
+            kind = ConfigError if error.reason == "UPSTREAM_TRUST_DOMAIN" else Unavailable
             raise kind(error.detail, reason=error.reason, hint=error.hint) from error
 
     async def run(self) -> None:

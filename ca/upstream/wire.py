@@ -17,9 +17,11 @@ MAX_AUTHORITIES = 1000
 
 def bundle_value(message: types_pb2.Bundle) -> UpstreamBundle:
     """Raises FailedPrecondition (UPSTREAM_CHAIN_MALFORMED)."""
+    if len(message.x509_authorities) > MAX_AUTHORITIES or len(message.jwt_authorities) > MAX_AUTHORITIES:
+        raise _malformed(ValueError(f"more than {MAX_AUTHORITIES} authorities"))
     found: dict[bytes, X509Authority] = {}
     try:
-        for authority in message.x509_authorities[:MAX_AUTHORITIES]:
+        for authority in message.x509_authorities:
             for der in split_certificates(authority.asn1):
                 load_certificate(der)
                 found.setdefault(der, X509Authority(certificate=der, tainted=authority.tainted))

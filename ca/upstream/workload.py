@@ -174,7 +174,8 @@ class WorkloadSource:
 def read_identity(
     response: pb.X509SVIDResponse, trust_domain: TrustDomain, spiffe_id: SpiffeId | None
 ) -> WorkloadIdentity:
-    """Raises FailedPrecondition (UPSTREAM_IDENTITY) where there is none of the trust domain, or it cannot be used."""
+    """Raises FailedPrecondition: UPSTREAM_TRUST_DOMAIN where all are another's, UPSTREAM_IDENTITY where the one that is
+    wanted is missing or cannot be used."""
     for given in response.svids:
         try:
             found = _identity(given)
@@ -184,11 +185,25 @@ def read_identity(
             ) from error
         if found.svid.id.trust_domain == trust_domain and spiffe_id in (None, found.svid.id):
             return found
-    wanted = f"with the ID `{spiffe_id}`" if spiffe_id is not None else f"of trust domain `{trust_domain}`"
-    names = ", ".join(f"`{given.spiffe_id[:200]}`" for given in response.svids[:5])
+    names = ", ".join(f"`{given.spiffe_id[:200]}`" for given in response.svids[:5]) or "none"
+    if not any(_is_of(trust_domain, given.spiffe_id) for given in response.svids):
+        raise FailedPrecondition(
+            f"the Workload API gives this process no SVID of trust domain `{trust_domain}`",
+            reason="UPSTREAM_TRUST_DOMAIN",
+            hint=f"it gives {names}",
+        )
     raise FailedPrecondition(
-        f"the Workload API gives this process no SVID {wanted}", reason="UPSTREAM_IDENTITY", hint=f"it gives {names}"
+        f"the Workload API gives this process no SVID with the ID `{spiffe_id}`",
+        reason="UPSTREAM_IDENTITY",
+        hint=f"it gives {names}",
     )
+
+
+def _is_of(trust_domain: TrustDomain, text: str) -> bool:
+    try:
+        return SpiffeId.parse(text).trust_domain == trust_domain
+    except InvalidArgument:
+        return False
 
 
 def _identity(given: pb.X509SVID) -> WorkloadIdentity:

@@ -131,6 +131,15 @@ async def test_an_agent_of_another_trust_domain_is_a_mistake_of_the_configuratio
         await place.api.give(await foreign.mint("/down"), roots=foreign.roots, trust_domain="other.org")
         with pytest.raises(ConfigError) as caught:
             await place.upstream().start()
+        assert caught.value.reason == "UPSTREAM_TRUST_DOMAIN"
+
+
+async def test_an_identity_that_is_not_given_now_keeps_no_server_from_starting() -> None:
+    """It may be given again, and the server has an authority for now."""
+    async with lab() as place:
+        await place.api.give(await place.identity("/other"), roots=place.above.roots)
+        with pytest.raises(Unavailable) as caught:
+            await place.upstream(spiffe_id="spiffe://example.org/down").start()
         assert caught.value.reason == "UPSTREAM_IDENTITY"
 
 
@@ -221,6 +230,7 @@ def test_a_bundle_is_read_with_its_taints() -> None:
     [
         types_pb2.Bundle(x509_authorities=[types_pb2.X509Certificate(asn1=b"junk")]),
         types_pb2.Bundle(x509_authorities=[types_pb2.X509Certificate(asn1=b"\x30\x01\x00")]),
+        types_pb2.Bundle(x509_authorities=[types_pb2.X509Certificate(asn1=root("many").der)] * 1001),
         types_pb2.Bundle(jwt_authorities=[types_pb2.JWTKey(public_key=spki(key("P-256", "j")))]),
         types_pb2.Bundle(jwt_authorities=[types_pb2.JWTKey(public_key=b"junk", key_id="k")]),
         types_pb2.Bundle(
