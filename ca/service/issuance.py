@@ -205,36 +205,46 @@ class Issuer:
         return outcome
 
     async def _issue(self, jobs: Sequence[_Job]) -> list[IssuedX509 | BurgeeError]:
-        """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
+        """A key that is elsewhere is asked for some signatures while other requests are verified: in chunks."""
         if not jobs:
             return []
         signing = self.authority.x509()
         refuse_in_vain(signing.signer)
         now = self._clock.now()
         lifetimes = {ttl: self._lifetime(now, ttl, signing) for ttl in {job.ttl_seconds for job in jobs}}
-        prepared = await self._spread(lambda some: _prepare(some, lifetimes, signing), jobs)
-        ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
-        await self._records.append([self._record(job, token) for job, token in ready])
-        signed = await self._sign_all([token for _, token in ready], signing)
-        if signed and all(isinstance(outcome, Unavailable) for outcome in signed):
-            raise next(outcome for outcome in signed if isinstance(outcome, Unavailable))  # nobody's fault, everybody's
-        rest = iter(signed)
-        outcomes = [next(rest) if isinstance(item, IssuanceToken) else item for item in prepared]
+        size = REMOTE_CHUNK if isinstance(signing.signer, BatchSigner) else len(jobs)
+        chunks = [jobs[at : at + size] for at in range(0, len(jobs), size)]
+        done = await asyncio.gather(*(self._issue_chunk(chunk, lifetimes, signing) for chunk in chunks))
+        outcomes = done[0] if len(done) == 1 else [outcome for chunk in done for outcome in chunk]
+        if all(isinstance(outcome, Unavailable) for outcome in outcomes):
+            raise next(
+                outcome for outcome in outcomes if isinstance(outcome, Unavailable)
+            )  # nobody's fault, everybody's
         self._report(jobs, outcomes)
         return outcomes
 
-    async def _sign_all(self, tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
+    async def _issue_chunk(
+        self, jobs: Sequence[_Job], lifetimes: dict[int, Lifetime], signing: X509Signing
+    ) -> list[IssuedX509 | BurgeeError]:
+        """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
+        prepared = await self._spread(lambda some: _prepare(some, lifetimes, signing), jobs)
+        ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
+        await self._records.append([self._record(job, token) for job, token in ready])
+        tokens = [token for _, token in ready]
         signer = signing.signer
-        if not isinstance(signer, BatchSigner):
-            return await self._spread(lambda some: _sign(some, signing), tokens)
-        pieces = [tokens[at : at + REMOTE_CHUNK] for at in range(0, len(tokens), REMOTE_CHUNK)]
-        results = await asyncio.gather(*(self._sign_remotely(piece, signer, signing) for piece in pieces))
-        return [item for piece in results for item in piece]
+        if isinstance(signer, BatchSigner):
+            signed = await self._sign_remotely(tokens, signer, signing)
+        else:
+            signed = await self._spread(lambda some: _sign(some, signing), tokens)
+        rest = iter(signed)
+        return [next(rest) if isinstance(item, IssuanceToken) else item for item in prepared]
 
     async def _sign_remotely(
         self, tokens: Sequence[IssuanceToken], signer: BatchSigner, signing: X509Signing
     ) -> list[IssuedX509 | BurgeeError]:
         """One request; its signatures are verified while the next ones are under way."""
+        if not tokens:
+            return []
         try:
             signatures = await self.waiting(lambda some: sign_many(some, signer), tokens)
         except Unavailable as error:

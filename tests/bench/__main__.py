@@ -10,33 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
+from tests.bench import remote_keys
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
+from tests.bench.load import CACHE, Figures, wire
 from tests.bench.target import Target, cpu_seconds, ours, rss_mb
-
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("BURGEE_CACHE", ROOT / ".cache"))
-Figures = dict[str, float]
-
-
-def wire(verb: str, **flags: object) -> dict:
-    """Run one verb of the Go load program and give its JSON."""
-    command = [str(CACHE / "bin/wire"), verb]
-    for name, value in flags.items():
-        command += [f"-{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        raise RuntimeError(f"wire {verb}: {done.stderr.strip()}")
-    return json.loads(done.stdout)
 
 
 def say(text: str) -> None:
@@ -200,8 +184,12 @@ def main() -> int:
         return 2
     options = vars(arguments())
     rounds = options.pop("rounds")
-    with ours() if options["address"] is None else nullcontext(Target(**options)) as target:
+    is_ours = options["address"] is None
+    with ours() if is_ours else nullcontext(Target(**options)) as target:
         figures = measure(target, rounds)
+    if is_ours:
+        say(f"keys elsewhere ({rounds} rounds)")
+        figures |= remote_keys.transit(rounds) | remote_keys.softhsm(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     for line in missed(figures):
