@@ -118,7 +118,7 @@ class VaultAuthConfig(StrictModel):
 
 
 class VaultConfig(StrictModel):
-    """A Vault or OpenBao server and how to log in there. The environment (`VAULT_ADDR` …) changes nothing."""
+    """A Vault or OpenBao server and how to log in there. The environment (VAULT_ADDR and the like) changes nothing."""
 
     address: Address
     """Its URL."""
