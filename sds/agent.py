@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import gc
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 import grpc
 
 from attestor.workload.run import attest_all
-from ca.errors import BurgeeError, ConfigError, FailedPrecondition
+from ca.errors import BurgeeError, ConfigError
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
@@ -35,7 +34,6 @@ from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
 from ca.runtime.debug_report import DebugReport
-from ca.runtime.files import make_private_dir
 from ca.runtime.health import Health
 from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.log import configure, get
@@ -48,6 +46,7 @@ from sds.agent_metrics import expose
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.config import AgentConfig
+from sds.data_dir import take_data_dir
 from sds.debug_api import DebugApi
 from sds.delegated import SERVICE as DELEGATED
 from sds.delegated import DelegatedIdentityApi
@@ -90,7 +89,7 @@ class Agent:
         self.heartbeat = Heartbeat(clock=self.clock, pool=None)
         self.condition = Condition(self.clock)
         self.log_levels = LogLevels(config.log.level)
-        self._lock = _lock(config.data_dir)
+        self._lock = take_data_dir(config.data_dir)
         self._make_delivery()
         self._make_server_side()
         self._make_rotation()
@@ -322,29 +321,6 @@ class Agent:
         self.jwts.retain(frozenset())
         self.follower.forget()
         self.cache.clear(lambda: no_service(self.condition))
-
-
-def _lock(data_dir: Path) -> int:
-    """The data directory is ours alone while this descriptor is open. Raises FailedPrecondition (AGENT_RUNNING)."""
-    try:
-        make_private_dir(data_dir)
-        fd = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"cannot use `{data_dir}`: {error.strerror}",
-            reason="STATE_NOT_WRITABLE",
-            hint="`data_dir` must belong to the agent's user",
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise FailedPrecondition(
-            f"another agent uses `{data_dir}`",
-            reason="AGENT_RUNNING",
-            hint="stop it first, or give each agent its own `data_dir`",
-        ) from None
-    return fd
 
 
 def check(config: AgentConfig) -> None:
