@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +34,7 @@ logger = log.get("authority")
 
 LONGEST_SLEEP_SECONDS = 10.0
 SHORTEST_SLEEP_SECONDS = 0.2
+RETRY_SECONDS = 2.0
 CLOCK_TOLERANCE = timedelta(seconds=60)
 MAX_STEPS = 8
 """Rounds of one tick; preparing, activating and pruning take three."""
@@ -64,7 +66,10 @@ class AuthorityManager:
         follower: Follower,
         clock: Clock,
         pool: ThreadPoolExecutor,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
+        """`jitter` gives 0 to 1."""
+        self._jitter = jitter
         self._settings = settings
         self._store = store
         self._keys = keys
@@ -109,13 +114,25 @@ class AuthorityManager:
         await self.tick()
 
     async def run(self) -> None:
-        """Ticks when something is due, until cancelled."""
+        """Ticks when something is due, until cancelled; what is out of reach is tried again."""
+        failing = ""
         while True:
-            now = self._clock.now()
-            waits = [(next_due(self._authorities, kind=kind, now=now) - now) for kind in AuthorityKind]
-            seconds = min(waits, default=timedelta()).total_seconds()
-            await self._clock.sleep(min(max(seconds, SHORTEST_SLEEP_SECONDS), LONGEST_SLEEP_SECONDS))
-            await self.tick()
+            await self._clock.sleep(RETRY_SECONDS * (0.5 + self._jitter()) if failing else self._pause())
+            try:
+                await self.tick()
+            except Unavailable as error:
+                if failing != error.reason:
+                    logger.warning("authorities cannot be looked after", reason=error.reason, detail=error.detail)
+                failing = error.reason
+            else:
+                failing = ""
+
+    def _pause(self) -> float:
+        """Until something is due, in seconds."""
+        now = self._clock.now()
+        waits = [(next_due(self._authorities, kind=kind, now=now) - now) for kind in AuthorityKind]
+        seconds = min(waits, default=timedelta()).total_seconds()
+        return min(max(seconds, SHORTEST_SLEEP_SECONDS), LONGEST_SLEEP_SECONDS)
 
     async def tick(self) -> None:
         """Does what is due now. Raises Unavailable when keys or store are out of reach; nothing is half done then."""

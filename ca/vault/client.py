@@ -87,9 +87,11 @@ class VaultClient:
 
     def write_blocking(self, path: str, data: Mapping[str, Any]) -> dict[str, Any]:
         """`write` for a thread that may wait, as a signer's."""
+        future = self._pool.submit(self._call, "write", path, data)
         try:
-            return self._pool.submit(self._call, "write", path, data).result(self._longest_seconds)
+            return future.result(self._longest_seconds)
         except TimeoutError:
+            future.cancel()
             raise self._too_slow() from None
 
     async def start(self) -> None:

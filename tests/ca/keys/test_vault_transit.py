@@ -27,7 +27,7 @@ from tests.support.openbao import OpenBao, Refused, shared_openbao
 from tests.support.openbao_mounts import enable_secrets
 from tests.support.server import eventually
 from tests.support.tasks import running
-from tests.support.transit import new_transit, token_file
+from tests.support.transit import documented_policy, new_transit, token_file
 
 real = pytest.mark.real("OpenBao")
 
@@ -188,6 +188,22 @@ async def test_a_problem_with_a_key_ends_with_the_key(bench: Bench) -> None:
     assert bench.manager.problem() is not None
     await bench.manager.delete("k")
     assert bench.manager.problem() is None
+
+
+@real
+async def test_a_policy_can_keep_servers_from_each_others_keys(bench: Bench, tmp_path: Path) -> None:
+    """With the server's name behind the trust domain's."""
+    narrow = documented_policy(bench.mount, "example.org-s1")
+    bench.bao.call("PUT", f"sys/policies/acl/{bench.policy}", {"policy": narrow})
+    signer = await bench.manager.generate("k", KeyType.EC_P256)
+    verified(signer, await asyncio.to_thread(signer.sign, b"data"), b"data")
+    bench.host = authority_host(tmp_path, server="s2")
+    other = bench.make()
+    await other.start()
+    with pytest.raises(Unavailable) as caught:
+        await other.generate("k", KeyType.EC_P256)
+    assert caught.value.reason == "VAULT_DENIED"
+    await other.close()
 
 
 @real

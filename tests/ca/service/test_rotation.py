@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from ca.identity.bundle import TrustBundle, authority_id
 from ca.identity.spiffe_id import TrustDomain
 from ca.keys.disk import DiskKeyManager
 from ca.keys.memory import MemoryKeyManager
-from ca.ports import KeyManager, KeyType
+from ca.ports import KeyManager, KeyType, Signer
 from ca.service.follower import Follower
 from ca.service.peers import AgentTable
 from ca.service.rotation import AuthorityManager, RotationSettings
@@ -202,3 +203,40 @@ async def test_the_background_task_keeps_the_schedule(bench: Bench) -> None:
         assert not task.done()
     finally:
         task.cancel()
+
+
+class AwayKeys(MemoryKeyManager):
+    """As keys that are elsewhere: out of reach for a while."""
+
+    away = False
+    tries = 0
+
+    async def generate(self, key_id: str, key_type: KeyType) -> Signer:
+        if self.away:
+            self.tries += 1
+            raise Unavailable("vault is sealed", reason="VAULT_SEALED")
+        return await super().generate(key_id, key_type)
+
+
+async def test_keys_out_of_reach_when_the_next_authority_is_due_are_asked_again_and_nothing_fails(
+    tmp_path: Path,
+) -> None:
+    """Not at every turn of the loop, and soon after they are back."""
+    keys = AwayKeys()
+    bench = Bench(tmp_path, keys)
+    await bench.start()
+    task = asyncio.create_task(bench.authority.run())
+    await asyncio.sleep(0)
+    keys.away = True
+    for _ in range(int(TTL * 0.6 / 10)):
+        await bench.clock.advance(10)
+    assert not task.done()
+    assert TTL * 0.1 / 3 < keys.tries < TTL * 0.1
+    assert bench.authority.check() is None, "the active ones sign"
+    keys.away = False
+    for _ in range(4):
+        await bench.clock.advance(1)
+        await asyncio.sleep(0.05)
+    assert {a.status for a in bench.authority.authorities} == {AuthorityState.ACTIVE, AuthorityState.PREPARED}
+    task.cancel()
+    await bench.stop()
