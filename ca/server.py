@@ -53,14 +53,17 @@ from ca.service.configured import (
     prune_policy,
     require_free_addresses,
     rotation_settings,
+    upstream_link,
 )
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer
 from ca.service.leftover_keys import leftover_keys
+from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
+from ca.service.rotation_guard_parts import GuardParts, guard_parts
 from ca.service.server_name import has_name, server_name
 from ca.service.server_svid import ServerSvid
 from ca.service.sign_on import SignOn
@@ -164,13 +167,24 @@ class Server:
             clock=self.clock,
             ca_ttl_seconds=config.ca_ttl_seconds,
         )
+        self.guarding = self._guard_parts()
+        upstream = upstream_link(config, self._authority_host(server))
+        if upstream is not None:
+            self._stack.push_async_callback(upstream.close)
         self.authority = AuthorityManager(
             settings=rotation_settings(config, server),
             store=self.store,
             keys=keys,
             follower=self.follower,
+            guard=self.guarding.guard,
+            longest_ttl=LongestTtls(
+                entries=self.store.entries,
+                settings=lambda: self.issuer.settings,
+                ca_ttl_seconds=config.ca_ttl_seconds,
+            ),
             clock=self.clock,
             pool=pool,
+            upstream=upstream,
         )
         self.issuer = Issuer(
             settings=issue_settings(config, server),
@@ -187,9 +201,21 @@ class Server:
             server_svid=self.server_svid,
             leftovers=self.leftovers,
             clock=self.clock,
+            patient=upstream is not None,
         )
         self.sign_on.on_done = self._open_to_agents
         await self.sign_on.start()
+
+    def _guard_parts(self) -> GuardParts:
+        return guard_parts(
+            store=self.store,
+            trust=self.trust,
+            agents=self.agents,
+            index=self.index,
+            clock=self.clock,
+            authorities=lambda: self.authority.journal.authorities,
+            has_files=self.config.bundle_file is not None,
+        )
 
     def _authority_host(self, server: str) -> AuthorityHost:
         return AuthorityHost(
@@ -208,6 +234,7 @@ class Server:
             follower=self.follower,
             clock=self.clock,
             streams_per_agent=self.config.limits.streams_per_agent,
+            acks=self.guarding.acks,
         )
         self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.trust, self.clock)
         self.auditor = Auditor(

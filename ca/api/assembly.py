@@ -78,9 +78,11 @@ def servicers(parts: Parts) -> Servicers:
         _agent(parts, limits),
         _entry(parts),
         _svid(parts, tokens, limits),
-        BundleService(trust=parts.trust, store=parts.store, follower=parts.follower),
+        BundleService(
+            trust=parts.trust, store=parts.store, follower=parts.follower, publish_up=parts.authority.publish_jwt
+        ),
         TrustDomainService(),
-        LocalAuthorityService(lambda: parts.authority.authorities),
+        LocalAuthorityService(parts.authority),
         _debug(parts),
         LoggerService(parts.log_levels),
         admin,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -30,11 +30,16 @@ from ca.store.store import Store
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+PublishUp = Callable[[JwtAuthority], Awaitable[Sequence[JwtAuthority]]]
+"""Hands a JWT authority to the server above this one, if there is one; gives what our bundle is to hold then."""
+
+
 class BundleService(FederatedBundleMethods):
     """Reads are answered from memory."""
 
-    def __init__(self, *, trust: Trust, store: Store, follower: Follower) -> None:
+    def __init__(self, *, trust: Trust, store: Store, follower: Follower, publish_up: PublishUp) -> None:
         super().__init__(trust=trust, store=store, follower=follower)
+        self._publish_up = publish_up
         self._seen: types_pb2.Bundle | None = None
         trust.on_change(lambda _: self._forget())
 
@@ -63,7 +68,7 @@ class BundleService(FederatedBundleMethods):
         if not request.HasField("jwt_authority"):
             raise InvalidArgument("missing JWT authority", reason="AUTHORITIES_MISSING")
         authority = named("invalid JWT authority", lambda: jwt_authority(request.jwt_authority))
-        bundle = await self._append((), (authority,))
+        bundle = await self._append((), await self._publish_up(authority))
         return pb.PublishJWTAuthorityResponse(
             jwt_authorities=[jwt_authority_message(member) for member in bundle.jwt_authorities]
         )

@@ -1,11 +1,13 @@
-"""What can be done to a server's authorities, and what they are afterwards. Pure: values in, values out."""
+"""What can be done to authorities, and what is written down afterwards. Pure: values in, values out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from ca.authority.state import Authority, AuthorityKind, AuthorityState
+from ca.authority.journal import Journal, KeyNote, UpstreamMember, depends_on
+from ca.authority.state import Authority, AuthorityKind, AuthorityState, of_server
+from ca.authority.story import state_of
 from ca.errors import AlreadyExists, FailedPrecondition, NotFound
 
 
@@ -18,9 +20,13 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Done: this new authority (PREPARED) is in the bundle, in the same transaction that stores it."""
+    """Done: this new authority (PREPARED) is in the bundle, in the same transaction that writes it down.
+
+    `upstream` is what its upstream wants trusted.
+    """
 
     authority: Authority
+    upstream: tuple[UpstreamMember, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class Taint:
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """An OLD authority past its end leaves the bundle, and its key is deleted."""
+    """An OLD authority leaves the bundle, and its key is deleted; a REVOKED one is forgotten."""
 
     authority_id: str
 
@@ -58,77 +64,196 @@ class Revoke:
     authority_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TaintUpstream:
+    """A root of the upstream on which no active authority hangs is no longer to be relied on."""
+
+    authority_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeUpstream:
+    """A tainted root of the upstream leaves the bundle, and with it what hangs on it."""
+
+    authority_id: str
+
+
 Due = Prepare | Activate | Prune
 """What a schedule can ask for."""
 
-Action = Published | Activate | Retire | Taint | Prune | Revoke
+Action = Published | Activate | Retire | Taint | Prune | Revoke | TaintUpstream | RevokeUpstream
 """What can be applied."""
 
 
-def apply(authorities: Sequence[Authority], action: Action) -> tuple[Authority, ...]:
-    """The authorities after the action, in the same order; new ones come last.
+def apply(journal: Journal, action: Action, *, server: str, now: datetime) -> Journal:
+    """The journal after `server` did this, authorities in the same order; new ones come last.
 
     Raises NotFound (AUTHORITY_UNKNOWN), AlreadyExists (AUTHORITY_EXISTS) or FailedPrecondition (AUTHORITY_STATE) when
     the action does not fit the state; then nothing has changed.
     """
-    if isinstance(action, Published):
-        return _published(authorities, action.authority)
-    target = _get(authorities, action.authority_id)
     match action:
-        case Activate():
-            _require(target.status == AuthorityState.PREPARED, target, "is not prepared")
-            _require(not target.tainted, target, "is tainted")
-            return tuple(_after_activation(authority, target) for authority in authorities)
-        case Retire():
-            return _with(authorities, replace(target, status=AuthorityState.OLD))
-        case Taint():
-            _require(target.status == AuthorityState.OLD, target, "is not old")
-            return _with(authorities, replace(target, tainted=True))
-        case Revoke():
-            _require(target.tainted, target, "is not tainted")
-    _require(target.status == AuthorityState.OLD, target, "is not old")
-    return tuple(authority for authority in authorities if authority is not target)
+        case Published(authority, upstream):
+            return _published(journal, authority, upstream, now)
+        case Activate(authority_id):
+            return _activated(journal, _own(journal, authority_id, server), now)
+        case Retire(authority_id):
+            return _with(journal, replace(_own(journal, authority_id, server), status=AuthorityState.OLD))
+        case Taint(authority_id):
+            target = _get(journal, authority_id, server)
+            _require(target.status == AuthorityState.OLD, target, "only an old one can be tainted")
+            _require(not target.tainted, target, "nothing is left to taint")
+            return _with(journal, replace(target, tainted=True, tainted_at=now))
+        case Revoke(authority_id):
+            return _revoked(journal, _get(journal, authority_id, server), now)
+        case Prune(authority_id):
+            return _pruned(journal, _get(journal, authority_id, server), now)
+        case TaintUpstream(authority_id):
+            return _tainted_upstream(journal, authority_id, now)
+        case RevokeUpstream(authority_id):
+            return _revoked_upstream(journal, authority_id, now)
 
 
-def _published(authorities: Sequence[Authority], new: Authority) -> tuple[Authority, ...]:
+def _published(journal: Journal, new: Authority, upstream: tuple[UpstreamMember, ...], now: datetime) -> Journal:
     """A second preparation replaces the first, which stays in the bundle as OLD: somebody may have seen it."""
-    if any(authority.authority_id == new.authority_id for authority in authorities):
+    if any(one.authority_id == new.authority_id for one in journal.authorities):
         raise AlreadyExists(f"authority `{new.authority_id}` exists", reason="AUTHORITY_EXISTS")
-    _require(new.status == AuthorityState.PREPARED, new, "is not prepared")
-    return (*(_after_preparation(authority, new) for authority in authorities), new)
+    if new.status != AuthorityState.PREPARED:
+        raise ValueError("an authority begins as a prepared one")
+    known = tuple(
+        replace(one, status=AuthorityState.OLD)
+        if _same_slot(one, new) and one.status == AuthorityState.PREPARED
+        else one
+        for one in journal.authorities
+    )
+    places = {member.place for member in journal.upstream}
+    added = tuple(member for member in upstream if member.place not in places)
+    return Journal(
+        authorities=(*known, replace(new, prepared_at=now)),
+        upstream=(*journal.upstream, *added),
+        keys=tuple(note for note in journal.keys if (note.server, note.key_id) != (new.server, new.key_id)),
+    )
 
 
-def _after_preparation(authority: Authority, new: Authority) -> Authority:
-    if _same_slot(authority, new) and authority.status == AuthorityState.PREPARED:
-        return replace(authority, status=AuthorityState.OLD)
-    return authority
+def _activated(journal: Journal, target: Authority, now: datetime) -> Journal:
+    _require(target.status == AuthorityState.PREPARED, target, "only a prepared one can be activated")
+    _require(not target.tainted, target, "prepare another one")
+    return replace(journal, authorities=tuple(_after_activation(one, target, now) for one in journal.authorities))
 
 
-def _after_activation(authority: Authority, target: Authority) -> Authority:
+def _after_activation(authority: Authority, target: Authority, now: datetime) -> Authority:
     if authority is target:
-        return replace(authority, status=AuthorityState.ACTIVE)
+        return replace(authority, status=AuthorityState.ACTIVE, activated_at=now)
     if _same_slot(authority, target) and authority.status == AuthorityState.ACTIVE:
         return replace(authority, status=AuthorityState.OLD)
     return authority
+
+
+def _revoked(journal: Journal, target: Authority, now: datetime) -> Journal:
+    _require(target.status == AuthorityState.OLD, target, "only an old one can be revoked")
+    _require(target.tainted, target, "taint it first")
+    return _without_keys(_with(journal, _ended(target, now)), [target], now)
+
+
+def _pruned(journal: Journal, target: Authority, now: datetime) -> Journal:
+    over = target.status == AuthorityState.REVOKED and now >= target.not_after
+    _require(over or target.status == AuthorityState.OLD, target, "only an old one can be pruned")
+    left = replace(journal, authorities=tuple(one for one in journal.authorities if one is not target))
+    return _without_keys(left, [target], now) if target.status == AuthorityState.OLD else left
+
+
+def _tainted_upstream(journal: Journal, authority_id: str, now: datetime) -> Journal:
+    _require_upstream(journal, authority_id)
+    if any(m.authority_id == authority_id and m.tainted for m in journal.upstream):
+        raise _refused(f"upstream authority `{authority_id}` is tainted already")
+    return taint_root(journal, authority_id, now)
+
+
+def taint_root(journal: Journal, authority_id: str, now: datetime) -> Journal:
+    """A root and whatever hangs on it are marked, whoever said so."""
+    return replace(
+        journal,
+        authorities=tuple(
+            replace(one, tainted=True, tainted_at=now) if depends_on(one, authority_id) and not one.tainted else one
+            for one in journal.authorities
+        ),
+        upstream=tuple(replace(m, tainted=True) if _is_root(m, authority_id) else m for m in journal.upstream),
+    )
+
+
+def _revoked_upstream(journal: Journal, authority_id: str, now: datetime) -> Journal:
+    _require_upstream(journal, authority_id)
+    members = [member for member in journal.upstream if _is_root(member, authority_id)]
+    if any(member.revoked_at for member in members):
+        raise _refused(f"upstream authority `{authority_id}` is revoked already")
+    if not all(member.tainted for member in members):
+        raise _refused(f"upstream authority `{authority_id}` is not tainted: taint it first")
+    upstream = tuple(replace(m, revoked_at=now) if _is_root(m, authority_id) else m for m in journal.upstream)
+    return revoke_dependents(replace(journal, upstream=upstream), authority_id, now)
+
+
+def revoke_dependents(journal: Journal, authority_id: str, now: datetime) -> Journal:
+    """What hung on a root that is gone is believed by nobody: it is REVOKED, and its keys are to go."""
+    ended = [one for one in journal.authorities if depends_on(one, authority_id)]
+    kept = tuple(_ended(one, now) if one in ended else one for one in journal.authorities)
+    return _without_keys(replace(journal, authorities=kept), ended, now)
+
+
+def _require_upstream(journal: Journal, authority_id: str) -> None:
+    if not any(_is_root(member, authority_id) for member in journal.upstream):
+        raise NotFound(f"there is no upstream authority `{authority_id}`", reason="AUTHORITY_UNKNOWN")
+    for one in journal.authorities:
+        if depends_on(one, authority_id) and one.status == AuthorityState.ACTIVE:
+            raise _refused(
+                f"upstream authority `{authority_id}` is above `{one.authority_id}`, which signs on server "
+                f"`{one.server}`: activate one below another root first"
+            )
+
+
+def _ended(authority: Authority, now: datetime) -> Authority:
+    return replace(authority, status=AuthorityState.REVOKED, revoked_at=now)
+
+
+def _without_keys(journal: Journal, ended: list[Authority], now: datetime) -> Journal:
+    notes = tuple(KeyNote(server=one.server, key_id=one.key_id, kind=one.kind, since=now) for one in ended)
+    return replace(journal, keys=(*journal.keys, *notes))
+
+
+def _is_root(member: UpstreamMember, authority_id: str) -> bool:
+    return member.kind == AuthorityKind.X509 and member.authority_id == authority_id
 
 
 def _same_slot(one: Authority, other: Authority) -> bool:
     return one.kind == other.kind and one.server == other.server
 
 
-def _with(authorities: Sequence[Authority], changed: Authority) -> tuple[Authority, ...]:
-    return tuple(changed if one.authority_id == changed.authority_id else one for one in authorities)
+def _with(journal: Journal, changed: Authority) -> Journal:
+    place = (changed.server, changed.authority_id)
+    return replace(
+        journal,
+        authorities=tuple(changed if (one.server, one.authority_id) == place else one for one in journal.authorities),
+    )
 
 
-def _get(authorities: Sequence[Authority], authority_id: str) -> Authority:
-    for authority in authorities:
+def _own(journal: Journal, authority_id: str, server: str) -> Authority:
+    target = _get(journal, authority_id, server)
+    if target.server != server:
+        raise _refused(f"{target.kind} authority `{authority_id}` is that of server `{target.server}`: ask that one")
+    return target
+
+
+def _get(journal: Journal, authority_id: str, server: str) -> Authority:
+    """This server's own, before another's."""
+    own_first = (*of_server(journal.authorities, server), *journal.authorities)
+    for authority in own_first:
         if authority.authority_id == authority_id:
             return authority
     raise NotFound(f"there is no authority `{authority_id}`", reason="AUTHORITY_UNKNOWN")
 
 
-def _require(condition: bool, authority: Authority, problem: str) -> None:
+def _require(condition: bool, authority: Authority, advice: str) -> None:
     if not condition:
-        raise FailedPrecondition(
-            f"{authority.kind} authority `{authority.authority_id}` {problem}", reason="AUTHORITY_STATE"
-        )
+        raise _refused(f"{authority.kind} authority `{authority.authority_id}` {state_of(authority)}: {advice}")
+
+
+def _refused(detail: str) -> FailedPrecondition:
+    return FailedPrecondition(detail, reason="AUTHORITY_STATE", hint="see `caadmin ca status`")

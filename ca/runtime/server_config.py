@@ -75,6 +75,17 @@ class KeysConfig(StrictModel):
     """The plugin's own configuration."""
 
 
+class UpstreamConfig(StrictModel):
+    """The authority above this server's: its root is what the trust domain believes in, and this server's X.509
+    authorities are intermediates below it. Without one the server signs its own roots."""
+
+    plugin: str
+    """Name of an upstream authority plugin."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's own configuration."""
+
+
 class LogConfig(StrictModel):
     """Logs go to standard error."""
 
@@ -196,6 +207,9 @@ class ServerConfig(StrictModel):
 
     keys: KeysConfig = KeysConfig()
     """Private keys of the authorities."""
+
+    upstream: UpstreamConfig | None = None
+    """The authority above this server's; none by default."""
 
     ca_ttl_seconds: Seconds = 86_400
     """Lifetime of X.509 and JWT authorities."""

@@ -1,14 +1,41 @@
-"""Authorities between their three shapes: the state machine's value, the store's row, the bundle's member."""
+"""Authorities between their shapes: the state machine's values, the store's rows; and what is appended to a bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 
+from ca.authority.journal import Journal, KeyNote, UpstreamMember
 from ca.authority.state import Authority, AuthorityKind, AuthorityState
-from ca.errors import AlreadyExists
-from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
-from ca.store.values import AuthorityRecord
+from ca.errors import AlreadyExists, FailedPrecondition
+from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority, authority_id
+from ca.identity.certificate import load_authority
+from ca.identity.issuer import load_anchor
+from ca.ports import UpstreamBundle
+from ca.store.values import AuthorityKeyRecord, AuthorityRecord, JournalRecords, UpstreamRecord
+
+
+def to_records(journal: Journal) -> JournalRecords:
+    return JournalRecords(
+        authorities=tuple(to_record(authority) for authority in journal.authorities),
+        upstream=tuple(_upstream_record(member) for member in journal.upstream),
+        keys=tuple(
+            AuthorityKeyRecord(server=note.server, key_id=note.key_id, kind=note.kind.value, since=note.since)
+            for note in journal.keys
+        ),
+    )
+
+
+def from_records(records: JournalRecords) -> Journal:
+    return Journal(
+        authorities=tuple(from_record(record) for record in records.authorities),
+        upstream=tuple(_upstream_member(record) for record in records.upstream),
+        keys=tuple(
+            KeyNote(server=record.server, key_id=record.key_id, kind=AuthorityKind(record.kind), since=record.since)
+            for record in records.keys
+        ),
+    )
 
 
 def to_record(authority: Authority) -> AuthorityRecord:
@@ -23,6 +50,12 @@ def to_record(authority: Authority) -> AuthorityRecord:
         not_after=authority.not_after,
         material=authority.certificate or authority.public_key,
         tainted=authority.tainted,
+        chain=authority.chain,
+        upstream_authority_id=authority.upstream_authority_id,
+        prepared_at=authority.prepared_at,
+        activated_at=authority.activated_at,
+        tainted_at=authority.tainted_at,
+        revoked_at=authority.revoked_at,
     )
 
 
@@ -40,20 +73,52 @@ def from_record(record: AuthorityRecord) -> Authority:
         tainted=record.tainted,
         certificate=record.material if kind == AuthorityKind.X509 else b"",
         public_key=record.material if kind == AuthorityKind.JWT else b"",
+        chain=record.chain,
+        upstream_authority_id=record.upstream_authority_id,
+        prepared_at=record.prepared_at,
+        activated_at=record.activated_at,
+        tainted_at=record.tainted_at,
+        revoked_at=record.revoked_at,
     )
 
 
-def publish(bundle: TrustBundle, authorities: Sequence[Authority]) -> TrustBundle:
-    """The bundle with these authorities in it; what is there already stays as it is."""
-    return append(
-        bundle,
-        [X509Authority(certificate=a.certificate, tainted=a.tainted) for a in authorities if a.certificate],
-        [
-            JwtAuthority(key_id=a.authority_id, public_key=a.public_key, expires_at=a.not_after, tainted=a.tainted)
-            for a in authorities
-            if a.public_key
-        ],
+def root_member(certificate: bytes, server: str, *, tainted: bool = False) -> UpstreamMember:
+    """A root (DER) of the upstream of `server`. Raises InvalidArgument (CERTIFICATE_MALFORMED)."""
+    ends: datetime = load_authority(certificate).not_valid_after_utc
+    return UpstreamMember(
+        server=server,
+        kind=AuthorityKind.X509,
+        authority_id=authority_id(certificate),
+        material=certificate,
+        expires_at=ends,
+        tainted=tainted,
     )
+
+
+def key_member(key: JwtAuthority, server: str) -> UpstreamMember:
+    """A JWT authority that the upstream of `server` keeps."""
+    return UpstreamMember(
+        server=server,
+        kind=AuthorityKind.JWT,
+        authority_id=key.key_id,
+        material=key.public_key,
+        expires_at=key.expires_at,
+        tainted=key.tainted,
+    )
+
+
+def members_of(bundle: UpstreamBundle, server: str) -> tuple[UpstreamMember, ...]:
+    """Each of them once; a root that can vouch for nobody is left out. Raises FailedPrecondition
+    (UPSTREAM_ROOTS_MISSING) when none is left."""
+    found = [
+        root_member(one.certificate, server, tainted=one.tainted)
+        for one in bundle.x509_authorities
+        if (issuer := load_anchor(one.certificate)) is not None and issuer.flaw is None
+    ]
+    if not found:
+        raise FailedPrecondition("the upstream names no root that could be used", reason="UPSTREAM_ROOTS_MISSING")
+    found += [key_member(key, server) for key in bundle.jwt_authorities]
+    return tuple({member.place: member for member in found}.values())
 
 
 def append(bundle: TrustBundle, x509: Iterable[X509Authority], jwt: Iterable[JwtAuthority]) -> TrustBundle:
@@ -71,10 +136,27 @@ def append(bundle: TrustBundle, x509: Iterable[X509Authority], jwt: Iterable[Jwt
     return replace(bundle, x509_authorities=tuple(certificates.values()), jwt_authorities=tuple(keys.values()))
 
 
-def withdraw(bundle: TrustBundle, authority: Authority) -> TrustBundle:
-    """The bundle without this authority."""
-    return replace(
-        bundle,
-        x509_authorities=tuple(m for m in bundle.x509_authorities if m.certificate != authority.certificate),
-        jwt_authorities=tuple(m for m in bundle.jwt_authorities if m.key_id != authority.authority_id),
+def _upstream_record(member: UpstreamMember) -> UpstreamRecord:
+    return UpstreamRecord(
+        server=member.server,
+        kind=member.kind.value,
+        authority_id=member.authority_id,
+        material=member.material,
+        expires_at=member.expires_at,
+        tainted=member.tainted,
+        gone_at=member.gone_at,
+        revoked_at=member.revoked_at,
+    )
+
+
+def _upstream_member(record: UpstreamRecord) -> UpstreamMember:
+    return UpstreamMember(
+        server=record.server,
+        kind=AuthorityKind(record.kind),
+        authority_id=record.authority_id,
+        material=record.material,
+        expires_at=record.expires_at,
+        tainted=record.tainted,
+        gone_at=record.gone_at,
+        revoked_at=record.revoked_at,
     )

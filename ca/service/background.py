@@ -81,6 +81,8 @@ def _follow_changes(parts: Parts) -> None:
 def _add_checks(parts: Parts, store_watch: StoreWatch) -> None:
     parts.health.add("keys", parts.sign_on.check)
     parts.health.add("authority", parts.authority.check)
+    parts.health.warn("rotation", parts.authority.warning)
+    parts.health.warn("upstream", parts.authority.upstream_warning)
     parts.health.add("server_svid", parts.server_svid.check)
     parts.health.add("store", store_watch.check)
     parts.health.add("alive", parts.heartbeat.check, live=True)

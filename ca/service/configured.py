@@ -8,7 +8,7 @@ from datetime import timedelta
 from ca.authority.ttls import check_ttls
 from ca.errors import ConfigError
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.ports import AuthorityHost, KeyManager, KeyManagerPlugin, NodeAttestorPlugin
+from ca.ports import AuthorityHost, KeyManager, KeyManagerPlugin, NodeAttestorPlugin, UpstreamAuthorityPlugin
 from ca.runtime import plugins
 from ca.runtime.config import from_values
 from ca.runtime.gate import GateLimits
@@ -17,6 +17,7 @@ from ca.runtime.vacancy import require_free_metrics, require_free_port, require_
 from ca.service.issuance import IssueSettings
 from ca.service.pruning import PrunePolicy
 from ca.service.rotation import RotationSettings
+from ca.service.upstream_link import UpstreamLink
 
 LIVE = frozenset(
     {
@@ -44,6 +45,9 @@ def check(config: ServerConfig) -> None:
     )
     keys = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
     from_values(config.keys.config, keys.config, name="keys.config")
+    if config.upstream is not None:
+        upstream = plugins.load(plugins.UPSTREAM_AUTHORITIES, config.upstream.plugin, UpstreamAuthorityPlugin)
+        from_values(config.upstream.config, upstream.config, name="upstream.config")
     for name, settings in config.node_attestors.items():
         attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
         from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
@@ -64,6 +68,16 @@ def key_manager(config: ServerConfig, host: AuthorityHost) -> KeyManager:
     plugin = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
     settings = from_values(config.keys.config, plugin.config, name="keys.config")
     return plugin.manager(settings, host)
+
+
+def upstream_link(config: ServerConfig, host: AuthorityHost) -> UpstreamLink | None:
+    """To the authority above, where there is one. Raises ConfigError, FailedPrecondition."""
+    if config.upstream is None:
+        return None
+    plugin = plugins.load(plugins.UPSTREAM_AUTHORITIES, config.upstream.plugin, UpstreamAuthorityPlugin)
+    settings = from_values(config.upstream.config, plugin.config, name="upstream.config")
+    upstream = plugin.upstream(settings, host)
+    return UpstreamLink(upstream, name=plugin.name, trust_domain=host.trust_domain, clock=host.clock)
 
 
 def has_own_keys(config: ServerConfig) -> bool:

@@ -52,6 +52,11 @@ class Follower:
         self.revision = 0
         self.mark = ""
 
+    @property
+    def trust(self) -> Trust:
+        """The bundles that it keeps in step."""
+        return self._trust
+
     def on_applied(self, listener: Listener) -> None:
         """Calls `listener` after each pass that changed something."""
         self._listeners.append(listener)

@@ -52,4 +52,4 @@ def lineage(authority: Authority) -> tuple[str, ...]:
     """IDs of the authority and of what is above it, nearest first."""
     if authority.kind is AuthorityKind.JWT:
         return (authority.authority_id,)
-    return issuer_ids(authority.authority_id, (authority.certificate,))
+    return issuer_ids(authority.authority_id, (authority.certificate, *authority.chain))

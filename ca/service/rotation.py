@@ -1,61 +1,49 @@
-"""Keeps this server's signing authorities: drives the pure state machine over the store and the key manager."""
+"""Keeps this server's signing authorities: on schedule by itself, and at an operator's word."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any, TypeVar
 
-from ca.authority.actions import Activate, Prepare, Prune, Published, Retire, apply
-from ca.authority.schedule import due, next_due
-from ca.authority.state import Authority, AuthorityKind, AuthorityState, find, of_kind
-from ca.errors import BurgeeError, Unavailable
-from ca.identity.spiffe_id import TrustDomain
-from ca.issuing.issuer import IssuerTemplate
-from ca.issuing.jwt_token import JwtKey
-from ca.issuing.lifetime import plan_lifetime
-from ca.issuing.serial import KID_RANDOM_BYTES, SERIAL_RANDOM_BYTES, new_kid, new_serial
-from ca.issuing.x509 import prepare_root, sign
-from ca.ports import Clock, KeyManager, KeyType, Signer
-from ca.runtime import log, metrics
+from ca.authority.actions import Activate, Prune, Revoke, RevokeUpstream, Taint, TaintUpstream
+from ca.authority.journal import Journal
+from ca.authority.state import Authority, AuthorityKind, AuthorityState, find
+from ca.errors import BurgeeError, FailedPrecondition
+from ca.identity.bundle import JwtAuthority, TrustBundle
+from ca.ports import Clock, KeyManager
 from ca.runtime.health import Problem
-from ca.service.authority_values import from_record, publish, to_record, withdraw
 from ca.service.follower import Follower
+from ca.service.rotation_guard_port import Guard
+from ca.service.rotation_guarding import Guarding
+from ca.service.rotation_journal import JournalKeeper
+from ca.service.rotation_keys import AuthorityKeys
+from ca.service.rotation_maker import Maker, RotationSettings
+from ca.service.rotation_metrics import show
+from ca.service.rotation_plan import Plan, Step
+from ca.service.rotation_schedule import KINDS, Schedule
+from ca.service.rotation_signing import SigningNow
+from ca.service.rotation_steps import LongestTtl, Steps
 from ca.service.signing import JwtSigning, X509Signing
+from ca.service.trust import Trust
+from ca.service.upstream_follow import UpstreamFollow
+from ca.service.upstream_link import UpstreamLink
 from ca.store.store import Store
-from ca.store.values import IssuanceRecord
 
-logger = log.get("authority")
+__all__ = ["AuthorityManager", "RotationSettings"]
 
-LONGEST_SLEEP_SECONDS = 10.0
-SHORTEST_SLEEP_SECONDS = 0.2
-RETRY_SECONDS = 2.0
-CLOCK_TOLERANCE = timedelta(seconds=60)
-MAX_STEPS = 8
-"""Rounds of one tick; preparing, activating and pruning take three."""
-
-_not_after = metrics.gauge("authority_not_after_seconds", "When the active authority expires, Unix time.", ["kind"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotationSettings:
-    """`server` names the server that holds the keys."""
-
-    trust_domain: TrustDomain
-    server: str
-    ca_ttl_seconds: int
-    backdate_seconds: int
-    x509_key_type: KeyType
-    jwt_key_type: KeyType
+T = TypeVar("T")
 
 
 class AuthorityManager:
-    """Implements ca.service.signing.Authority. `start` first, then `run`."""
+    """Implements ca.service.signing.Authority. `start` first, then `run`.
+
+    What an operator asks for is carried out whole even if the caller goes away, and only on the state that was seen
+    when it was asked: of two operators at once one is told what the other did (FailedPrecondition AUTHORITY_STATE).
+    Steps that cut somebody off are refused (ROTATION_BLOCKED) without `force`.
+    """
 
     def __init__(
         self,
@@ -64,107 +52,148 @@ class AuthorityManager:
         store: Store,
         keys: KeyManager,
         follower: Follower,
+        guard: Guard,
+        longest_ttl: LongestTtl,
         clock: Clock,
         pool: ThreadPoolExecutor,
-        jitter: Callable[[], float] = random.random,
+        upstream: UpstreamLink | None = None,
     ) -> None:
-        """`jitter` gives 0 to 1."""
-        self._jitter = jitter
-        self._settings = settings
-        self._store = store
-        self._keys = keys
-        self._follower = follower
-        self._clock = clock
-        self._pool = pool
-        self._authorities: tuple[Authority, ...] = ()
-        self._signers: dict[str, Signer] = {}
-        self._x509: X509Signing | None = None
-        self._jwt: JwtSigning | None = None
-        self._begins: dict[AuthorityKind, datetime] = {}
-        self._lock = asyncio.Lock()
+        self._upstream = upstream
+        self._trust = follower.trust
+        self._journal = JournalKeeper(
+            store=store,
+            follower=follower,
+            trust_domain=settings.trust_domain,
+            server=settings.server,
+            clock=clock,
+        )
+        self._guarding = Guarding(guard, clock)
+        self._keys = AuthorityKeys(keys=keys, journal=self._journal, clock=clock)
+        self._steps = Steps(
+            journal=self._journal,
+            maker=Maker(
+                settings=settings, keys=keys, records=store.issuance, upstream=upstream, clock=clock, pool=pool
+            ),
+            keys=self._keys,
+            guarding=self._guarding,
+            longest_ttl=longest_ttl,
+            clock=clock,
+        )
+        self._schedule = Schedule(
+            journal=self._journal, steps=self._steps, keys=self._keys, guarding=self._guarding, clock=clock
+        )
+        self._signing = SigningNow(clock=clock, remote=keys.remote)
+        self.follow_upstream = UpstreamFollow(
+            journal=self._journal,
+            link=upstream,
+            steps=self._steps,
+            wake=lambda: self._schedule.wake(AuthorityKind.X509),
+            clock=clock,
+        )
+        self._running: set[asyncio.Task[Any]] = set()
+        self._journal.on_change = self._take_up
+        self._trust.on_change(self._on_bundle)
 
     @property
     def authorities(self) -> tuple[Authority, ...]:
-        """This server's authorities of both kinds."""
-        return self._authorities
+        """This server's authorities of both kinds, revoked ones too until their end."""
+        return self._journal.own
+
+    @property
+    def journal(self) -> Journal:
+        """Everything that is written down, of all servers."""
+        return self._journal.journal
+
+    @property
+    def guard(self) -> Guard:
+        """Who is asked before a step that could cut somebody off."""
+        return self._guarding.guard
+
+    @guard.setter
+    def guard(self, guard: Guard) -> None:
+        self._guarding.guard = guard
+
+    @property
+    def has_upstream(self) -> bool:
+        return self._upstream is not None
 
     async def start(self) -> None:
         """Takes up what the store remembers and this server still has the keys of; makes what is missing.
 
-        An authority whose key is gone signs no more, and stays in the bundle until its end.
+        An authority whose key is gone signs no more, and stays in the bundle until its end. Raises why, when there is
+        nothing to sign with afterwards.
         """
-        records = await self._store.authorities.list(self._settings.server)
-        self._authorities = tuple(from_record(record) for record in records)
-        for authority in self._authorities:
-            if authority.status == AuthorityState.OLD:
-                continue
-            signer = await self._keys.get(authority.key_id)
-            if signer is None:
-                logger.warning(
-                    "key of an authority is gone",
-                    kind=authority.kind,
-                    authority_id=authority.authority_id,
-                    reason="KEY_MISSING",
-                )
-                await self._save(apply(self._authorities, Retire(authority.authority_id)))
-            else:
-                self._signers[authority.key_id] = signer
-        if self._authorities:  # a crash may have come between storing and publishing
-            await self._publish(self._authorities)
-        await self.tick()
+        if self._upstream is not None:
+            await self._upstream.start()
+        await self._journal.change(lambda fresh: fresh)  # the bundle, too, is to hold what the journal says
+        self._guarding.refresh_hint = _hint(self._trust)
+        await self._schedule.tick()
+        for kind in KINDS:
+            error = self._schedule.problem(kind)
+            if error is not None and find(self.authorities, AuthorityState.ACTIVE, kind) is None:
+                raise error
 
     async def run(self) -> None:
-        """Ticks when something is due, until cancelled; what is out of reach is tried again."""
-        failing = ""
-        while True:
-            await self._clock.sleep(RETRY_SECONDS * (0.5 + self._jitter()) if failing else self._pause())
-            try:
-                await self.tick()
-            except Unavailable as error:
-                if failing != error.reason:
-                    logger.warning("authorities cannot be looked after", reason=error.reason, detail=error.detail)
-                failing = error.reason
-            else:
-                failing = ""
-
-    def _pause(self) -> float:
-        """Until something is due, in seconds."""
-        now = self._clock.now()
-        waits = [(next_due(self._authorities, kind=kind, now=now) - now) for kind in AuthorityKind]
-        seconds = min(waits, default=timedelta()).total_seconds()
-        return min(max(seconds, SHORTEST_SLEEP_SECONDS), LONGEST_SLEEP_SECONDS)
+        """Keeps the schedule, and follows the upstream, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for kind in KINDS:
+                group.create_task(self._schedule.keep(kind))
+            group.create_task(self.follow_upstream.run())
+            if self._upstream is not None:
+                group.create_task(self._upstream.run())
 
     async def tick(self) -> None:
         """Does what is due now. Raises Unavailable when keys or store are out of reach; nothing is half done then."""
-        async with self._lock:
-            for _ in range(MAX_STEPS):
-                actions = [
-                    a for kind in AuthorityKind for a in due(self._authorities, kind=kind, now=self._clock.now())
-                ]
-                if not actions:
-                    break
-                await self._prepare([action.kind for action in actions if isinstance(action, Prepare)])
-                for action in actions:
-                    if isinstance(action, Activate):
-                        await self._activate(action)
-                    elif isinstance(action, Prune):
-                        await self._prune(action)
-            self._take_up()
+        await self._schedule.tick()
 
     def x509(self) -> X509Signing:
-        if self._x509 is None or self._clock.now() >= self._x509.issuer.not_after:
-            raise _nothing_active(AuthorityKind.X509)
-        self._refuse_before(AuthorityKind.X509)
-        return self._x509
+        return self._signing.x509()
 
     def jwt(self) -> JwtSigning:
-        if self._jwt is None or self._clock.now() >= self._jwt.not_after:
-            raise _nothing_active(AuthorityKind.JWT)
-        self._refuse_before(AuthorityKind.JWT)
-        return self._jwt
+        return self._signing.jwt()
+
+    async def plan(self, step: Step, *, kind: AuthorityKind = AuthorityKind.X509) -> Plan:
+        """What a step would do and whom it would cut off. Nothing happens; raises as the step itself would."""
+        return await self._steps.plan(step, kind=kind)
+
+    async def prepare(self, kind: AuthorityKind) -> Authority:
+        """A new one, published, in place of the one that was prepared before."""
+        made = (await self._whole(self._steps.prepare([kind])))[kind]
+        if isinstance(made, BurgeeError):
+            raise made
+        return made
+
+    async def activate(self, kind: AuthorityKind, authority_id: str, *, force: bool = False) -> Authority:
+        """The prepared one signs from now on."""
+        return await self._take(Activate(authority_id), kind, force=force)
+
+    async def taint(self, kind: AuthorityKind, authority_id: str) -> Authority:
+        """What an old one signed is replaced everywhere."""
+        return await self._take(Taint(authority_id), kind)
+
+    async def revoke(self, kind: AuthorityKind, authority_id: str, *, force: bool = False) -> Authority:
+        """A tainted one leaves the bundle now."""
+        return await self._take(Revoke(authority_id), kind, force=force)
+
+    async def prune(self, kind: AuthorityKind, authority_id: str, *, force: bool = False) -> Authority:
+        """An old one leaves the bundle before its end. Returns what it was."""
+        return await self._take(Prune(authority_id), kind, force=force)
+
+    async def taint_upstream(self, subject_key_id: str) -> tuple[Authority, ...]:
+        """A root of the upstream, with all that hangs on it: no active authority may. Returns what hung on it."""
+        return await self._take_upstream(TaintUpstream(subject_key_id))
+
+    async def revoke_upstream(self, subject_key_id: str, *, force: bool = False) -> tuple[Authority, ...]:
+        """A tainted root of the upstream leaves the bundle now. Returns what hung on it."""
+        return await self._take_upstream(RevokeUpstream(subject_key_id), force=force)
+
+    async def publish_jwt(self, key: JwtAuthority) -> Sequence[JwtAuthority]:
+        """A JWT authority of a server below: handed upwards where the upstream keeps them. Returns what the bundle is
+        to hold besides. Raises Unavailable when the upstream is out of reach."""
+        return (key,) if self._upstream is None else await self._upstream.publish(key)
 
     def check(self) -> Problem | None:
-        """For ca.runtime.health."""
+        """For readiness: whether an SVID of each kind could be signed now."""
         try:
             self.x509()
             self.jwt()
@@ -172,144 +201,59 @@ class AuthorityManager:
             return Problem(reason=error.reason, detail=error.detail, hint=error.hint)
         return None
 
-    def _refuse_before(self, kind: AuthorityKind) -> None:
-        """What is signed by a clock of before the authority's own beginning would have ended, or nearly, elsewhere."""
-        begins, now = self._begins[kind], self._clock.now()
-        if now < begins - CLOCK_TOLERANCE:
-            raise Unavailable(
-                f"the active {kind} authority begins at {begins.isoformat()}, this server's clock says "
-                f"{now.isoformat(timespec='seconds')}",
-                reason="CLOCK_BEHIND",
-                hint="set this server's clock",
-            )
+    def warning(self) -> Problem | None:
+        """What will keep this server from signing unless it passes, with the time; the first of them."""
+        return next(iter(self._schedule.warnings()), None)
 
-    async def _prepare(self, kinds: Sequence[AuthorityKind]) -> None:
-        """New authorities: keys made, rows stored, then one change of the bundle for all of them."""
-        if not kinds:
-            return
-        made = [await self._make(kind) for kind in kinds]
-        after = self._authorities
-        for authority in made:
-            after = apply(after, Published(authority))
-        await self._save(after)
-        await self._publish(made)
-        for authority in made:
-            logger.info(
-                "authority prepared",
-                kind=authority.kind,
-                authority_id=authority.authority_id,
-                not_after=authority.not_after.isoformat(),
-            )
+    def upstream_warning(self) -> Problem | None:
+        """What is wrong between this server and its upstream."""
+        error = None if self._upstream is None else self._upstream.problem()
+        return None if error is None else Problem(reason=error.reason, detail=error.detail, hint=error.hint)
 
-    async def _activate(self, action: Activate) -> None:
-        await self._save(apply(self._authorities, action))
-        logger.info("authority activated", authority_id=action.authority_id)
+    async def _take(self, step: Step, kind: AuthorityKind, *, force: bool = False) -> Authority:
+        (before,) = (await self._whole(self._planned(step, kind, force))).targets
+        place = (before.server, before.authority_id)
+        known = self.journal.authorities
+        return next((one for one in known if (one.server, one.authority_id) == place), before)
 
-    async def _prune(self, action: Prune) -> None:
-        gone = next(a for a in self._authorities if a.authority_id == action.authority_id)
-        await self._store.bundles.update(self._settings.trust_domain, lambda bundle: withdraw(bundle, gone))
-        await self._save(apply(self._authorities, action))
-        await self._keys.delete(gone.key_id)
-        self._signers.pop(gone.key_id, None)
-        await self._follower.catch_up()
-        logger.info("authority pruned", kind=gone.kind, authority_id=gone.authority_id)
+    async def _take_upstream(
+        self, step: TaintUpstream | RevokeUpstream, *, force: bool = False
+    ) -> tuple[Authority, ...]:
+        if self._upstream is None:
+            raise FailedPrecondition("upstream authority is not configured", reason="NO_UPSTREAM")
+        return (await self._whole(self._planned(step, AuthorityKind.X509, force))).targets
 
-    async def _make(self, kind: AuthorityKind) -> Authority:
-        settings = self._settings
-        key_type = settings.x509_key_type if kind == AuthorityKind.X509 else settings.jwt_key_type
-        signer = await self._keys.generate(f"{kind}-{secrets.token_hex(8)}", key_type)
-        self._signers[signer.key_id] = signer
-        if kind == AuthorityKind.X509:
-            return await self._make_root(signer)
-        now = self._clock.now().replace(microsecond=0)
-        return Authority(
-            kind=kind,
-            authority_id=new_kid(os.urandom(KID_RANDOM_BYTES)),
-            key_id=signer.key_id,
-            key_type=signer.key_type,
-            status=AuthorityState.PREPARED,
-            not_before=now,
-            not_after=now + timedelta(seconds=settings.ca_ttl_seconds),
-            server=settings.server,
-            public_key=signer.public_key_der,
-        )
+    async def _planned(self, step: Step, kind: AuthorityKind, force: bool) -> Plan:
+        plan = await self._steps.plan(step, kind=kind)
+        await self._steps.carry_out(plan, force=force)
+        return plan
 
-    async def _make_root(self, signer: Signer) -> Authority:
-        settings = self._settings
-        ttl = settings.ca_ttl_seconds
-        token = prepare_root(
-            trust_domain=settings.trust_domain,
-            public_key_der=signer.public_key_der,
-            key_type=signer.key_type,
-            lifetime=plan_lifetime(self._clock.now(), ttl, ttl, None, settings.backdate_seconds),
-            serial=new_serial(os.urandom(SERIAL_RANDOM_BYTES)),
-        )
-        record = IssuanceRecord(
-            kind="ca",
-            serial_or_kid=str(token.serial),
-            tbs_sha256=token.tbs_sha256,
-            authority_id=token.authority_id,
-            server=settings.server,
-            spiffe_id=str(token.spiffe_id),
-            not_before=token.not_before,
-            not_after=token.not_after,
-            key_sha256=token.key_sha256,
-        )
-        await self._store.issuance.append([record])
-        loop = asyncio.get_running_loop()
-        certificate = await loop.run_in_executor(self._pool, lambda: sign(token, signer, remote=self._keys.remote))
-        return Authority(
-            kind=AuthorityKind.X509,
-            authority_id=token.authority_id,
-            key_id=signer.key_id,
-            key_type=signer.key_type,
-            status=AuthorityState.PREPARED,
-            not_before=token.lifetime.issued_at,
-            not_after=token.not_after,
-            server=settings.server,
-            certificate=certificate,
-        )
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """To its end, whatever becomes of the caller."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
 
-    async def _publish(self, authorities: Sequence[Authority]) -> None:
-        """Into the bundle, and from there into this process's own view of it."""
-        await self._store.bundles.update(self._settings.trust_domain, lambda bundle: publish(bundle, authorities))
-        await self._follower.catch_up()
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: when the caller was cancelled there is nobody else to take it
+        for kind in KINDS:
+            self._schedule.wake(kind)
 
-    async def _save(self, after: tuple[Authority, ...]) -> None:
-        """Stores what changed; memory follows only when the store has it."""
-        for kind in AuthorityKind:
-            wanted = of_kind(after, kind)
-            if wanted != of_kind(self._authorities, kind):
-                await self._store.authorities.replace(
-                    self._settings.server, kind.value, [to_record(authority) for authority in wanted]
-                )
-        self._authorities = after
+    def _on_bundle(self, bundle: TrustBundle) -> None:
+        """Another server may have changed it, and with it the journal."""
+        if bundle.trust_domain == self._trust.trust_domain:
+            self._guarding.refresh_hint = timedelta(seconds=bundle.refresh_hint_seconds)
+            for kind in KINDS:
+                self._schedule.wake(kind)
 
     def _take_up(self) -> None:
-        """The active authorities, ready to sign."""
-        x509 = find(self._authorities, AuthorityState.ACTIVE, AuthorityKind.X509)
-        jwt = find(self._authorities, AuthorityState.ACTIVE, AuthorityKind.JWT)
-        if x509 is not None:
-            issuer = IssuerTemplate.from_certificate(x509.certificate)
-            self._x509 = X509Signing(issuer=issuer, signer=self._signers[x509.key_id], remote=self._keys.remote)
-            self._begins[x509.kind] = x509.not_before
-            _note(x509.kind, x509.not_after)
-        if jwt is not None:
-            self._jwt = JwtSigning(
-                key=JwtKey(kid=jwt.authority_id, key_type=jwt.key_type, public_key_der=jwt.public_key),
-                signer=self._signers[jwt.key_id],
-                remote=self._keys.remote,
-                not_after=jwt.not_after,
-            )
-            self._begins[jwt.kind] = jwt.not_before
-            _note(jwt.kind, jwt.not_after)
+        self._signing.take_up(self.authorities, self._keys.signers)
+        show(self.authorities, self.journal)
 
 
-def _note(kind: AuthorityKind, not_after: datetime) -> None:
-    _not_after.labels(kind.value).set(not_after.timestamp())
-
-
-def _nothing_active(kind: AuthorityKind) -> Unavailable:
-    return Unavailable(
-        f"there is no active {kind} authority", reason="NO_ACTIVE_AUTHORITY", hint="see the server's log"
-    )
+def _hint(trust: Trust) -> timedelta:
+    own = trust.get(trust.trust_domain)
+    return timedelta(seconds=own.refresh_hint_seconds if own is not None else 0)

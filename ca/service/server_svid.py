@@ -1,7 +1,8 @@
-"""The server's own X.509-SVID: what the TLS listener presents, renewed at half of its life."""
+"""The server's own X.509-SVID: what the TLS listener presents, renewed at half of its life and after a taint."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ca.errors import BurgeeError, Unavailable
 from ca.identity.bundle_pem import certificate_pem
-from ca.identity.certificate import authority_id, load_certificate
+from ca.identity.certificate import authority_id, is_issued_by, load_certificate
 from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.health import Problem
@@ -33,6 +34,7 @@ _not_after = metrics.gauge("server_svid_not_after_seconds", "When the server's o
 class _Held:
     svid: IssuedX509
     key_pem: bytes
+    signed_by: str
 
 
 class ServerSvid:
@@ -44,7 +46,9 @@ class ServerSvid:
         self._clock = clock
         self._held: _Held | None = None
         self._failure = ""
+        self._wake = asyncio.Event()
         self.on_renewed: Callable[[], None] = lambda: None
+        trust.on_change(lambda _: self._wake.set())
 
     def material(self) -> TlsMaterial:
         """What the listener shows, and the authorities of all trust domains that a client may come from."""
@@ -72,8 +76,9 @@ class ServerSvid:
     async def renew(self) -> None:
         """Issues a new one now."""
         key, public = await self._issuer.in_pool(lambda _: _generate(), None)
+        signed_by = self._issuer.authority.x509().issuer.authority_id
         svid = await self._issuer.for_server(public)
-        self._held = _Held(svid=svid, key_pem=key)
+        self._held = _Held(svid=svid, key_pem=key, signed_by=signed_by)
         self._failure = ""
         _not_after.set(svid.not_after.timestamp())
         logger.info("server SVID issued", serial=str(svid.serial), not_after=svid.not_after.isoformat())
@@ -82,7 +87,7 @@ class ServerSvid:
     async def run(self) -> None:
         """Renews when due, until cancelled; a failure is tried again with the next tick and shown in health."""
         while True:
-            await self._clock.sleep(TICK_SECONDS)
+            await self._pause()
             if self.due:
                 try:
                     await self.renew()
@@ -93,11 +98,32 @@ class ServerSvid:
 
     @property
     def due(self) -> bool:
-        """True from half of the time between issue and notAfter on (never counted from the backdated notBefore)."""
-        if self._held is None:
+        """True from half of the time between issue and notAfter on (never counted from the backdated notBefore), and
+        as soon as it hangs on a tainted authority and another one signs."""
+        if self._held is None or self._is_to_be_replaced(self._held):
             return True
         lifetime = self._held.svid.lifetime
         return self._clock.now() >= lifetime.issued_at + timedelta(seconds=lifetime.granted_seconds / 2)
+
+    async def _pause(self) -> None:
+        """A tick, or less when a bundle changed."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(TICK_SECONDS))
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            waking.cancel()
+        self._wake.clear()
+
+    def _is_to_be_replaced(self, held: _Held) -> bool:
+        tainted = [one.certificate for one in self._trust.own.x509_authorities if one.tainted]
+        if not any(is_issued_by(link, authority) for link in held.svid.chain for authority in tainted):
+            return False
+        try:
+            return self._issuer.authority.x509().issuer.authority_id != held.signed_by
+        except BurgeeError:  # nothing signs now
+            return False
 
     def check(self) -> Problem | None:
         """For ca.runtime.health."""

@@ -19,8 +19,8 @@ RETRY_SECONDS = 1.0
 
 
 class SignOn:
-    """`start` tries once. Keys that are elsewhere may be out of reach then: `run` tries on, calls `on_done` when it is
-    done, and goes on as the authority's own task."""
+    """`start` tries once. Keys that are elsewhere, or an upstream, may be out of reach then: `run` tries on, calls
+    `on_done` when it is done, and goes on as the authority's own task."""
 
     def __init__(
         self,
@@ -30,11 +30,13 @@ class SignOn:
         server_svid: ServerSvid,
         leftovers: LeftoverKeys | None,
         clock: Clock,
+        patient: bool = False,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`jitter` gives 0 to 1."""
+        """`patient`: more than the keys depends on something outside. `jitter` gives 0 to 1."""
         self.keys = keys if isinstance(keys, Connected) else None
         self.done = False
+        self._patient = patient or self.keys is not None
         self.on_done: Callable[[], Awaitable[None]] = _nothing
         self._authority = authority
         self._server_svid = server_svid
@@ -43,14 +45,15 @@ class SignOn:
         self._jitter = jitter
 
     async def start(self) -> None:
-        """Raises what only somebody can change, and Unavailable from keys that are here; `done` tells the rest."""
+        """Raises what only somebody can change, and Unavailable where all that is needed is here; `done` tells the
+        rest."""
         try:
             if self.keys is not None:
                 await self.keys.start()
             await self._sign_on()
             self.done = True
         except Unavailable as error:
-            if self.keys is None:
+            if not self._patient:
                 raise
             logger.warning("nothing can be signed yet", reason=error.reason, detail=error.detail, hint=error.hint)
 

@@ -32,8 +32,7 @@ class Bundles:
 
     async def get(self, of: TrustDomain) -> TrustBundle | None:
         async with self._database.read() as connection:
-            row = await _row_of(connection, of)
-        return None if row is None else bundle_of(row)
+            return await read_bundle(connection, of)
 
     async def all(self) -> list[TrustBundle]:
         """In the order in which they were first stored."""
@@ -92,7 +91,7 @@ class Bundles:
 
         It must not block. Returns the bundle as stored, its sequence number as with `set`.
         """
-        return await self._database.write(lambda transaction: _update(transaction, of, change))
+        return await self._database.write(lambda transaction: update_bundle(transaction, of, change))
 
     async def delete(self, of: TrustDomain, mode: DeleteMode = DeleteMode.RESTRICT) -> bool:
         """Whether there was one. Entries that federate with it are dealt with as `mode` says, in the same transaction.
@@ -125,6 +124,11 @@ def bundle_of(row: Row[Any]) -> TrustBundle:
     )
 
 
+async def read_bundle(connection: AsyncConnection, of: TrustDomain) -> TrustBundle | None:
+    row = await _row_of(connection, of)
+    return None if row is None else bundle_of(row)
+
+
 async def read_all_bundles(connection: AsyncConnection) -> list[TrustBundle]:
     return [bundle_of(row) for row in await connection.execute(select(bundles).order_by(bundles.c.position))]
 
@@ -133,7 +137,8 @@ async def _row_of(connection: AsyncConnection, of: TrustDomain) -> Row[Any] | No
     return (await connection.execute(select(bundles).where(bundles.c.trust_domain == of.name))).one_or_none()
 
 
-async def _update(transaction: WriteTransaction, of: TrustDomain, change: Change) -> TrustBundle:
+async def update_bundle(transaction: WriteTransaction, of: TrustDomain, change: Change) -> TrustBundle:
+    """`Bundles.update` as a part of a larger transaction."""
     row = await _row_of(transaction.connection, of)
     before = TrustBundle(trust_domain=of) if row is None else bundle_of(row)
     wanted = _changed(before, change)

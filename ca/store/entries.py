@@ -54,6 +54,13 @@ class Entries:
         async with self._database.read() as connection:
             return await read_entries(connection, entry_ids)
 
+    async def longest_ttls(self) -> tuple[int, int]:
+        """The longest that any entry asks for, in seconds: for X.509-SVIDs and for JWT-SVIDs; 0 where none does."""
+        columns = func.max(entries.c.x509_svid_ttl_seconds), func.max(entries.c.jwt_svid_ttl_seconds)
+        async with self._database.read() as connection:
+            x509, jwt = (await connection.execute(select(*columns))).one()
+        return x509 or 0, jwt or 0
+
     async def find(
         self, condition: EntryFilter | None = None, page_size: int = 0, page_token: str = ""
     ) -> Page[RegistrationEntry]:

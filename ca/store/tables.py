@@ -134,6 +134,38 @@ authorities = Table(
     Column("not_after", BigInteger, nullable=False),
     Column("tainted", Boolean, nullable=False),
     Column("material", LargeBinary, nullable=False),  # certificate (x509) or SubjectPublicKeyInfo (jwt), DER
+    Column("chain", Text, nullable=False, server_default="[]"),  # JSON, base64 of DER, towards the root and without it
+    Column("upstream_authority_id", String(255), nullable=False, server_default=""),
+    Column("prepared_at", BigInteger),
+    Column("activated_at", BigInteger),
+    Column("tainted_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+# Private keys that are being made, or are to be deleted; whatever interrupts that, they are found here.
+authority_keys = Table(
+    "authority_keys",
+    metadata,
+    Column("server", String(255), primary_key=True),
+    Column("key_id", String(255), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("since", BigInteger, nullable=False),
+)
+
+# What the upstream of each server publishes: roots, and JWT authorities where it keeps them.
+upstream_authorities = Table(
+    "upstream_authorities",
+    metadata,
+    Column("server", String(255), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("authority_id", String(255), primary_key=True),
+    Column("material_sha256", LargeBinary(32), primary_key=True),  # a root made anew keeps its key, and so its id
+    Column("position", Integer, nullable=False),
+    Column("material", LargeBinary, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("tainted", Boolean, nullable=False),
+    Column("gone_at", BigInteger),
+    Column("revoked_at", BigInteger),
 )
 
 # One row per batch of signatures, not per signature.

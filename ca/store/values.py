@@ -161,13 +161,16 @@ class Snapshot:
     """Of the change with that revision."""
 
 
+AuthorityKindName = Literal["x509", "jwt"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityRecord:
     """A signing authority's row. `status` is the state machine's word; `material` is DER: the certificate of an x509
-    authority, the SubjectPublicKeyInfo of a jwt one."""
+    authority, the SubjectPublicKeyInfo of a jwt one; `chain` leads from that certificate towards the root."""
 
     server: str
-    kind: Literal["x509", "jwt"]
+    kind: AuthorityKindName
     authority_id: str
     key_id: str
     key_type: KeyType
@@ -176,6 +179,45 @@ class AuthorityRecord:
     not_after: datetime
     material: bytes
     tainted: bool = False
+    chain: tuple[bytes, ...] = ()
+    upstream_authority_id: str = ""
+    prepared_at: datetime | None = None
+    activated_at: datetime | None = None
+    tainted_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityKeyRecord:
+    """A private key that is being made, or is to be deleted."""
+
+    server: str
+    key_id: str
+    kind: AuthorityKindName
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRecord:
+    """A root or a JWT authority that the upstream of a server publishes; `material` is DER, as of an authority."""
+
+    server: str
+    kind: AuthorityKindName
+    authority_id: str
+    material: bytes
+    expires_at: datetime | None = None
+    tainted: bool = False
+    gone_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalRecords:
+    """All rows about authorities, of all servers; the order of `upstream` is kept for each server."""
+
+    authorities: tuple[AuthorityRecord, ...] = ()
+    upstream: tuple[UpstreamRecord, ...] = ()
+    keys: tuple[AuthorityKeyRecord, ...] = ()
 
 
 IssuedKind = Literal["x509", "jwt", "wit", "ca"]

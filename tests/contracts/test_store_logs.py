@@ -247,20 +247,3 @@ class TestAuthorities:
         assert len(await store.authorities.list()) == 4
         await store.authorities.put(replace(old, status="old"))
         assert (await store.authorities.list("s1", "x509"))[0].status == "old"
-
-    async def test_replace_is_of_one_kind_of_one_server(self, store: Store) -> None:
-        for each in (authority("a"), authority("j", kind="jwt"), authority("a", server="s2")):
-            await store.authorities.put(each)
-        await store.authorities.replace("s1", "x509", [authority("b"), authority("c")])
-        assert [a.authority_id for a in await store.authorities.list("s1", "x509")] == ["b", "c"]
-        await store.authorities.replace("s1", "x509", [])
-        assert [a.authority_id for a in await store.authorities.list()] == ["a", "j"]
-        with pytest.raises(ValueError, match="another server"):
-            await store.authorities.replace("s1", "x509", [authority("j", kind="jwt")])
-
-    async def test_delete_tells(self, store: Store) -> None:
-        await store.authorities.put(authority("a"))
-        await store.authorities.put(authority("a", server="s2"))
-        assert await store.authorities.delete("a", server="s2")
-        assert await store.authorities.delete("a")
-        assert not await store.authorities.delete("a")

@@ -52,7 +52,7 @@ async def test_status_and_health(server: RunningServer) -> None:
 
 
 async def test_unready_says_why(server: RunningServer) -> None:
-    server.server.authority._x509 = None  # the authority is lost
+    server.server.authority._signing._active.clear()  # the authority is lost
     status = await server.local.admin.GetStatus(admin_pb2.GetStatusRequest())
     assert not status.ready
     assert [p.reason for p in status.problems] == ["NO_ACTIVE_AUTHORITY"]

@@ -44,7 +44,7 @@ async def test_status_is_for_administrators(server: RunningServer) -> None:
 
 
 async def test_what_is_wrong_is_in_the_status(server: RunningServer) -> None:
-    server.server.authority._x509 = None  # the authority is lost
+    server.server.authority._signing._active.clear()  # the authority is lost
     _, body = await locally(server, "/v1/status")
     assert not body["ready"]
     assert [problem["reason"] for problem in body["problems"]] == ["NO_ACTIVE_AUTHORITY"]

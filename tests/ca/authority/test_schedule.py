@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca.authority.actions import Activate, Prepare, Prune, Published, Retire, apply
-from ca.authority.schedule import PRUNE_GRACE, activate_at, activation, due, next_due, prepare_at
+from ca.authority import actions
+from ca.authority.actions import Action, Activate, Prepare, Prune, Published, Retire
+from ca.authority.journal import Journal
+from ca.authority.schedule import (
+    CONDEMNED_PATIENCE,
+    PRUNE_GRACE,
+    activate_at,
+    activation,
+    due,
+    last_safe_second,
+    next_due,
+    patience,
+    prepare_at,
+)
 from ca.authority.state import Authority, AuthorityKind, AuthorityState, find, signing_authority
 from ca.authority.ttls import check_ttls, longest_svid_ttl
-from ca.errors import ConfigError
+from ca.errors import ConfigError, FailedPrecondition
 from ca.ports import KeyType
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -43,6 +55,10 @@ def authority(
     )
 
 
+def apply(known: tuple[Authority, ...], action: Action, *, now: datetime = START) -> tuple[Authority, ...]:
+    return actions.apply(Journal(authorities=known), action, server="s1", now=now).authorities
+
+
 @dataclass
 class Server:
     """The shell around the pure machine, as small as it can be: makes authorities, keeps bundle, issues SVIDs."""
@@ -70,9 +86,9 @@ class Server:
         if isinstance(action, Prepare):
             self.made += 1
             new = authority(f"a{self.made}", now, self.life, AuthorityState.PREPARED)
-            self.authorities = apply(self.authorities, Published(new))
+            self.authorities = apply(self.authorities, Published(new), now=now)
             return
-        self.authorities = apply(self.authorities, action)
+        self.authorities = apply(self.authorities, action, now=now)
 
     def issue(self, now: datetime) -> None:
         signing = signing_authority(self.authorities, X509, now=now)
@@ -159,6 +175,56 @@ def test_a_tainted_successor_never_signs() -> None:
     tainted = authority("b", START + 12 * HOUR, DAY, AuthorityState.PREPARED, tainted=True)
     assert due((active, tainted), kind=X509, now=START + HOUR) == ()
     assert due((active, tainted), kind=X509, now=START + 20 * HOUR) == (Prepare(X509),)
+
+
+def test_what_signs_and_is_tainted_is_replaced_at_once_and_by_nothing_below_the_same_root() -> None:
+    below = {"upstream_authority_id": "r1"}
+    active = replace(authority("a", START, DAY), **below)
+    prepared = replace(authority("b", START, DAY, AuthorityState.PREPARED), **below)
+    good = replace(prepared, upstream_authority_id="r2")
+    now, bad = START + HOUR, frozenset({"r1"})
+    assert due((active, prepared), kind=X509, now=now) == ()
+    assert due((active, prepared), kind=X509, now=now, condemned=bad) == (Prepare(X509),)
+    assert due((active, good), kind=X509, now=now, condemned=bad) == (Activate("b"),)
+    assert due((replace(active, tainted=True), good), kind=X509, now=now) == (Activate("b"),)
+    with pytest.raises(FailedPrecondition) as caught:
+        signing_authority((replace(active, tainted=True),), X509, now=now)
+    assert caught.value.reason == "AUTHORITY_TAINTED"
+
+
+def test_a_revoked_one_is_forgotten_at_its_end() -> None:
+    revoked, active = authority("a", START, DAY, AuthorityState.REVOKED), authority("b", START + 20 * HOUR, DAY)
+    end = START + DAY + PRUNE_GRACE
+    assert due((revoked, active), kind=X509, now=end - timedelta(seconds=1)) == ()
+    assert next_due((revoked, active), kind=X509, now=START + 21 * HOUR) == end
+    assert due((revoked, active), kind=X509, now=end) == (Prune("a"),)
+
+
+def test_those_who_are_behind_are_waited_for_until_the_last_safe_second() -> None:
+    """The end, less the longest SVID, less a margin of a minute at most."""
+    active, prepared = authority("a", START, DAY), authority("b", START + 12 * HOUR, DAY, AuthorityState.PREPARED)
+    assert last_safe_second(active, HOUR) == START + 23 * HOUR - timedelta(minutes=1)
+    minute = authority("a", START, timedelta(minutes=1))
+    assert last_safe_second(minute, timedelta(seconds=10)) == START + timedelta(seconds=47.5)
+
+    def until(one: Authority | None, condemned: frozenset[str] = frozenset()) -> datetime:
+        return patience(one, prepared, longest_ttl=HOUR, condemned=condemned)
+
+    assert until(active) == last_safe_second(active, HOUR)
+    assert until(None) == until(replace(active, tainted=True)) == prepared.not_before  # there is nothing to wait with
+    below = replace(active, upstream_authority_id="r1")
+    assert until(below, frozenset({"r1"})) == prepared.not_before + CONDEMNED_PATIENCE
+
+
+@pytest.mark.parametrize(("hint_hours", "signs_hours"), [(0, 20), (8, 20), (9, 21), (50, 23)])
+def test_a_successor_is_public_for_the_refresh_hint_before_it_signs(hint_hours: float, signs_hours: float) -> None:
+    """SPIFFE Federation §4.1 (H1); but never into the last twenty-fourth of what signs."""
+    active, prepared = authority("a", START, DAY), authority("b", START + 12 * HOUR, DAY, AuthorityState.PREPARED)
+    hint, signs = hint_hours * HOUR, START + signs_hours * HOUR
+    assert activation(active, prepared, hint) == signs
+    assert due((active, prepared), kind=X509, now=signs - timedelta(seconds=1), refresh_hint=hint) == ()
+    assert due((active, prepared), kind=X509, now=signs, refresh_hint=hint) == (Activate("b"),)
+    assert next_due((active, prepared), kind=X509, now=START + 13 * HOUR, refresh_hint=hint) == signs
 
 
 def test_a_lost_key_is_replaced_at_once() -> None:
