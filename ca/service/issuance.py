@@ -209,7 +209,7 @@ class Issuer:
         if not jobs:
             return []
         signing = self.authority.x509()
-        refuse_in_vain(signing.signer)
+        refuse_in_vain(signing)
         now = self._clock.now()
         lifetimes = {ttl: self._lifetime(now, ttl, signing) for ttl in {job.ttl_seconds for job in jobs}}
         size = REMOTE_CHUNK if isinstance(signing.signer, BatchSigner) else len(jobs)

@@ -44,7 +44,7 @@ class DownstreamIssuer:
         """
         csr = await self._issuer.verify_csr(request)
         signing = self._issuer.authority.x509()
-        refuse_in_vain(signing.signer)
+        refuse_in_vain(signing)
         token = self._prepare(csr, ttl_seconds if ttl_seconds > 0 else self._ttl_seconds, signing)
         await self._issuer.record([self._record(token, entry)])
         try:

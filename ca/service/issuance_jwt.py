@@ -70,7 +70,7 @@ class JwtIssuer:
     ) -> IssuedJwt:
         settings = self._issuer.settings
         signing = self._issuer.authority.jwt()
-        refuse_in_vain(signing.signer)
+        refuse_in_vain(signing)
         token = prepare_jwt(
             spiffe_id=spiffe_id,
             audience=audience,

@@ -32,9 +32,10 @@ class JwtSigning:
     not_after: datetime
 
 
-def refuse_in_vain(signer: Signer) -> None:
-    """Before anything is recorded: raises what would keep the signer from signing now, if that is known."""
-    problem = signer.problem() if isinstance(signer, RemoteSigner) else None
+def refuse_in_vain(signing: X509Signing | JwtSigning) -> None:
+    """Before anything is recorded: raises what would keep a key that is elsewhere from signing now, if it is known."""
+    signer = signing.signer
+    problem = signer.problem() if signing.remote and isinstance(signer, RemoteSigner) else None
     if problem is not None:
         raise Unavailable(problem.detail, reason=problem.reason, hint=problem.hint)
 

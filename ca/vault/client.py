@@ -92,7 +92,7 @@ class VaultClient:
             return future.result(self._longest_seconds)
         except TimeoutError:
             future.cancel()
-            raise self._too_slow() from None
+            raise self._too_slow(self._longest_seconds) from None
 
     async def start(self) -> None:
         """Logs in. Raises ConfigError where nothing would work until somebody changes it, else Unavailable."""
@@ -188,15 +188,16 @@ class VaultClient:
             logger.info("vault is back", purpose=self._purpose, away_seconds=round(away_seconds, 1))
 
     async def _wait(self, future: Future[T], longest_seconds: float | None = None) -> T:
+        longest_seconds = longest_seconds or self._longest_seconds
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), longest_seconds or self._longest_seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(future), longest_seconds)
         except TimeoutError:
-            raise self._too_slow() from None
+            raise self._too_slow(longest_seconds) from None
 
-    def _too_slow(self) -> Unavailable:
+    def _too_slow(self, seconds: float) -> Unavailable:
         """For an answer that comes in drops; what hangs altogether was given up before."""
         error = Unavailable(
-            f"vault did not answer within {self._longest_seconds:.0f} seconds",
+            f"vault did not answer within {seconds:.0f} seconds",
             reason="VAULT_TIMEOUT",
             hint="is it overloaded, or stopped?",
         )
