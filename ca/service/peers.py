@@ -92,8 +92,10 @@ class AgentAuthorizer:
 
     def check(self, svid: X509Svid, *, allow_pending: bool = False) -> AttestedAgent:
         """The same without the promotion, for streams: what was allowed when it began must still be."""
-        if self._clock.now() >= svid.not_after:
-            raise Denied("agent SVID has expired", reason="AGENT_EXPIRED", hint="attest again")
+        now = self._clock.now()
+        if now >= svid.not_after:
+            expired = f"agent SVID expired at {svid.not_after.isoformat()}, the clock here says {now.isoformat()}"
+            raise Denied(expired, reason="AGENT_EXPIRED", hint="attest again")
         agent = self._table.get(svid.id)
         if agent is None:
             raise Denied("caller is not an attested agent", reason="AGENT_NOT_ATTESTED", hint="attest again")

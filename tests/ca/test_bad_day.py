@@ -100,7 +100,7 @@ class TestClock:
             await server.mint("/w")
             assert await asked(server, "ready") == (200, [])
 
-    async def test_ahead_agents_have_expired_and_can_attest_anew(self) -> None:
+    async def test_ahead_agents_have_expired_and_can_attest_anew(self, capsys: pytest.CaptureFixture[str]) -> None:
         """An hour ahead: to this server its agents are late. Back again, what it issued meanwhile begins later."""
         clock = Settable()
         async with running_server(clock=clock) as server:
@@ -111,6 +111,9 @@ class TestClock:
             clock.off = timedelta(hours=1, seconds=1)
             with refused(grpc.StatusCode.PERMISSION_DENIED, reason="AGENT_EXPIRED"):
                 await caller.svids.NewJWTSVID(request)
+            log = "".join(capsys.readouterr())
+            assert f"expired at {identity.leaf.not_valid_after_utc.isoformat()}" in log
+            assert f"the clock here says {clock.now().isoformat()[:13]}" in log
             later = await server.attest()
             assert later.leaf.not_valid_before_utc > datetime.now(UTC) + timedelta(minutes=59)
             clock.off = timedelta()
