@@ -7,7 +7,7 @@ second, and have only few begun that nobody has looked at yet: a neighbour's cal
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -33,7 +33,9 @@ class _Account:
     at: float
     unseen: int = 0
     moved: float = 0.0
-    held: deque[Callable[[], bool]] = field(default_factory=deque)
+    held: OrderedDict[Callable[[], bool], None] = field(default_factory=OrderedDict)
+    turn: float = 0.0
+    """When the last of those that wait for another call was told to come again."""
 
 
 class Pace:
@@ -52,12 +54,21 @@ class Pace:
         return max(0, min(int(account.calls), self._max_unseen - account.unseen))
 
     def wait_seconds(self, share: str, now: float) -> float:
-        """How long until the share may begin another call, unless one of its calls is seen before; 0 when it may."""
+        """How long until the share may begin another call, unless one of its calls is seen before; 0 when it may.
+
+        Of several that wait each gets a turn of its own: a thousand connections that all came again for the one next
+        call would keep the loop busy.
+        """
         if self.allowance(share, now):
             return 0.0
         account = self._account(share, now)
         if account.calls < 1:
-            return (1 - account.calls) / self._rate
+            next_call, all_had_theirs = (
+                now + (1 - account.calls) / self._rate,
+                now + max(len(account.held), 1) / self._rate,
+            )
+            account.turn = min(max(next_call, account.turn + 1 / self._rate), all_had_theirs)
+            return account.turn - now
         return max(0.0, account.moved + LOST_SECONDS - now)
 
     def spend(self, share: str, frames: int, calls: int, now: float) -> None:
@@ -73,12 +84,18 @@ class Pace:
         account = self._account(share, now)
         account.unseen = max(0, account.unseen - calls)
         account.moved = now
-        while account.held and not account.held.popleft()():
+        while account.held and not account.held.popitem(last=False)[0]():
             pass
 
     def hold(self, share: str, go_on: Callable[[], bool], now: float) -> None:
         """`go_on` is called, once, when one of the share's calls has been seen; False gives the turn away."""
-        self._account(share, now).held.append(go_on)
+        self._account(share, now).held[go_on] = None
+
+    def leave(self, share: str, go_on: Callable[[], bool]) -> None:
+        """Undoes `hold`, whether there was one or not."""
+        account = self._accounts.get(share)
+        if account is not None:
+            account.held.pop(go_on, None)
 
     def _account(self, share: str, now: float) -> _Account:
         most = self._rate * BURST_SECONDS
@@ -159,6 +176,7 @@ class Throttle:
         """Let nothing go any more; nobody will look at what was begun."""
         self._held = b""
         self._stop_timer()
+        self._pace.leave(self._share, self._called)
         if self._unseen:
             unseen, self._unseen = self._unseen, 0
             self._pace.seen(self._share, unseen, self._loop.time())

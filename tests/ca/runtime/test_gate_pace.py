@@ -52,6 +52,15 @@ def test_accounts_of_who_is_long_gone_are_forgotten():
     assert len(pace._accounts) == 1
 
 
+def test_those_that_wait_for_the_next_call_come_one_after_the_other():
+    pace = Pace(10)
+    pace.spend("a", 20, 0, 0.0)
+    for number in range(4):
+        pace.hold("a", [number].pop, 0.0)
+    assert [round(pace.wait_seconds("a", 0.0), 6) for _ in range(6)] == [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
+    assert round(pace.wait_seconds("a", 0.05), 6) == 0.4  # never later than everybody's turn
+
+
 def test_header_frames_are_counted_wherever_the_bytes_are_cut():
     stream = PREFACE + headers(0, kind=4, size=6) + headers(1) + headers(1, kind=0) + headers(3) + headers(3, kind=9)
     for step in (1, 2, 7, len(stream)):
@@ -81,9 +90,9 @@ def test_feeding_stops_before_the_payload_of_what_is_not_allowed():
 class World:
     """Two connections of one share."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, events: list[str] | None = None) -> None:
         self.got: list[bytes] = []
-        self.events: list[str] = []
+        self.events: list[str] = [] if events is None else events
         self.one, self.two = (self._throttle(pace, name) for name in ("one", "two"))
 
     def _throttle(self, pace: Pace, name: str) -> Throttle:
@@ -138,3 +147,28 @@ async def test_what_is_held_of_a_closed_connection_goes_nowhere():
     await asyncio.sleep(0.2)
     assert len(world.got) == 2
     assert not world.two.holding
+
+
+async def test_many_that_are_held_do_not_keep_the_loop_busy():
+    """Each of them came again for every single call that became free."""
+    events: list[str] = []
+    pace = Pace(100, max_unseen=1000)
+    pace.spend("share", 200, 0, asyncio.get_running_loop().time())
+    held = [World(pace, events).one for _ in range(100)]
+    for connection in held:
+        connection.receive(PREFACE + calls(1000))
+    slowed = events.count("one slowed")
+    await asyncio.sleep(0.5)
+    assert 25 <= events.count("one slowed") - slowed <= 100  # 50 calls became free
+    for connection in held:
+        connection.close()
+
+
+async def test_a_closed_connection_is_forgotten_though_no_call_of_its_share_is_ever_seen():
+    pace = Pace(100)
+    for _ in range(3):
+        connection = World(pace).one
+        connection.receive(PREFACE + b"".join(headers(1, kind=9, size=0) for _ in range(300)))  # begins no call
+        assert connection.holding
+        connection.close()
+    assert not pace._accounts["share"].held
