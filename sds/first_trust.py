@@ -32,6 +32,11 @@ HEAL_INTERVAL_SECONDS = 5.0
 STALE_BUNDLE_REASONS = frozenset({"SVID_UNTRUSTED", "SVID_UNTRUSTED_DOMAIN", "SVID_ISSUER_EXPIRED"})
 """Of verify_x509_svid: another bundle could make this chain verify."""
 
+_CONTENT_HINT = (
+    "the server's trust bundle belongs there, as PEM certificates or as a SPIFFE bundle (JSON): "
+    "`caadmin bundle show` on the server prints it"
+)
+
 log = get("sds.trust")
 
 
@@ -221,15 +226,26 @@ class ServerTrust:
 
 
 async def read_source(trust: TrustConfig, trust_domain: TrustDomain) -> TrustBundle:
-    """The bundle at the configured file or URL. Raises FailedPrecondition, Unavailable or InvalidArgument."""
+    """The bundle at the configured file or URL.
+
+    Raises FailedPrecondition, Unavailable or InvalidArgument; each names the source.
+    """
     if trust.bundle_url is not None:
         content, source = await _fetch(trust.bundle_url), trust.bundle_url
     else:
         assert trust.bundle_file is not None
         content, source = await asyncio.to_thread(_read_file, trust), str(trust.bundle_file)
-    bundle = parse_bundle(content, trust_domain)
+    try:
+        bundle = parse_bundle(content, trust_domain)
+    except InvalidArgument as error:
+        why = "it is empty" if not content.strip() else error.detail
+        raise InvalidArgument(
+            f"what is at `{source}` is no trust bundle: {why}", reason=error.reason, hint=_CONTENT_HINT
+        ) from error
     if not bundle.x509_authorities:
-        raise InvalidArgument(f"the bundle at `{source}` has no X.509 authority", reason="BUNDLE_EMPTY")
+        raise InvalidArgument(
+            f"the bundle at `{source}` has no X.509 authority", reason="BUNDLE_EMPTY", hint=_CONTENT_HINT
+        )
     return bundle
 
 

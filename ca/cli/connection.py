@@ -1,4 +1,8 @@
-"""Where server and agent are, and calls on them whose errors are the error family's."""
+"""Where server and agent are, and calls on them whose errors are the error family's.
+
+One rule for each of the three sockets: the option, else its environment variable, else that of the `burgee up` which
+runs in this directory, else the default of an installed server or agent.
+"""
 
 from __future__ import annotations
 

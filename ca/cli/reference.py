@@ -11,7 +11,9 @@ from typing import Any
 import typer
 
 from ca.cli import burgee, caadmin
+from ca.cli.connection import AGENT_VARIABLE, SERVER_VARIABLE
 from ca.cli.exits import EXPLAINED
+from ca.identity.endpoint import ENVIRONMENT_VARIABLE
 
 _HEAD = f"""# Command line
 
@@ -22,6 +24,11 @@ Printed by `python -m ca.cli.reference`; change the code, then run `make proto`.
 Errors go to standard error with a stable reason code and, where one helps, a hint. Colours appear on a terminal alone,
 and not when `NO_COLOR` is set. `--install-completion` installs completion for your shell, `--version` prints the
 version. `-o` is short for `--output` everywhere. Durations are seconds, or such as `90s`, `1h30m` and `7d`.
+
+`caadmin` looks for the server's admin socket, the agent's and the Workload API by one rule, so that all commands mean
+the same pair: the option (`--socket`, `--agent-socket`, `--endpoint`), else its environment variable
+(`{SERVER_VARIABLE}`, `{AGENT_VARIABLE}`, `{ENVIRONMENT_VARIABLE}`), else the `burgee up` that runs in this
+directory, else where an installed server or agent has it.
 """
 _KINDS: dict[Any, str] = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
 _GLOBAL = {"--help", "--install-completion", "--show-completion"}

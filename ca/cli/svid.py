@@ -31,8 +31,8 @@ EndpointOption = Annotated[
     str | None,
     typer.Option(
         "--endpoint",
-        help=f"The Workload API, such as unix://{DEFAULT_SOCKET}. Default: {ENVIRONMENT_VARIABLE}, else that one if it "
-        "is there, else that of the `burgee up` which runs in this directory.",
+        help=f"The Workload API, such as unix://{DEFAULT_SOCKET}. Default: that of the `burgee up` which runs in this "
+        f"directory, else {DEFAULT_SOCKET}. Environment: `{ENVIRONMENT_VARIABLE}`.",
         show_default=False,
     ),
 ]

@@ -28,22 +28,21 @@ _HEADER = (("workload.spiffe.io", "true"),)
 
 
 def endpoint(given: str | None) -> UnixEndpoint | TcpEndpoint:
-    """The address given, else SPIFFE_ENDPOINT_SOCKET; else the socket of an agent where one is by default, else that
-    of a `burgee up` in this directory.
+    """The address given, else by the rule of `ca.cli.connection`; the default only if it is there.
 
     Raises InvalidArgument.
     """
     if given or os.environ.get(ENVIRONMENT_VARIABLE):
         return endpoint_address(os.environ, given)
-    if os.path.exists(DEFAULT_SOCKET):
-        return UnixEndpoint(DEFAULT_SOCKET)
     if (running := workload_socket()) is not None:
         return UnixEndpoint(str(running))
+    if os.path.exists(DEFAULT_SOCKET):
+        return UnixEndpoint(DEFAULT_SOCKET)
     raise InvalidArgument(
         "no Workload API was named, and none was found",
         reason="ENDPOINT_MISSING",
-        hint=f"set {ENVIRONMENT_VARIABLE} (or give --endpoint), start an agent at {DEFAULT_SOCKET}, or go where "
-        f"`burgee up` keeps its {STATUS_FILE}",
+        hint=f"set {ENVIRONMENT_VARIABLE} (or give --endpoint), go where `burgee up` keeps its {STATUS_FILE}, or "
+        f"start an agent at {DEFAULT_SOCKET}",
     )
 
 

@@ -126,6 +126,8 @@ class TestSources:
         [
             (b"x" * (MAX_BUNDLE_BYTES + 1), "BUNDLE_TOO_LARGE"),
             (b"no pem", "PEM_MALFORMED"),
+            (b"", "PEM_MALFORMED"),
+            (b"{", "BUNDLE_MALFORMED"),
             (b'{"keys": []}', "BUNDLE_EMPTY"),
         ],
     )
@@ -136,6 +138,16 @@ class TestSources:
             with pytest.raises(BurgeeError) as caught:
                 await read_source(trust, TD)
             assert caught.value.reason == reason
+            assert f"`{trust.bundle_file or trust.bundle_url}`" in caught.value.detail
+
+    @pytest.mark.parametrize(("content", "words"), [(b"", "it is empty"), (b" \n", "it is empty"), (b"x", "malformed")])
+    async def test_no_bundle_says_what_should_be_there(self, tmp_path: Path, content: bytes, words: str) -> None:
+        (tmp_path / "b").write_bytes(content)
+        with pytest.raises(BurgeeError) as caught:
+            await read_source(TrustConfig(bundle_file=tmp_path / "b"), TD)
+        assert words in caught.value.detail
+        assert "PEM certificates" in caught.value.hint
+        assert "caadmin bundle show" in caught.value.hint
 
     async def test_a_missing_file_says_where_to_get_one(self, tmp_path: Path) -> None:
         with pytest.raises(BurgeeError) as caught:

@@ -89,19 +89,34 @@ def write_status(directory: Path, running: Pair, workload_socket: Path) -> None:
 def test_where_the_workload_api_is_looked_for(
     caadmin: Caadmin, running: Pair, entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment, an agent's default, a `burgee up` here: the first that is there."""
+    """The environment, a `burgee up` here, an agent's default."""
     nobody = tmp_path / "nobody.sock"
-    write_status(tmp_path, running, nobody)
     monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(running.workload_socket))
     assert caadmin("svid", "fetch").code == 0
-    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{nobody}")
-    assert caadmin("svid", "fetch").code == 1
-    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{running.workload_socket}")
-    monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(nobody))
-    assert caadmin("svid", "fetch").code == 0
-    monkeypatch.delenv("SPIFFE_ENDPOINT_SOCKET")
+    write_status(tmp_path, running, nobody)
     ran = caadmin("svid", "fetch")
-    assert (ran.code, str(nobody) in ran.err) == (1, True), "the one of `burgee up` is asked last"
+    assert (ran.code, str(nobody) in ran.err) == (1, True), "a `burgee up` here goes before the default"
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{running.workload_socket}")
+    assert caadmin("svid", "fetch").code == 0
+
+
+def test_all_sockets_are_looked_for_by_one_rule(
+    caadmin: Caadmin, running: Pair, entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a `burgee up` here and an installed pair, an entry is made and used at the same agent."""
+    installed = tmp_path / "installed.sock"
+    installed.touch()
+    monkeypatch.setattr("ca.cli.connection.SERVER_SOCKET", installed)
+    monkeypatch.setattr("ca.cli.connection.AGENT_SOCKET", installed)
+    monkeypatch.setattr("ca.cli.workload.DEFAULT_SOCKET", str(installed))
+    write_status(tmp_path, running, running.workload_socket)
+    for command in (("entry", "count"), ("agent", "sds"), ("svid", "fetch")):
+        assert caadmin(*command).code == 0, command
+    for name in ("BURGEE_ADMIN_SOCKET", "BURGEE_AGENT_SOCKET"):
+        monkeypatch.setenv(name, str(installed))
+    monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", f"unix://{installed}")
+    for command in (("entry", "count"), ("agent", "sds"), ("svid", "fetch")):
+        assert str(installed) in caadmin(*command).err, command
 
 
 def test_the_default_is_the_agents() -> None:
