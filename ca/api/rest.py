@@ -55,6 +55,7 @@ def admission(access: Access) -> Callable[[Any], Any]:
     from starlette.requests import Request
 
     async def admitted(request: Any) -> None:
+        log.new_request_id()
         method = f"{request.method} {request.scope['route'].path}"
         await access.admit(method, request.scope["burgee.peer"])
 
@@ -93,5 +94,5 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    logger.error("request failed", path=request.url.path, exc_info=error)
-    return problem(Internal("internal error"))
+    logger.error("request failed", path=request.url.path, reason=Internal.reason, exc_info=error)
+    return problem(Internal(f"internal error (request {log.request_id.get()})"))

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from ca.api.access import current_agent, current_downstream
+from ca.api.batch_refusals import log_refused
 from ca.api.convert.ids import workload_id
 from ca.api.convert.status import failed, ok
 from ca.api.convert.svids import fill_x509, jwt_message, x509_message
@@ -18,7 +19,7 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_svid_pb2 as pb
 from ca.proto.spire import server_svid_pb2_grpc
-from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest
+from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest, count_refused
 from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.trust import Trust
@@ -82,9 +83,11 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         requests = [item for item in wanted if isinstance(item, WorkloadRequest)]
         async with self._limits.x509(len(wanted)):
             issued = iter(await self._issuer.for_workloads(agent_id, requests))
+        outcomes = [next(issued) if isinstance(item, WorkloadRequest) else _counted(item) for item in wanted]
+        log_refused(agent_id, zip((params.entry_id for params in request.params), outcomes, strict=True))
         response = pb.BatchNewX509SVIDResponse()
-        for item in wanted:
-            _fill(response.results.add(), next(issued) if isinstance(item, WorkloadRequest) else item)
+        for outcome in outcomes:
+            _fill(response.results.add(), outcome)
         return response
 
     async def NewJWTSVID(self, request: pb.NewJWTSVIDRequest, context: Context) -> pb.NewJWTSVIDResponse:
@@ -140,6 +143,12 @@ def require_csr(csr: bytes) -> bytes:
 def minted_id(request: Any, own: TrustDomain) -> SpiffeId:
     message = request.id if request.HasField("id") else None
     return named("invalid SPIFFE ID", lambda: workload_id(message, own))
+
+
+def _counted(error: BurgeeError) -> BurgeeError:
+    """An item that the issuer, which counts its own, never saw."""
+    count_refused("x509", error.reason)
+    return error
 
 
 def _fill(result: _Result, outcome: IssuedX509 | BurgeeError) -> None:

@@ -288,7 +288,7 @@ class Issuer:
         issued = 0
         for job, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, BurgeeError):
-                _failed.labels("x509", outcome.reason).inc()
+                count_refused("x509", outcome.reason)
                 continue
             issued += 1
             if outcome.lifetime.caps:
@@ -306,6 +306,10 @@ def report_caps(kind: str, capped: dict[str, list[int]]) -> None:
 
 def count_issued(kind: str) -> None:
     _issued.labels(kind).inc()
+
+
+def count_refused(kind: str, reason: str) -> None:
+    _failed.labels(kind, reason).inc()
 
 
 def _prepare(

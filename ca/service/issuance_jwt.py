@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ca.errors import Internal
+from ca.errors import BurgeeError, Internal
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId
 from ca.issuing.jwt import prepare_jwt, sign_jwt
@@ -15,7 +15,7 @@ from ca.issuing.jwt_token import JwtToken
 from ca.issuing.lifetime import Lifetime, plan_lifetime
 from ca.issuing.serial import JTI_RANDOM_BYTES, new_jti
 from ca.runtime import log
-from ca.service.issuance import Issuer, count_issued, report_caps
+from ca.service.issuance import Issuer, count_issued, count_refused, report_caps
 from ca.service.signing import JwtSigning, refuse_in_vain
 from ca.store.values import IssuanceRecord
 
@@ -68,6 +68,24 @@ class JwtIssuer:
         agent: str = "",
         entry: RegistrationEntry | None = None,
     ) -> IssuedJwt:
+        try:
+            svid = await self._make(spiffe_id, audience, ttl_seconds, agent, entry)
+        except BurgeeError as error:
+            count_refused("jwt", error.reason)
+            raise
+        count_issued("jwt")
+        if svid.lifetime.caps:
+            report_caps("jwt", {svid.lifetime.caps[0].reason: [svid.lifetime.requested_seconds]})
+        return svid
+
+    async def _make(
+        self,
+        spiffe_id: SpiffeId,
+        audience: Sequence[str],
+        ttl_seconds: int,
+        agent: str,
+        entry: RegistrationEntry | None,
+    ) -> IssuedJwt:
         settings = self._issuer.settings
         signing = self._issuer.authority.jwt()
         refuse_in_vain(signing)
@@ -82,11 +100,7 @@ class JwtIssuer:
             jti=new_jti(os.urandom(JTI_RANDOM_BYTES)) if entry is not None and entry.jwt_svid_include_jti else "",
         )
         await self._issuer.record([self._record(token, signing, agent, entry)])
-        svid = IssuedJwt(spiffe_id=spiffe_id, token=await self._sign(token, signing), lifetime=token.lifetime)
-        count_issued("jwt")
-        if token.lifetime.caps:
-            report_caps("jwt", {token.lifetime.caps[0].reason: [token.lifetime.requested_seconds]})
-        return svid
+        return IssuedJwt(spiffe_id=spiffe_id, token=await self._sign(token, signing), lifetime=token.lifetime)
 
     async def _sign(self, token: JwtToken, signing: JwtSigning) -> str:
         """A local EC key signs in less time than a thread takes to hear of it; others block and get a thread."""
