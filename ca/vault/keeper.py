@@ -11,11 +11,14 @@ from ca.errors import BurgeeError, ConfigError, Denied, NotFound, Unavailable
 from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.vault.config import VaultConfig
+from ca.vault.errors import malformed
 from ca.vault.link import Link
 from ca.vault.login import SELF, log_in, method_of, read_secret, secret_file
-from ca.vault.token import Token
+from ca.vault.token import Token, ttl_of
 
 logger = log.get("vault")
+
+RENEW = "auth/token/renew-self"
 
 AGAIN_SECONDS = 30.0
 """A valid token that may not do something is exchanged after so long, in case its role has other policies by now."""
@@ -171,11 +174,13 @@ class Keeper:
     def _renew(self, link: Link, token: Token) -> None:
         at = self._clock.monotonic()
         try:
-            auth = link.request("write", "auth/token/renew-self").get("auth")
+            auth = link.request("write", RENEW).get("auth")
+            ttl = ttl_of(auth.get("lease_duration")) if isinstance(auth, dict) else 0
         except Denied:
             self._exchange(token)
             return
-        ttl = int(auth.get("lease_duration") or 0) if isinstance(auth, dict) else 0
+        except ValueError:
+            raise malformed(RENEW) from None
         renewed = token.renewed(ttl_seconds=ttl, at=at)
         logger.debug("vault token renewed", purpose=self._purpose, ttl_seconds=ttl)
         self._hold(renewed)

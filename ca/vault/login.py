@@ -9,7 +9,7 @@ from ca.errors import BurgeeError, ConfigError, Denied, Unavailable
 from ca.vault.config import VaultAuthConfig, VaultConfig
 from ca.vault.errors import malformed
 from ca.vault.link import Link
-from ca.vault.token import Token
+from ca.vault.token import Token, ttl_of
 
 SELF = "auth/token/lookup-self"
 MAX_SECRET_BYTES = 64 * 1024
@@ -79,9 +79,12 @@ def _look_up(config: VaultConfig, value: str, at: float) -> tuple[Link, Token]:
     found = link.request("read", SELF).get("data")
     if not isinstance(found, dict):
         raise malformed(SELF)
-    ttl = int(found.get("ttl") or 0)
-    # A renewal brings as much as the token was made with, as far as it may.
-    first = int(found.get("period") or found.get("creation_ttl") or ttl)
+    try:
+        ttl = ttl_of(found.get("ttl"))
+        # A renewal brings as much as the token was made with, as far as it may.
+        first = ttl_of(found.get("period")) or ttl_of(found.get("creation_ttl")) or ttl
+    except ValueError:
+        raise malformed(SELF) from None
     renewable = bool(found.get("renewable"))
     token = Token(value=value, ttl_seconds=ttl, first_ttl_seconds=first, renewable=renewable, ours=False, since=at)
     return link, token
@@ -95,7 +98,10 @@ def _exchange(config: VaultConfig, at: float) -> tuple[Link, Token]:
     found = Link(config, secrets=secrets).request("write", path, credential).get("auth")
     if not isinstance(found, dict) or not isinstance(found.get("client_token"), str):
         raise malformed(path)
-    ttl, value = int(found.get("lease_duration") or 0), found["client_token"]
+    try:
+        ttl, value = ttl_of(found.get("lease_duration")), found["client_token"]
+    except ValueError:
+        raise malformed(path) from None
     renewable = bool(found.get("renewable"))
     token = Token(value=value, ttl_seconds=ttl, first_ttl_seconds=ttl, renewable=renewable, ours=True, since=at)
     link = Link(config, token=value)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+MAX_TTL_SECONDS = 10**10
+"""Three hundred years: Vault's own durations reach no further."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
@@ -35,3 +38,12 @@ class Token:
 
     def renewed(self, *, ttl_seconds: int, at: float) -> Token:
         return replace(self, ttl_seconds=ttl_seconds, since=at)
+
+
+def ttl_of(value: object) -> int:
+    """Seconds as Vault gives them; nothing is 0. Raises ValueError for what is no such number."""
+    if value is None:
+        return 0
+    if not isinstance(value, int) or not 0 <= value <= MAX_TTL_SECONDS:
+        raise ValueError("not a number of seconds")
+    return value

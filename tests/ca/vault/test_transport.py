@@ -22,9 +22,11 @@ from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
 from ca.vault.client import VaultClient
 from ca.vault.config import VaultConfig
+from tests.ca.runtime.rig import until
 from tests.ca.vault.conftest import Connect, config
 from tests.support.openbao import OpenBao, openbao
 from tests.support.openbao_mounts import enable_auth, make_approle, make_token
+from tests.support.tasks import running
 from tests.support.tls_ca import TlsCa
 
 pytestmark = pytest.mark.real("OpenBao")
@@ -167,6 +169,10 @@ async def test_a_redirect_is_not_followed_so_that_no_token_goes_astray(tmp_path:
         (200, "application/json", b"[]", "VAULT_ANSWER"),
         (200, "application/json", b'{"data": 1}', "VAULT_ANSWER"),
         (200, "application/json", b"{" + b" " * (9 << 20), "VAULT_ANSWER"),
+        (200, "application/json", b'{"data": {"ttl": "soon"}}', "VAULT_ANSWER"),
+        (200, "application/json", b'{"data": {"ttl": Infinity}}', "VAULT_ANSWER"),
+        (200, "application/json", b'{"data": {"ttl": 60, "period": [1]}}', "VAULT_ANSWER"),
+        (200, "application/json", b'{"data": {"ttl": -5}}', "VAULT_ANSWER"),
         (502, "text/html", b"<html>bad gateway</html>", "VAULT_UNREACHABLE"),
         (503, "application/json", b'{"errors": ["no active node"]}', "VAULT_UNREACHABLE"),
         (501, "application/json", b'{"errors": ["not initialized"]}', "VAULT_SEALED"),
@@ -183,6 +189,30 @@ async def test_odd_answers_are_errors_that_say_so(
     with answering(status, {"Content-Type": content_type}, body) as (address, _):
         error = await start_fails(vault({"address": address, "auth": {"token_file": str(tmp_path / "token")}}))
     assert error.reason == reason
+
+
+@pytest.mark.parametrize("duration", ["Infinity", '"soon"', "-5", "100000000000"])
+async def test_a_log_in_for_a_time_that_is_none_is_refused(duration: str) -> None:
+    """A negative one would be logged in for again five times a second."""
+    body = b'{"auth": {"client_token": "s.x", "renewable": true, "lease_duration": %s}}' % duration.encode()
+    with answering(200, {"Content-Type": "application/json"}, body) as (address, _):
+        error = await start_fails(vault({"address": address, "auth": {"approle": {"role_id": "r"}}}))
+    assert error.reason == "VAULT_ANSWER"
+
+
+async def test_a_renewal_for_a_time_that_is_none_leaves_the_token_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(SECRET)
+    body = b'{"data": {"ttl": 2, "renewable": true}, "auth": {"lease_duration": 1e999}}'
+    with answering(200, {"Content-Type": "application/json"}, body) as (address, asked):
+        auth = {"token_file": str(tmp_path / "token")}
+        client = vault({"address": address, "auth": auth})
+        await client.start()
+        async with running(client.run()):
+            await until(lambda: len(asked) >= 2)
+            assert await client.read("x") == {"ttl": 2, "renewable": True}
+        await client.close()
 
 
 @pytest.mark.parametrize(("stall_seconds", "reason"), [(0.0, "VAULT_UNREACHABLE"), (5.0, "VAULT_TIMEOUT")])
