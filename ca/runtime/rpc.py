@@ -28,6 +28,9 @@ PENDING_CALLS_HARD = 40_000
 they are: one caller could have all others' calls cancelled. What a caller may begin is bounded elsewhere, by the gate
 and by the calls that are open on one connection."""
 
+FIRST_FRAMES_SECONDS = 20
+"""For a client's HTTP/2 preface and settings, however slowly they drip."""
+
 KEEPALIVE_SECONDS = 60
 KEEPALIVE_TIMEOUT_SECONDS = 20
 MIN_CLIENT_PING_SECONDS = 5
@@ -74,6 +77,7 @@ def _options(
         ("grpc.max_concurrent_streams", max_streams_per_connection),
         ("grpc.server.max_pending_requests", PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_HARD),
+        ("grpc.server_handshake_timeout_ms", FIRST_FRAMES_SECONDS * 1000),
         # Pings reach the real client: the gate relays them, so a dead one is found although its relay lives.
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_SECONDS * 1000),

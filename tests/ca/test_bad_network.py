@@ -78,15 +78,18 @@ async def test_a_call_that_waits_for_it_is_given_up_too(monkeypatch: pytest.Monk
     """An anonymous client that vanished behind its call: its place is free again."""
     monkeypatch.setattr(rpc, "KEEPALIVE_SECONDS", ASKED_SECONDS)
     monkeypatch.setattr(rpc, "KEEPALIVE_TIMEOUT_SECONDS", GIVEN_UP_SECONDS)
-    async with running_server(metrics_address="127.0.0.1:0") as server, Valve(server.server.address) as valve:
-        async with TlsClient(valve.address, roots=server.roots) as tls:
-            caller = Caller(tls.channel)
-            await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest())
-            assert await open_connections(server) == 1
-            valve.swallow()
-            with suppress(grpc.aio.AioRpcError):
-                await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=0.2)
-            await eventually(lambda: _is(open_connections(server), 0))
+    async with (
+        running_server(metrics_address="127.0.0.1:0") as server,
+        Valve(server.server.address) as valve,
+        TlsClient(valve.address, roots=server.roots) as tls,
+    ):
+        caller = Caller(tls.channel)
+        await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest())
+        assert await open_connections(server) == 1
+        valve.swallow()
+        with suppress(grpc.aio.AioRpcError):
+            await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=0.2)
+        await eventually(lambda: _is(open_connections(server), 0))
 
 
 def test_the_page_names_the_seconds() -> None:

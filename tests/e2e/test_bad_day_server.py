@@ -78,6 +78,10 @@ class Lone(Pair):
         lines = (line.rpartition(" ") for line in self.get("metrics").text.splitlines())
         return sum(float(value) for key, _, value in lines if key == name)
 
+    def refused(self, reason: str) -> float:
+        """Connections of the network that were refused or ended for it."""
+        return self.metric(f'burgee_gate_refused_total{{listener="tcp",reason="{reason}"}}')
+
     def tells(self, *reasons: str) -> None:
         """/ready names these, /live is well."""
         ready = self.get("ready")
@@ -183,11 +187,8 @@ def test_http2_abuse_on_the_tls_port_harms_nobody_else(server: Lone, anonymous: 
     until("nothing is left of it", lambda: server.metric('burgee_gate_connections{listener="tcp"}') == 0)
 
 
-def test_silent_clients_and_old_tls_are_turned_away_and_counted(server: Lone) -> None:
-    def refusals(reason: str) -> float:
-        return server.metric(f'burgee_gate_refused_total{{listener="tcp",reason="{reason}"}}')
-
-    before = refusals("HANDSHAKE_FAILED")
+def test_old_tls_is_turned_away_counted_and_logged(server: Lone) -> None:
+    before = server.refused("HANDSHAKE_FAILED")
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.set_ciphers("ALL:@SECLEVEL=0")
@@ -196,7 +197,72 @@ def test_silent_clients_and_old_tls_are_turned_away_and_counted(server: Lone) ->
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with socket.create_connection(server.address) as plain, pytest.raises((ssl.SSLError, OSError)):
         old.wrap_socket(plain)
-    until("the old TLS is counted", lambda: refusals("HANDSHAKE_FAILED") > before)
+    until("the old TLS is counted", lambda: server.refused("HANDSHAKE_FAILED") > before)
+    assert "HANDSHAKE_FAILED" in server.log()
+    server.tells()
+
+
+def hello(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a TLS client."""
+    out = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=None).do_handshake()
+    return out.read()
+
+
+class Slow:
+    """A client that sends `data` one byte after the other, each time it is asked whether it was sent away."""
+
+    def __init__(self, sock: socket.socket, data: bytes) -> None:
+        self.sock, self._data = sock, iter(data)
+        sock.settimeout(0.05)
+
+    def sent_away(self) -> bool:
+        try:
+            if (byte := next(self._data, None)) is not None:
+                self.sock.sendall(bytes([byte]))
+            while self.sock.recv(4096):
+                pass  # session tickets, settings
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+        return True
+
+
+@pytest.mark.slow
+def test_silent_and_slow_clients_are_sent_away(server: Lone) -> None:
+    """Ten seconds for the handshake, ten for the first bytes, twenty for the first frames; a decent one may be idle."""
+    context = client_context(roots=server.roots)
+    before = {reason: server.refused(reason) for reason in ("HANDSHAKE_TIMEOUT", "FIRST_BYTES_TIMEOUT")}
+    with ExitStack() as stack:
+
+        def connected(*, tls: bool) -> socket.socket:
+            plain = stack.enter_context(socket.create_connection(server.address))
+            return stack.enter_context(context.wrap_socket(plain)) if tls else plain
+
+        began = time.monotonic()
+        slow = [
+            Slow(connected(tls=False), b""),
+            Slow(connected(tls=False), hello(context)),
+            Slow(connected(tls=True), b""),
+        ]
+        dripping = Slow(connected(tls=True), PREFACE)
+        decent = connected(tls=True)
+        decent.sendall(PREFACE + frame(SETTINGS, 0, 0))
+
+        def gone() -> bool:
+            return [dripping.sent_away(), *(one.sent_away() for one in slow)][1:] == [True] * len(slow)
+
+        until("those without first bytes are sent away", gone, seconds=20, every=0.5)
+        assert 9 < time.monotonic() - began < 15
+        until("the first frames do not come", dripping.sent_away, seconds=20, every=0.5)
+        assert 19 < time.monotonic() - began < 25
+        assert not Slow(decent, b"").sent_away()
+    for reason, count in before.items():
+        assert server.refused(reason) - count == (2 if reason == "HANDSHAKE_TIMEOUT" else 1), reason
+        assert reason in server.log()
+    assert ask(server, seconds=0.2) < NEIGHBOUR_SECONDS
     server.tells()
 
 
@@ -213,8 +279,8 @@ def test_out_of_files_strangers_are_turned_away_and_the_administrator_is_not() -
             for _ in range(300):
                 with suppress(OSError):
                     stack.enter_context(socket.create_connection(server.address, timeout=1))
-            reason = 'burgee_gate_refused_total{listener="tcp",reason="CONNECTION_LIMIT"}'
-            until("strangers are refused", lambda: server.metric(reason) > 100)
+            until("strangers are refused", lambda: server.refused("CONNECTION_LIMIT") > 100)
+            assert "CONNECTION_LIMIT" in server.log()
             assert server.create_token()
             server.tells()
         until("their places are free", lambda: server.metric('burgee_gate_connections{listener="tcp"}') == 0)
@@ -250,6 +316,9 @@ def test_a_full_disk_is_said_and_nothing_is_issued_until_there_is_room() -> None
 
         until("nothing more is issued", refused)
         server.tells("STORE_UNAVAILABLE")
+        method = 'method="/spire.api.server.svid.v1.SVID/MintX509SVID"'
+        assert server.metric(f'burgee_rpc_refused_total{{{method},reason="AUDIT_UNAVAILABLE"}}') > 0
+        until("it is logged", lambda: "store cannot be reached" in server.log())
         assert ask(server, seconds=0.2) < NEIGHBOUR_SECONDS
         ballast.unlink()
         until("it is ready again", lambda: server.get("ready").status_code == 200)
