@@ -43,7 +43,8 @@ class LeftoverKeys:
 
     Only keys are deleted that were there before this process made its first, so that none is taken for left over
     which is about to get its authority; only those with names as authorities' keys have; and with `older_than` only
-    those that are known to be so old.
+    those that are known to be so old. While the store names none of them it is taken for another one, which somebody
+    configured by mistake: then all stay.
     """
 
     def __init__(self, *, keys: KeyManager, store: Store, clock: Clock, older_than: timedelta | None = None) -> None:
@@ -52,6 +53,7 @@ class LeftoverKeys:
         self._store = store
         self._clock = clock
         self._found: frozenset[str] = frozenset()
+        self._is_our_store = False
 
     async def note(self) -> None:
         """What is there now; before the authorities start."""
@@ -68,8 +70,11 @@ class LeftoverKeys:
     async def dispose(self) -> list[str]:
         """Deletes those noted that no authority of any server names, and returns them. Raises Unavailable."""
         named = {authority.key_id for authority in await self._store.authorities.list()}
+        self._is_our_store = self._is_our_store or not self._found.isdisjoint(named)
+        if not self._is_our_store:
+            return []
         self._found -= named
-        gone = []
+        gone: list[str] = []
         for key_id in sorted(self._found):
             if await self._is_young(key_id):
                 continue

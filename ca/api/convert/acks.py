@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 
 from ca.identity.text import printable
 from ca.proto.burgee import node_pb2 as pb
@@ -37,5 +37,11 @@ def _ids(names: Iterable[str]) -> Iterable[str]:
 
 
 def _one(name: str) -> str:
-    """A thousand agents name the same few authorities."""
-    return sys.intern(name[:MAX_NAME])
+    return _shared(name[:MAX_NAME])
+
+
+@lru_cache(maxsize=1024)
+def _shared(name: str) -> str:
+    """A thousand agents name the same few authorities. Not interned: some releases of Python never forget what is, and
+    an agent may name what it likes."""
+    return name

@@ -69,6 +69,22 @@ async def test_a_store_that_cannot_be_read_costs_no_key(tmp_path: Path) -> None:
     await bench.stop()
 
 
+async def test_a_store_that_names_none_of_the_keys_is_another_one_and_costs_no_key(tmp_path: Path) -> None:
+    """Somebody configured the wrong database; with the right one again the server needs its keys."""
+    keys = DiskKeyManager(tmp_path / "keys")
+    bench = Bench(tmp_path, keys)
+    await bench.start()
+    other = await Store.open(f"sqlite:///{tmp_path / 'other.sqlite'}", clock=bench.clock)
+    leftovers = LeftoverKeys(keys=keys, store=other, clock=bench.clock)
+    await leftovers.note()
+    before = await keys.list()
+    assert await leftovers.dispose() == []
+    assert await keys.list() == before
+    assert before
+    await other.close()
+    await bench.stop()
+
+
 class DatedKeys(MemoryKeyManager):
     """As if they were elsewhere, with a date each."""
 

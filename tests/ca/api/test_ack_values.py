@@ -1,0 +1,26 @@
+"""An acknowledgement as a value: what many agents say is kept once, what one makes up is not kept for ever."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+from ca.api.convert.acks import MAX_NAME, acknowledged
+from ca.proto.burgee import node_pb2 as pb
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_agents_that_name_the_same_authority_share_the_name() -> None:
+    wires = [pb.Ack(kind="bundle", authorities=["ab12"]).SerializeToString() for _ in range(2)]
+    (one,), (two,) = (acknowledged(pb.Ack.FromString(wire), NOW).authorities for wire in wires)
+    assert one is two
+
+
+def test_names_that_an_agent_made_up_are_not_interned() -> None:
+    """Interned strings are immortal in Python 3.12.0 to 3.12.4."""
+    made_up = "x" * (MAX_NAME + 1)
+    (name,) = acknowledged(pb.Ack(kind="entry", authorities=[made_up]), NOW).authorities
+    same = "x" * (len(name) - 1) + chr(ord("x"))
+    assert name == same == made_up[:MAX_NAME]
+    assert sys.intern(same) is same
