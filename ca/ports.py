@@ -187,7 +187,11 @@ class Process(Protocol):
 
 
 class WorkloadAttestor(Protocol):
-    """Finds selectors of a process. Raises Unavailable when it cannot tell; never returns a guess."""
+    """Finds selectors of a process. Raises Unavailable when it cannot tell; never returns a guess.
+
+    What may block runs by `ca.runtime.threads.to_thread`: a thread that hangs then counts against the workload for
+    which it was begun, and against no other.
+    """
 
     async def attest(self, process: Process) -> frozenset[Selector]: ...
 

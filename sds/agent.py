@@ -336,7 +336,8 @@ async def serve(config: AgentConfig, path: Path | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what was read just now need not be read again
-    # A name server that does not answer keeps its threads for long; attestation must not run out of them.
+    # A name server that does not answer keeps its threads for long; others must not run out of them. Attestation has
+    # its own (`ca.runtime.threads`).
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="agent"))
     agent = Agent(config)
     try:

@@ -38,7 +38,12 @@ class LimitsConfig(StrictModel):
     max_attestations: int = Field(
         default=32, gt=0, description="Processes that are attested at the same time; others wait their workload's turn."
     )
-    max_attestations_per_workload: int = Field(default=4, gt=0, description="The same for one workload.")
+    max_attestations_per_workload: int = Field(
+        default=4,
+        gt=0,
+        description="The same for one workload. One that hangs, on a file system that does not answer, counts here "
+        "until it ends, and no more for all.",
+    )
     max_memory_bytes_per_workload: int = Field(
         default=16 << 20,
         ge=1 << 20,

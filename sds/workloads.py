@@ -4,7 +4,7 @@ A process is attested when it first calls, again when it calls after `FRESH_SECO
 one of its streams lives. One that ended has its streams ended, also where somebody else holds their connections; so has
 one that became another user or program, and its connection is closed, so that it comes back as what it is now. All
 streams of a process share one attestation. What the processes of one workload may have open is limited, and their
-attestations take turns with those of others.
+attestations take turns with those of others. One that hangs keeps its workload's turn for as long as it does.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import grpc
 from ca.errors import BurgeeError, Exhausted, Unauthenticated, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
+from ca.runtime import threads
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
 from sds.limits import LimitsConfig
@@ -105,7 +106,13 @@ class Workloads:
         limits = limits or LimitsConfig()
         self.memory = Memory(limits.max_memory_bytes_per_workload)
         self._streams = Places(limits.max_streams_per_workload, what="open streams and calls", reason="STREAM_LIMIT")
-        self._turns = FairQueue(total=limits.max_attestations, each=limits.max_attestations_per_workload)
+        self._turns = FairQueue(
+            total=limits.max_attestations,
+            each=limits.max_attestations_per_workload,
+            what="attestations",
+            reason="ATTESTATION_STUCK",
+        )
+        self._stuck: set[ProcessKey] = set()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -115,9 +122,9 @@ class Workloads:
         """Attest the caller and subscribe to what it may have, for as long as the block runs.
 
         `patient` waits for an agent that is starting. Raises Unauthenticated (CALLER_GONE, CALLER_CHANGED,
-        CALLER_INVISIBLE), Exhausted (STREAM_LIMIT, MEMORY_LIMIT), Unavailable (ATTESTATION_FAILED, AGENT_STARTING); a
-        caller without any identity is no error here. The subscription ends with Unauthenticated when the process ends
-        or changes, and with Unavailable when it can no longer be attested.
+        CALLER_INVISIBLE), Exhausted (STREAM_LIMIT, MEMORY_LIMIT, ATTESTATION_STUCK), Unavailable (ATTESTATION_FAILED,
+        AGENT_STARTING); a caller without any identity is no error here. The subscription ends with Unauthenticated when
+        the process ends or changes, and with Unavailable or Exhausted when it can no longer be attested.
         """
         async with self.attested(caller, patient=patient) as workload:
             subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid, share=workload.share)
@@ -199,13 +206,11 @@ class Workloads:
 
     async def _attest_now(self, workload: Workload) -> None:
         try:
-            async with self._turns.turn(workload.share):
-                workload.process.ensure_alive()
-                selectors = await self._attest(workload.process)
+            selectors = await self._look(workload)
             # Whatever was read is the caller's only if it lives still, and still is what connected.
             workload.process.ensure_alive()
             workload.process.ensure_same_program()
-        except Unauthenticated:
+        except (Unauthenticated, Exhausted):
             raise
         except Exception as error:  # whatever a plugin does wrong, its caller has no selectors then
             log.warning("attestation failed", reason="ATTESTATION_FAILED", pid=workload.process.pid, cause=str(error))
@@ -220,6 +225,29 @@ class Workloads:
             workload.selectors = selectors
             for subscription in list(workload.subscriptions):
                 self._cache.move(subscription, selectors)
+
+    async def _look(self, workload: Workload) -> frozenset[Selector]:
+        """The selectors of the workload's process, in its share's turn; what hangs keeps the turn until it ends.
+
+        Raises Exhausted (ATTESTATION_STUCK) where the process, or as many others of its share as may be attested at
+        once, are being looked at without end.
+        """
+        process, key = workload.process, workload.process.key
+        if key in self._stuck:  # another thread would hang as well
+            raise self._turns.refusal()
+        async with self._turns.turn(workload.share) as turn:
+            process.ensure_alive()
+            with threads.watch() as unfinished:
+                try:
+                    return await self._attest(process)
+                finally:
+                    turn.unfinished = unfinished()
+                    if turn.unfinished:
+                        self._stuck.add(key)
+                        threads.when_over(turn.unfinished, partial(self._stuck.discard, key))
+                        log.warning(
+                            "an attestation hangs", reason="ATTESTATION_STUCK", pid=process.pid, workload=workload.share
+                        )
 
     async def _all_again(self, workloads: list[Workload]) -> None:
         for workload in workloads:

@@ -10,8 +10,6 @@ and by `path` or `sha256` only besides.
 
 from __future__ import annotations
 
-import asyncio
-
 from pydantic import Field
 
 from attestor.workload.executable import Executables
@@ -22,6 +20,7 @@ from ca.identity.selector import Selector
 from ca.ports import Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
 from ca.runtime.log import get
+from ca.runtime.threads import to_thread
 
 NAME = "unix"
 MAX_GROUPS = 256
@@ -54,7 +53,7 @@ class UnixAttestor:
 
     async def attest(self, process: Process) -> frozenset[Selector]:
         process.ensure_alive()
-        found = await asyncio.to_thread(self._look, process)
+        found = await to_thread(self._look, process)
         process.ensure_alive()
         return frozenset(Selector(NAME, value) for value in found)
 

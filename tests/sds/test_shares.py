@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 
 import pytest
 
@@ -111,3 +112,44 @@ async def test_whoever_gives_up_leaves_no_hole():
     fourth = yard.job("c", "c0")
     await yard.let_go("c0")
     await asyncio.wait_for(fourth, 2)
+
+
+async def test_what_does_not_end_keeps_a_place_of_its_share_and_none_of_the_others() -> None:
+    queue = FairQueue(total=2, each=2, what="looks", reason="STUCK")
+    threads: list[Future[None]] = []
+
+    async def hanging() -> None:
+        async with queue.turn("h") as turn:
+            threads.append(Future())
+            turn.unfinished = (threads[-1],)
+
+    await hanging()
+    await hanging()
+    assert queue.stuck("h") == 2
+    with pytest.raises(Exhausted, match="earlier looks of this workload hang") as refused:
+        await asyncio.wait_for(hanging(), 1)  # at once: there is nothing to wait for
+    assert refused.value.reason == "STUCK"
+    async with queue.turn("n"), queue.turn("n"):  # both places that are for all
+        assert queue.waiting() == 0
+    threads[0].set_result(None)
+    await settle()
+    assert queue.stuck("h") == 1
+    await asyncio.wait_for(hanging(), 1)
+    assert queue.stuck("h") == 2
+
+
+async def test_who_waits_already_is_told_when_the_last_place_is_kept() -> None:
+    yard = Yard(total=4, each=1)
+    hanging, waiting = yard.job("h", "h0"), yard.job("h", "h1")
+    await settle()
+
+    async def hang() -> None:
+        async with yard.queue.turn("x") as turn:
+            turn.unfinished = (Future(),)
+
+    first, second = asyncio.create_task(hang()), asyncio.create_task(hang())
+    await asyncio.wait_for(first, 1)
+    with pytest.raises(Exhausted):
+        await asyncio.wait_for(second, 1)
+    await yard.let_go("h0", "h1")  # the other share goes on
+    await asyncio.gather(hanging, waiting)
