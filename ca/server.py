@@ -46,6 +46,7 @@ from ca.service.configured import (
     admin_gid,
     admin_ids,
     check,
+    consumer_waits,
     gate_limits,
     has_own_keys,
     issue_settings,
@@ -168,23 +169,22 @@ class Server:
             ca_ttl_seconds=config.ca_ttl_seconds,
         )
         self.guarding = self._guard_parts()
-        upstream = upstream_link(config, self._authority_host(server))
-        if upstream is not None:
-            self._stack.push_async_callback(upstream.close)
+        self.longest_ttl = LongestTtls(
+            entries=self.store.entries, settings=lambda: self.issuer.settings, ca_ttl_seconds=config.ca_ttl_seconds
+        )
+        self.upstream = upstream_link(config, self._authority_host(server))
+        if self.upstream is not None:
+            self._stack.push_async_callback(self.upstream.close)
         self.authority = AuthorityManager(
             settings=rotation_settings(config, server),
             store=self.store,
             keys=keys,
             follower=self.follower,
             guard=self.guarding.guard,
-            longest_ttl=LongestTtls(
-                entries=self.store.entries,
-                settings=lambda: self.issuer.settings,
-                ca_ttl_seconds=config.ca_ttl_seconds,
-            ),
+            longest_ttl=self.longest_ttl,
             clock=self.clock,
             pool=pool,
-            upstream=upstream,
+            upstream=self.upstream,
         )
         self.issuer = Issuer(
             settings=issue_settings(config, server),
@@ -201,7 +201,7 @@ class Server:
             server_svid=self.server_svid,
             leftovers=self.leftovers,
             clock=self.clock,
-            patient=upstream is not None,
+            patient=self.upstream is not None,
         )
         self.sign_on.on_done = self._open_to_agents
         await self.sign_on.start()
@@ -214,6 +214,7 @@ class Server:
             index=self.index,
             clock=self.clock,
             authorities=lambda: self.authority.journal.authorities,
+            waits=consumer_waits(self.config),
             has_files=self.config.bundle_file is not None,
         )
 
@@ -236,7 +237,9 @@ class Server:
             streams_per_agent=self.config.limits.streams_per_agent,
             acks=self.guarding.acks,
         )
-        self.authorizer = AgentAuthorizer(self.agents, self.store.agents, self.trust, self.clock)
+        self.authorizer = AgentAuthorizer(
+            self.agents, self.store.agents, self.trust, self.clock, lambda: self.authority.journal.authorities
+        )
         self.auditor = Auditor(
             records=self.store.audit,
             server=self.issuer.settings.server,

@@ -9,9 +9,11 @@ from typing import Protocol
 
 from ca.api.admin import AdminService
 from ca.api.agent import AgentService
+from ca.api.authorities import AuthoritiesService
 from ca.api.bundle import BundleService
 from ca.api.debug import DebugService
 from ca.api.entry import EntryService
+from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
 from ca.api.limits import Limits
 from ca.api.local_authority import LocalAuthorityService
@@ -25,16 +27,20 @@ from ca.runtime.health import Health
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.server_config import ServerConfig
 from ca.service.attestation import NodeAttestation
+from ca.service.authority_outlook import Outlooks
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer
 from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
+from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
+from ca.service.rotation_guard_parts import GuardParts
 from ca.service.server_svid import ServerSvid
 from ca.service.trust import Trust
+from ca.service.upstream_link import UpstreamLink
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 
@@ -59,6 +65,9 @@ class Parts(Protocol):
     issuer: Issuer
     server_svid: ServerSvid
     pruner: Pruner
+    guarding: GuardParts
+    longest_ttl: LongestTtls
+    upstream: UpstreamLink | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +95,41 @@ def servicers(parts: Parts) -> Servicers:
         _debug(parts),
         LoggerService(parts.log_levels),
         admin,
+        AuthoritiesService(manager=parts.authority, outlooks=_outlooks(parts), clock=parts.clock),
+        _foresight(parts),
         _report(parts),
         HealthService(parts.health),
     ]
     if parts.config.push_service:
         made.append(_node(parts, limits))
     return Servicers(admin=admin, all=tuple(made))
+
+
+def _outlooks(parts: Parts) -> Outlooks:
+    return Outlooks(
+        manager=parts.authority,
+        guard=parts.guarding.guard,
+        readiness=parts.guarding.readiness,
+        dependants=parts.guarding.dependants,
+        longest_ttl=parts.longest_ttl,
+        trust=parts.trust,
+        server=parts.issuer.settings.server,
+        clock=parts.clock,
+    )
+
+
+def _foresight(parts: Parts) -> ForesightService:
+    return ForesightService(
+        index=parts.index,
+        agents=parts.agents,
+        settings=lambda: parts.issuer.settings,
+        ca_ttl_seconds=parts.config.ca_ttl_seconds,
+        longest_ttl=parts.longest_ttl,
+        manager=parts.authority,
+        dependants=parts.guarding.dependants,
+        upstream=parts.upstream,
+        clock=parts.clock,
+    )
 
 
 def _admin(parts: Parts, tokens: JwtIssuer) -> AdminService:

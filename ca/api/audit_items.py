@@ -10,7 +10,7 @@ from cryptography import x509
 from google.protobuf.message import Message
 
 from ca.errors import STATUS
-from ca.proto.burgee import admin_pb2
+from ca.proto.burgee import admin_pb2, authority_pb2
 from ca.proto.spire import server_agent_pb2, server_svid_pb2, types_pb2
 from ca.store.audit import AuditItem
 
@@ -137,8 +137,22 @@ def _mint_jwt(request: _MintJwt) -> list[AuditItem]:
     return [AuditItem(_id(request.id), f"audience {' '.join(request.audience)}")]
 
 
+def _authority_step(request: authority_pb2.StepRequest) -> list[AuditItem]:
+    """A preparation is called by the ID that it gives."""
+    if not request.authority_id:
+        return []
+    return [AuditItem(request.authority_id, f"{request.kind}, forced" if request.force else request.kind)]
+
+
+def _rotation(request: authority_pb2.RotateRequest) -> list[AuditItem]:
+    words = [request.kind, *["taint"] * request.taint, *["forced"] * request.force]
+    return [AuditItem(request.replacing, ", ".join(words))]
+
+
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
     "CreateJoinTokenRequest": _join_token,
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
+    "StepRequest": _authority_step,
+    "RotateRequest": _rotation,
 }

@@ -11,16 +11,29 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from ca.api.admin import AdminService
 from ca.api.agent import AgentService
+from ca.api.authorities import AuthoritiesService
 from ca.api.bundle import BundleService
 from ca.api.debug import DebugService
 from ca.api.entry import EntryService
+from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
 from ca.api.local_authority import LocalAuthorityService
 from ca.api.logger import LoggerService
 from ca.api.node import NodeService
 from ca.api.svid import SvidService
 from ca.api.trust_domain import TrustDomainService
-from ca.proto.burgee import admin_pb2, admin_pb2_grpc, debug_pb2, debug_pb2_grpc, node_pb2, node_pb2_grpc
+from ca.proto.burgee import (
+    admin_pb2,
+    admin_pb2_grpc,
+    authority_pb2,
+    authority_pb2_grpc,
+    debug_pb2,
+    debug_pb2_grpc,
+    foresight_pb2,
+    foresight_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+)
 from ca.proto.spire import (
     server_agent_pb2,
     server_agent_pb2_grpc,
@@ -43,6 +56,8 @@ from ca.runtime.debug_report import DebugReport
 from ca.runtime.reflection import Reflection, pool_of
 
 _KINDS: dict[type[Any], tuple[Any, Callable[[Any, grpc.aio.Server], None]]] = {
+    ForesightService: (foresight_pb2, foresight_pb2_grpc.add_ForesightServicer_to_server),
+    AuthoritiesService: (authority_pb2, authority_pb2_grpc.add_AuthoritiesServicer_to_server),
     AdminService: (admin_pb2, admin_pb2_grpc.add_AdminServicer_to_server),
     AgentService: (server_agent_pb2, server_agent_pb2_grpc.add_AgentServicer_to_server),
     BundleService: (server_bundle_pb2, server_bundle_pb2_grpc.add_BundleServicer_to_server),

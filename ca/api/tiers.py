@@ -31,6 +31,8 @@ _DEBUG = "/spire.api.server.debug.v1.Debug/"
 _LOGGER = "/spire.api.server.logger.v1.Logger/"
 _HEALTH = "/grpc.health.v1.Health/"
 _ADMIN = "/burgee.admin.v1.Admin/"
+_AUTHORITIES = "/burgee.authority.v1.Authorities/"
+_FORESIGHT = "/burgee.foresight.v1.Foresight/"
 
 TIERS: dict[str, Tier] = {
     _AGENT + "CountAgents": MANAGERS,
@@ -108,6 +110,16 @@ TIERS: dict[str, Tier] = {
     _ADMIN + "ListAudit": MANAGERS,
     _ADMIN + "ListJoinTokens": MANAGERS,
     _ADMIN + "Prune": MANAGERS,
+    _AUTHORITIES + "GetStatus": MANAGERS,
+    _AUTHORITIES + "Prepare": MANAGERS,
+    _AUTHORITIES + "Activate": MANAGERS,
+    _AUTHORITIES + "Taint": MANAGERS,
+    _AUTHORITIES + "Revoke": MANAGERS,
+    _AUTHORITIES + "Prune": MANAGERS,
+    _AUTHORITIES + "Rotate": MANAGERS,
+    _FORESIGHT + "ExplainTtl": MANAGERS,
+    _FORESIGHT + "GetOutageBudget": MANAGERS,
+    _FORESIGHT + "CheckUpstream": MANAGERS,
     "/burgee.debug.v1.Debug/GetReport": MANAGERS,
     "GET /version": Tier.ANYONE,
     "GET /v1/status": MANAGERS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ca.cli import agent, bundle, config, debug, entry, svid, token
+from ca.cli import agent, bundle, config, debug, entry, foresight, svid, token
+from ca.cli import ca as authorities
 from ca.cli.audit import audit
 from ca.cli.exits import EXPLAINED, run
 from ca.cli.health import health
@@ -26,7 +27,10 @@ for _noun, _commands in {
     "agent": agent.app,
     "token": token.app,
     "bundle": bundle.app,
+    "ca": authorities.app,
     "svid": svid.app,
+    "ttl": foresight.ttl,
+    "upstream": foresight.upstream,
     "config": config.app,
     "debug": debug.app,
 }.items():
@@ -42,6 +46,7 @@ app.command()(issued)
 app.command()(audit)
 app.command()(prune)
 app.command()(health)
+app.command()(foresight.outage_budget)
 app.command()(version)
 offer(app)
 

@@ -40,6 +40,7 @@ def _default_attestors() -> dict[str, dict[str, Any]]:
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 SpiffeIdText = Annotated[str, AfterValidator(_spiffe_id)]
 Seconds = Annotated[int, Field(gt=0, le=10 * 366 * 86400)]
+Wait = Annotated[int, Field(ge=0, le=7 * 86400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -101,6 +102,23 @@ class AuditConfig(StrictModel):
 
     reads: bool = False
     """Record calls that only read, too."""
+
+
+class ConsumerWaitsConfig(StrictModel):
+    """A new authority signs nothing before these had their time: they are told of it, and cannot say that they have it.
+    Only those that there are are waited for. Burgee's agents and their Envoys acknowledge, and need no time."""
+
+    workloads_seconds: Wait = 10
+    """Streams of the Workload API. Agents tell them at once."""
+
+    polling_agents_seconds: Wait = 30
+    """Agents that ask every few seconds, as SPIRE's do, and whatever is behind them."""
+
+    files_seconds: Wait = 60
+    """Readers of `bundle_file`. 0 if only new agents read it."""
+
+    downstream_seconds: Wait = 120
+    """Servers below this one, and what is behind them."""
 
 
 class PruneConfig(StrictModel):
@@ -213,6 +231,9 @@ class ServerConfig(StrictModel):
 
     ca_ttl_seconds: Seconds = 86_400
     """Lifetime of X.509 and JWT authorities."""
+
+    consumer_waits: ConsumerWaitsConfig = ConsumerWaitsConfig()
+    """How long a rotation waits for those who cannot acknowledge."""
 
     x509_svid_ttl_seconds: Seconds = 3_600
     """Lifetime of X.509-SVIDs whose entry names none."""

@@ -14,6 +14,7 @@ from ca.runtime.config import from_values
 from ca.runtime.gate import GateLimits
 from ca.runtime.server_config import LimitsConfig, PruneConfig, ServerConfig
 from ca.runtime.vacancy import require_free_metrics, require_free_port, require_free_socket
+from ca.service.consumer_waits import ConsumerWaits
 from ca.service.issuance import IssueSettings
 from ca.service.pruning import PrunePolicy
 from ca.service.rotation import RotationSettings
@@ -78,6 +79,17 @@ def upstream_link(config: ServerConfig, host: AuthorityHost) -> UpstreamLink | N
     settings = from_values(config.upstream.config, plugin.config, name="upstream.config")
     upstream = plugin.upstream(settings, host)
     return UpstreamLink(upstream, name=plugin.name, trust_domain=host.trust_domain, clock=host.clock)
+
+
+def consumer_waits(config: ServerConfig) -> ConsumerWaits:
+    """What those get who cannot acknowledge."""
+    waits = config.consumer_waits
+    return ConsumerWaits(
+        workloads=timedelta(seconds=waits.workloads_seconds),
+        polling_agents=timedelta(seconds=waits.polling_agents_seconds),
+        files=timedelta(seconds=waits.files_seconds),
+        downstream=timedelta(seconds=waits.downstream_seconds),
+    )
 
 
 def has_own_keys(config: ServerConfig) -> bool:

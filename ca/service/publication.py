@@ -39,7 +39,7 @@ class Publication:
         seen = self._seen.get(anchor)
         if seen is not None:
             return seen
-        return authority.not_before if anchor == authority.authority_id else self._started_at
+        return authority.published_at if anchor == authority.authority_id else self._started_at
 
     def _changed(self, bundle: TrustBundle) -> None:
         if bundle.trust_domain != self._trust.trust_domain:

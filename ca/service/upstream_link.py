@@ -10,7 +10,7 @@ from typing import TypeVar
 from ca.errors import BurgeeError, Code, Unavailable, Unimplemented
 from ca.identity.bundle import JwtAuthority
 from ca.identity.spiffe_id import TrustDomain
-from ca.ports import Clock, Connected, UpstreamAuthority, UpstreamBundle
+from ca.ports import Clock, Connected, Finding, UpstreamAuthority, UpstreamBundle
 from ca.runtime import log, metrics
 from ca.upstream.proof import Need, ProvedCa, prove
 
@@ -93,6 +93,10 @@ class UpstreamLink:
         except Unimplemented:
             self.failures.pop("publish_jwt_key", None)
             return (key,)
+
+    async def check(self) -> Sequence[Finding]:
+        """The plugin's own rehearsal."""
+        return await self._upstream.check()
 
     def problem(self) -> BurgeeError | None:
         """What is wrong with the connection, else the failure that lasts longest."""

@@ -1,0 +1,156 @@
+"""`caadmin ca rotate`: a whole rotation, step by step as each becomes safe; stopped and taken up again at any time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.cli.ca_calls import STEP_SECONDS, rotate_value
+from ca.cli.ca_status import blocker_line, blockers_table
+from ca.cli.confirm import YesOption, confirm
+from ca.cli.connection import SocketOption, channel, server_socket
+from ca.cli.exits import Exit
+from ca.cli.output import Output, OutputOption, emit, plain
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import authority_pb2
+
+LOOK_SECONDS = 1.0
+SHOWN = 5
+NAMED = 20
+
+
+def rotate(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="x509 or jwt.")],
+    replacing: Annotated[
+        str,
+        typer.Option(
+            help="The authority to be replaced, to go on with a rotation that was begun. Default: the one that signs."
+        ),
+    ] = "",
+    taint: Annotated[
+        bool, typer.Option("--taint", help="Its key is stolen: have everything replaced at once, and revoke it.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the old authority in the bundle until its end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the next step is and what it waits for.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Wait for nobody: whoever is not ready is cut off. Asks first.")
+    ] = False,
+    yes: YesOption = False,
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Replace an authority: prepare, wait until all have it, activate, wait until all is re-issued, remove the old.
+
+    Waits as long as it takes. Ctrl-C stops it, and breaks nothing; the same command with --replacing goes on.
+    """
+    from ca.proto.burgee import authority_pb2, authority_pb2_grpc
+
+    request = authority_pb2.RotateRequest(kind=kind, replacing=replacing, taint=taint, keep=keep, dry_run=dry_run)
+    with channel(server_socket(socket)) as opened:
+        stub = authority_pb2_grpc.AuthoritiesStub(opened)
+
+        def call(sent: authority_pb2.RotateRequest) -> authority_pb2.RotateResponse:
+            return stub.Rotate(sent, timeout=STEP_SECONDS)
+
+        if dry_run:
+            data = rotate_value(call(request))
+            emit(data, output, lambda: _next(kind, data))
+            return
+        walk = _Walk(kind, call, loud=output is Output.TABLE)
+        data = walk.run(request, force=force, yes=yes)
+    emit(data, output, lambda: f"{kind} authority {plain(data['replacing'])} is replaced")
+
+
+class _Walk:
+    """Calls again until it is finished, and tells of what changes."""
+
+    def __init__(self, kind: str, call: Any, *, loud: bool) -> None:
+        self._kind = kind
+        self._call = call
+        self._loud = loud
+        self._told = ""
+
+    def run(self, request: authority_pb2.RotateRequest, *, force: bool, yes: bool) -> dict[str, Any]:
+        """The last answer."""
+        import grpc
+
+        try:
+            while True:
+                data = rotate_value(self._call(request))
+                request.replacing = data["replacing"]
+                if data["finished"]:
+                    self._tell(data)
+                    return data
+                if force and data["waits_for"]:
+                    confirm(_losses(data), yes=yes)
+                    request.force = True
+                    continue
+                request.force = False
+                self._tell(data)
+                if not data["done"]:
+                    time.sleep(LOOK_SECONDS)
+        except KeyboardInterrupt:
+            self._say(f"stopped; nothing is undone. {self._how_to_go_on(request)}")
+            raise typer.Exit(Exit.FAILED) from None
+        except grpc.RpcError:
+            if request.replacing:
+                self._say(self._how_to_go_on(request))
+            raise
+
+    def _how_to_go_on(self, request: authority_pb2.RotateRequest) -> str:
+        words = [f"--replacing {plain(request.replacing)}"]
+        words += ["--taint"] * request.taint + ["--keep"] * request.keep
+        return f"go on with: caadmin ca rotate {self._kind} {' '.join(words)}"
+
+    def _tell(self, data: dict[str, Any]) -> None:
+        if not data["step"]:
+            return
+        line = _done(data) if data["done"] else _waits(data)
+        if line != self._told:
+            self._say(line)
+        self._told = line
+
+    def _say(self, line: str) -> None:
+        if self._loud:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _done(data: dict[str, Any]) -> str:
+    about = data["successor"] if data["step"] == "activate" else data["replacing"]
+    words = {
+        "prepare": "a successor is made and published",
+        "activate": f"{plain(about)} signs now",
+        "taint": f"{plain(about)} is tainted: what hangs on it is replaced",
+        "revoke": f"{plain(about)} is revoked",
+        "prune": f"{plain(about)} has left the bundle",
+    }
+    return words[data["step"]]
+
+
+def _waits(data: dict[str, Any]) -> str:
+    first = blocker_line(data["waits_for"][0]) if data["waits_for"] else ""
+    if data["step"] == "activate":
+        return f"waiting: {data['agents_acked']} of {data['agents']} agents have it; {first}"
+    return f"waiting: {data['hanging']} of {data['alive']} SVIDs hang on {plain(data['replacing'])} still; {first}"
+
+
+def _losses(data: dict[str, Any]) -> list[str]:
+    return [line.strip() for line in blockers_table(data["waits_for"], data["waits_for_total"], SHOWN).splitlines()]
+
+
+def _next(kind: str, data: dict[str, Any]) -> str:
+    if data["finished"]:
+        return f"{kind} authority {plain(data['replacing'])} is replaced already"
+    target = plain(data["successor"] if data["step"] == "activate" else data["replacing"])
+    about = f"a successor of {target}" if data["step"] == "prepare" else target
+    head = f"next: {data['step']} {about}"
+    if not data["waits_for_total"]:
+        return f"{head}, at once"
+    shown = blockers_table(data["waits_for"], data["waits_for_total"], NAMED)
+    return f"{head}, which waits for {data['waits_for_total']}:\n{shown}"

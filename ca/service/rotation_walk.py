@@ -1,0 +1,96 @@
+"""The next step of a whole rotation, told from what the authorities are: anybody can go on where another stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ca.authority.state import Authority, AuthorityKind, AuthorityState, find, of_kind
+from ca.errors import FailedPrecondition, NotFound
+
+
+class WalkStep(StrEnum):
+    """What is to be done next."""
+
+    PREPARE = "prepare"
+    ACTIVATE = "activate"
+    TAINT = "taint"
+    REVOKE = "revoke"
+    PRUNE = "prune"
+    FINISHED = ""
+
+    @property
+    def is_last(self) -> bool:
+        return self in (WalkStep.REVOKE, WalkStep.PRUNE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """`replacing` is what goes, `successor` what comes or has come, `target` what the step is about. `root`: the step
+    is about the upstream's root above the target."""
+
+    step: WalkStep
+    replacing: Authority
+    successor: Authority | None = None
+    target: Authority | None = None
+    root: bool = False
+
+
+def to_be_replaced(own: Sequence[Authority], kind: AuthorityKind) -> str:
+    """The ID of the authority that signs. Raises FailedPrecondition (NO_AUTHORITY)."""
+    active = find(own, AuthorityState.ACTIVE, kind)
+    if active is None:
+        raise FailedPrecondition(
+            f"there is no active {kind} authority to be replaced",
+            reason="NO_AUTHORITY",
+            hint="the server makes one by itself; its log says what keeps it",
+        )
+    return active.authority_id
+
+
+def walk(own: Sequence[Authority], *, kind: AuthorityKind, replacing: str, taint: bool, keep: bool) -> Walk:
+    """The next step for a server with these authorities.
+
+    `replacing` names the authority that goes: the active one first, then the old one that it became. Raises NotFound
+    (AUTHORITY_UNKNOWN) and FailedPrecondition (AUTHORITY_STATE, ROOT_IS_SHARED).
+    """
+    mine = of_kind(own, kind)
+    active = find(mine, AuthorityState.ACTIVE, kind)
+    old = next((one for one in mine if one.authority_id == replacing), None)
+    if old is None:
+        raise NotFound(
+            f"this server has no {kind} authority `{replacing}`: it was replaced, or there never was one",
+            reason="AUTHORITY_UNKNOWN",
+            hint="`caadmin ca status` shows those that there are",
+        )
+    if old.status == AuthorityState.PREPARED:
+        raise FailedPrecondition(
+            f"{kind} authority `{replacing}` is prepared: it replaces, and is not replaced",
+            reason="AUTHORITY_STATE",
+            hint="leave out --replacing, or name the authority that signs",
+        )
+    if old.status == AuthorityState.ACTIVE:
+        prepared = find(mine, AuthorityState.PREPARED, kind)
+        if prepared is None or prepared.tainted:
+            return Walk(step=WalkStep.PREPARE, replacing=old)
+        return Walk(step=WalkStep.ACTIVATE, replacing=old, successor=prepared, target=prepared)
+    if old.status == AuthorityState.REVOKED:
+        return Walk(step=WalkStep.FINISHED, replacing=old, successor=active)
+    return _after_activation(old, active, taint=taint, keep=keep)
+
+
+def _after_activation(old: Authority, active: Authority | None, *, taint: bool, keep: bool) -> Walk:
+    root = bool(old.upstream_authority_id) and (taint or old.tainted)
+    if root and active is not None and active.upstream_authority_id == old.upstream_authority_id:
+        raise FailedPrecondition(
+            f"root `{old.upstream_authority_id}` of the upstream is above both `{old.authority_id}` and its successor",
+            reason="ROOT_IS_SHARED",
+            hint="rotate the upstream's root first; a stolen key of an intermediate is cut off by its root alone",
+        )
+    if taint and not old.tainted:
+        return Walk(step=WalkStep.TAINT, replacing=old, successor=active, target=old, root=root)
+    if keep:
+        return Walk(step=WalkStep.FINISHED, replacing=old, successor=active)
+    step = WalkStep.REVOKE if old.tainted else WalkStep.PRUNE
+    return Walk(step=step, replacing=old, successor=active, target=old, root=root and old.tainted)
