@@ -180,6 +180,8 @@ class Pkcs11Token:
         self._generation += 1
         if not self._state.wait_for(lambda: self._lent == 0, timeout=BUSY_SECONDS):
             raise Unavailable("the token hangs", reason="PKCS11_BUSY")
+        if self._problem is None:
+            return  # somebody else waited, too, and was first: beginning anew once more would end the new sessions
         if self._module is not None:
             try:
                 self._module.again()
