@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
+from ca.authority.state import Authority, AuthorityState
 from ca.errors import Denied
 from ca.identity.certificate import is_issued_by
 from ca.identity.spiffe_id import SpiffeId
@@ -75,11 +76,20 @@ class AgentAuthorizer:
     The reasons are SPIRE's PermissionDeniedDetails: its agents decide by them whether to attest again or to stop.
     """
 
-    def __init__(self, table: AgentTable, store: Agents, trust: Trust, clock: Clock) -> None:
+    def __init__(
+        self,
+        table: AgentTable,
+        store: Agents,
+        trust: Trust,
+        clock: Clock,
+        authorities: Callable[[], Iterable[Authority]] = tuple,
+    ) -> None:
+        """`authorities` are those of the servers that share the store."""
         self._table = table
         self._store = store
         self._trust = trust
         self._clock = clock
+        self._authorities = authorities
 
     async def authorize(self, svid: X509Svid) -> AttestedAgent:
         """The agent. A renewed SVID becomes the current one at its first use. Raises Denied."""
@@ -108,5 +118,12 @@ class AgentAuthorizer:
 
     def _is_ours(self, svid: X509Svid) -> bool:
         """A downstream authority may issue any name in the trust domain, and could repeat an agent's serial number: so
-        an agent's SVID is one that an authority of the bundle signed itself."""
-        return any(is_issued_by(svid.chain[0], authority.certificate) for authority in self._trust.own.x509_authorities)
+        an agent's SVID is one that an authority of the bundle signed itself, or one of ours that is below such a one
+        (below an upstream the bundle holds the root alone)."""
+        signers = [authority.certificate for authority in self._trust.own.x509_authorities]
+        signers += [
+            authority.certificate
+            for authority in self._authorities()
+            if authority.certificate and authority.status != AuthorityState.REVOKED
+        ]
+        return any(is_issued_by(svid.chain[0], signer) for signer in signers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -10,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import server_agent_pb2, server_entry_pb2, server_svid_pb2
 from tests.ca.api.refusals import Code, refused
-from tests.support.server import Caller, Identity, RunningServer, entry, make_csr
+from tests.contracts.upstreams import DISK_FILES, disk_files
+from tests.support.server import Caller, Identity, RunningServer, entry, make_csr, running_server
 
 
 async def forged(server: RunningServer, victim: Identity, serial: int) -> Identity:
@@ -19,7 +22,7 @@ async def forged(server: RunningServer, victim: Identity, serial: int) -> Identi
     caller = await server.caller(await server.mint("/down"))
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     request = server_svid_pb2.NewDownstreamX509CARequest(csr=make_csr(authority_key))
-    (certificate,) = (await caller.svids.NewDownstreamX509CA(request)).ca_cert_chain
+    certificate, *above = (await caller.svids.NewDownstreamX509CA(request)).ca_cert_chain
     leaf = victim.leaf
     builder = (
         x509.CertificateBuilder()
@@ -36,7 +39,7 @@ async def forged(server: RunningServer, victim: Identity, serial: int) -> Identi
             value = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
         builder = builder.add_extension(value, critical=extension.critical)
     der = builder.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.DER)
-    return Identity(path=victim.path, chain=(der, certificate), key=key)
+    return Identity(path=victim.path, chain=(der, certificate, *above), key=key)
 
 
 async def everything_is_refused(caller: Caller) -> None:
@@ -63,3 +66,14 @@ async def test_the_serial_number_of_a_renewal_that_was_not_used_yet(server: Runn
     pending = x509.load_der_x509_certificate(renewed.svid.cert_chain[0]).serial_number
     await everything_is_refused(await server.caller(await forged(server, victim, pending)))
     await caller.entries.GetAuthorizedEntries(server_entry_pb2.GetAuthorizedEntriesRequest())
+
+
+async def test_below_an_upstream_our_agents_act_and_forged_ones_do_not(tmp_path: Path) -> None:
+    """The bundle then holds the root alone: neither signed it, but one of them is below our own authority."""
+    disk_files(tmp_path)
+    config = {name: str(tmp_path / file) for name, file in DISK_FILES.items()}
+    async with running_server(upstream={"plugin": "disk", "config": config}) as server:
+        victim, caller = await server.agent()
+        assert len(victim.chain) == 3
+        await caller.entries.GetAuthorizedEntries(server_entry_pb2.GetAuthorizedEntriesRequest())
+        await everything_is_refused(await server.caller(await forged(server, victim, victim.leaf.serial_number)))
