@@ -62,6 +62,7 @@ from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
 from sds.plugins import node_attestor, workload_attestors
 from sds.reflection import Reflection
+from sds.request_pace import RequestPace
 from sds.rotation import Rotator
 from sds.secrets import Form, SecretNames
 from sds.sockets import Administrators, AdministratorsOnly, Endpoint, admin_access
@@ -229,6 +230,7 @@ class Agent:
             cache=self.cache,
             clients=self.clients,
             clock=self.clock,
+            pace=RequestPace(self.config.limits.max_sds_requests_per_second_per_workload, self.clock),
             names=SecretNames(
                 svid=self.config.sds.default_svid_name,
                 bundle=self.config.sds.default_bundle_name,

@@ -16,7 +16,9 @@ from sds.envoy_delta import DeltaStream
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import ResourceState, Subscriber, parse
+from sds.limits import LimitsConfig
 from sds.memory import Charge
+from sds.request_pace import RequestPace
 from sds.secrets import Form, SecretNames
 from sds.workloads import Caller, Context, Workloads, quiet_exit
 
@@ -38,6 +40,7 @@ class EnvoySds:
         cache: Cache,
         clients: SdsClients,
         clock: Clock,
+        pace: RequestPace | None = None,
         names: SecretNames | None = None,
         validator: Form = Form.SPIFFE,
     ) -> None:
@@ -46,6 +49,7 @@ class EnvoySds:
         self._cache = cache
         self._clients = clients
         self._clock = clock
+        self._pace = pace or RequestPace(LimitsConfig().max_sds_requests_per_second_per_workload, clock)
         self._names = names or SecretNames()
         self._validator = validator
 
@@ -73,7 +77,7 @@ class EnvoySds:
             stream.room = room = self._workloads.memory.room(subscription.share)
             client = self._clients.add(stream, pid=caller.pid or 0, uid=caller.uid or 0, now=self._clock.now())
             with room.charge() as held, room.charge() as waiting:
-                inbox = Inbox(subscription, waiting)
+                inbox = Inbox(subscription, waiting, self._pace)
                 reader = asyncio.create_task(inbox.fill(requests))
                 try:
                     async with quiet_exit(context):
@@ -92,6 +96,7 @@ class EnvoySds:
                 held.set(stream.held_bytes())
                 subscription.first = stream.roots_only
                 await self._answer(context, subscription, stream, held)
+                self._pace.looked_up(subscription.share, len(stream.statuses))
             if inbox.ended:
                 subscription.check()
                 return
@@ -127,6 +132,7 @@ class EnvoySds:
     async def _fetch_secrets(self, raw: bytes, context: Context) -> bytes:
         caller = self._peer_of(context)
         async with self._workloads.session(caller, needs_svid=True, patient=True) as subscription:
+            await self._pace.turn(subscription.share, len(raw))
             return await self._fetch(parse(discovery_pb2.DiscoveryRequest, raw), subscription)
 
     async def _fetch(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
@@ -138,6 +144,7 @@ class EnvoySds:
             view = subscription.view
             content = self._cache.content(view)
             found = stream.resolve_now(content, settled=view.settled, now=self._clock.now())
+            self._pace.looked_up(subscription.share, len(stream.subscribed))
             if stream.everything or len(found) == len(stream.subscribed) or view.settled:
                 break
             await subscription.changed()
@@ -150,11 +157,15 @@ class EnvoySds:
 
 
 class Inbox:
-    """The requests of one stream that wait to be looked at; `waiting` is charged for their bytes."""
+    """The requests of one stream that wait to be looked at; `waiting` is charged for their bytes.
 
-    def __init__(self, subscription: Subscription, waiting: Charge) -> None:
+    They come in at the `pace` of the share; until then nothing more is read.
+    """
+
+    def __init__(self, subscription: Subscription, waiting: Charge, pace: RequestPace) -> None:
         self._subscription = subscription
         self._waiting = waiting
+        self._pace = pace
         self._requests: asyncio.Queue[bytes] = asyncio.Queue(INBOX)
         self._over = False
 
@@ -176,6 +187,7 @@ class Inbox:
         try:
             async for raw in requests:
                 self._waiting.set(self._waiting.size + len(raw))
+                await self._pace.turn(self._subscription.share, len(raw))
                 await self._requests.put(raw)
                 self._subscription.wake()
         except grpc.aio.BaseError as error:

@@ -35,6 +35,13 @@ class LimitsConfig(StrictModel):
         description="Calls and streams that one workload begins per second, after twice as many at once; one that is "
         "faster is read more slowly.",
     )
+    max_sds_requests_per_second_per_workload: int = Field(
+        default=2_000,
+        gt=0,
+        description="Requests and acknowledgements on the SDS streams of one workload per second, after twice as "
+        "many at once; one that is faster is read more slowly. Each KiB, and each 16 names of the stream, count as one "
+        "more.",
+    )
     max_attestations: int = Field(
         default=32, gt=0, description="Processes that are attested at the same time; others wait their workload's turn."
     )

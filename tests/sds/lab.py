@@ -36,6 +36,8 @@ from sds.envoy_status import SdsClients
 from sds.feed import Change, ResumeToken, Snapshot
 from sds.jwt_cache import JwtCache, JwtIssued
 from sds.keys import KeyPool
+from sds.limits import LimitsConfig
+from sds.request_pace import RequestPace
 from sds.rotation import Issued, Rotator
 from sds.secrets import Form, SecretNames
 from sds.workload_api import WorkloadApi
@@ -204,6 +206,7 @@ class Lab:
         self.clients = SdsClients()
         self.caller = Me()
         self.names = SecretNames()
+        self.pace = RequestPace(LimitsConfig().max_sds_requests_per_second_per_workload, self.clock)
         self.validator = Form.SPIFFE
         self.cache.on_demand.append(self.rotator.poke)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -230,6 +233,7 @@ class Lab:
             cache=self.cache,
             clients=self.clients,
             clock=self.clock,
+            pace=self.pace,
             names=self.names,
             validator=self.validator,
         )

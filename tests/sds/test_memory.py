@@ -244,7 +244,7 @@ async def test_requests_that_wait_are_counted(lab: Lab) -> None:
 
     subscription = lab.cache.subscribe(frozenset({WEB}), needs_svid=False, share=HOSTILE)
     with lab.workloads.memory.room(HOSTILE).charge() as waiting:
-        inbox = Inbox(subscription, waiting)
+        inbox = Inbox(subscription, waiting, lab.pace)
         await asyncio.wait_for(inbox.fill(requests()), 2)
         assert (await ended(subscription)).reason == "MEMORY_LIMIT"
         assert used(lab, HOSTILE) == 5 * 200_000
