@@ -122,7 +122,7 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
     async def RenewAgent(self, request: pb.RenewAgentRequest, context: Context) -> pb.RenewAgentResponse:
         if not request.params.csr:
             raise InvalidArgument("missing CSR", reason="CSR_MISSING")
-        async with self._limits.x509(1):
+        async with self._limits.renewal():
             svid = await self._attestation.renew(current_agent(), request.params.csr)
         return pb.RenewAgentResponse(svid=x509_message(svid))
 

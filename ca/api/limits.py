@@ -19,6 +19,10 @@ from ca.service.rates import TokenBuckets
 CSRS_PER_UNIT = 25
 """A call counts one for its admission, and one more for so many CSRs."""
 
+RENEWALS_PER_SECOND = 2.0
+"""Of one agent's own SVID, of which each stays alive, and on record, until its end; an agent renews it once in half of
+its life. They count among its X.509-SVIDs, too."""
+
 RENEWAL, ATTESTATION = 0.0, 1.0
 """Who has an identity to lose goes before who has none yet."""
 
@@ -53,6 +57,7 @@ class Limits:
         )
         rates = {
             "attestation": config.attestations_per_second_per_address,
+            "renewal": RENEWALS_PER_SECOND,
             "signature_of_address": config.signatures_per_second_per_address,
             "x509_svid": config.x509_svids_per_second_per_agent,
             "jwt_svid": config.jwt_svids_per_second_per_agent,
@@ -76,6 +81,11 @@ class Limits:
     def x509(self, count: int) -> AbstractAsyncContextManager[object]:
         """Around the issuing of `count` X.509-SVIDs."""
         return self._signing("x509_svid", count, 1 + count // CSRS_PER_UNIT)
+
+    def renewal(self) -> AbstractAsyncContextManager[object]:
+        """Around the renewal of an agent's own SVID."""
+        self._take("renewal", _identity(current_caller()), 1)
+        return self.x509(1)
 
     def jwt(self) -> AbstractAsyncContextManager[object]:
         """Around the issuing of one JWT-SVID."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from ca.api.limits import RENEWALS_PER_SECOND
 from ca.errors import BurgeeError, Code
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import server_agent_pb2, server_svid_pb2
@@ -65,6 +67,20 @@ async def test_signatures_are_counted_by_request_for_each_agent() -> None:
         # The neighbour behind the same address is served.
         params = [server_svid_pb2.NewX509SVIDParams(entry_id=neighbours.id, csr=make_csr())]
         await other.svids.BatchNewX509SVID(server_svid_pb2.BatchNewX509SVIDRequest(params=params))
+
+
+async def test_renewals_of_one_agent() -> None:
+    """Each is remembered until its end: a stolen SVID could fill memory and log with five hundred a second."""
+    async with limited() as server:
+        _, caller = await server.agent()
+        _, other = await server.agent()
+        renewal = server_agent_pb2.RenewAgentRequest(params=server_agent_pb2.AgentX509SVIDParams(csr=make_csr()))
+        began = time.monotonic()
+        outcomes = await asyncio.gather(*(caller.agents.RenewAgent(renewal) for _ in range(30)), return_exceptions=True)
+        refused = [error_of(one) for one in outcomes if isinstance(one, grpc.aio.AioRpcError)]
+        assert {error.reason for error in refused} == {"RATE_LIMITED"}
+        assert 30 - len(refused) <= RENEWALS_PER_SECOND * (2 + time.monotonic() - began)
+        await other.agents.RenewAgent(renewal)
 
 
 async def test_signatures_of_all_behind_one_address() -> None:
