@@ -70,7 +70,7 @@ class KeysConfig(StrictModel):
     """Where private keys are kept."""
 
     plugin: str = "disk"
-    """Name of a key manager plugin; `disk`, `memory` and `vault_transit` come with Burgee."""
+    """Name of a key manager plugin; `disk`, `memory`, `pkcs11` and `vault_transit` come with Burgee."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """The plugin's own configuration."""
