@@ -107,13 +107,18 @@ async def test_no_domains_authority_vouches_for_an_id_of_another() -> None:
     [
         {"constraints": forge.x509.BasicConstraints(True, None), "key_usage": forge.usage("key_cert_sign")},
         {"san": [forge.uri(WEB), forge.uri("spiffe://example.org/two")]},
-        {"not_after": datetime.now(UTC) - timedelta(seconds=5)},
-        {"not_before": datetime.now(UTC) + timedelta(minutes=5)},
+        {"san": [forge.uri("sparfe://example.org/web")]},
+        {"san": [forge.uri("spiffe://example.org")]},
+        {"san": []},
+        {"not_after": timedelta(seconds=-5)},
+        {"not_before": timedelta(minutes=5)},
     ],
-    ids=["ca", "two ids", "expired", "not yet"],
+    ids=["ca", "two ids", "another scheme", "no path", "no id", "expired", "not yet"],
 )
 async def test_what_is_no_valid_svid_is_not_let_in(changes: dict[str, object]) -> None:
     async with rig(tcp=True) as it:
+        now = datetime.now(UTC)
+        changes = {name: now + value if isinstance(value, timedelta) else value for name, value in changes.items()}
         order = {"san": [forge.uri(WEB)], **it.pki.times, **changes}
         leaf = it.pki.roots[forge.TD].sign(forge.Cert(**order))  # type: ignore[arg-type]
         with contextlib.suppress(ssl.SSLError):
