@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -35,6 +36,20 @@ ATTESTATION = (
     "after ca.store.tokens:Tokens.consume",
     "before ca.store.agents:Agents.upsert",
     "after ca.service.attestation:NodeAttestation.attest",
+)
+ISSUANCE = (
+    "before ca.service.issuance:Issuer.for_workloads",
+    "before 2 ca.store.issuance:IssuanceLog.append",  # the first is that of the server's own SVID
+    "after 2 ca.store.issuance:IssuanceLog.append",
+    "after ca.service.issuance:Issuer.for_workloads",
+)
+NEXT_AUTHORITIES = (
+    "after ca.keys.disk:DiskKeyManager.generate",
+    "after ca.service.rotation_keys:AuthorityKeys.note",
+    "before ca.service.rotation_steps:Steps._published",
+    "after ca.service.rotation_steps:Steps.prepare",
+    "after ca.service.rotation_steps:Steps.carry_out",
+    "after ca.store.authorities:Authorities.alter",
 )
 FIRST_AUTHORITIES = (
     "after ca.keys.disk:DiskKeyManager.generate",
@@ -83,9 +98,11 @@ class Doomed(Pair):
         authorities = tuple(X509Authority(certificate=a.asn1) for a in found.x509_authorities)
         return TrustBundle(trust_domain=TrustDomain(TRUST_DOMAIN), x509_authorities=authorities)
 
-    def recorded(self) -> list[str]:
+    def recorded(self, path: str = "") -> list[str]:
+        """Serial numbers of X.509-SVIDs: all, or those with this ID."""
+        request = admin_pb2.ListIssuedRequest(spiffe_id=f"spiffe://{TRUST_DOMAIN}{path}" if path else "")
         with self._channel(self.admin_socket) as channel:
-            pages = admin_pb2_grpc.AdminStub(channel).ListIssued(admin_pb2.ListIssuedRequest(), timeout=10)
+            pages = admin_pb2_grpc.AdminStub(channel).ListIssued(request, timeout=10)
             return [record.serial_or_kid for page in pages for record in page.records if record.kind == "x509"]
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
@@ -106,8 +123,8 @@ class Doomed(Pair):
         keys = {path.stem for path in (self.home / "server" / "keys").glob("*.pem")}
         assert keys == {key_id for *_, key_id in known}, "a key without an authority, or the other way round"
 
-    def trusts(self, chain: tuple[bytes, ...]) -> None:
-        verify_x509_svid(chain, {TrustDomain(TRUST_DOMAIN): self.bundle()}, now=datetime.now(UTC))
+    def trusts(self, chain: tuple[bytes, ...], *, now: datetime | None = None) -> None:
+        verify_x509_svid(chain, {TrustDomain(TRUST_DOMAIN): self.bundle()}, now=now or datetime.now(UTC))
 
 
 @contextmanager
@@ -158,6 +175,65 @@ def test_at_each_step_of_making_authorities(step: str) -> None:
         pair.kill()
         pair.start_server()
         assert pair.rows("SELECT authority_id FROM authorities ORDER BY 1") == before
+
+
+@pytest.mark.parametrize("step", ISSUANCE)
+def test_at_each_step_of_an_issuance(step: str) -> None:
+    """The agent asks again and gets each SVID; what may have been signed is on record, whoever got it."""
+    with doomed() as pair:
+        pair.start_server()
+        pair.start_agent()
+        pair.create_entry("/w/1")
+        until("it is there", lambda: pair.status().x509_svids == 1)
+        agent = pair.agent_path()
+        pair.agent_path = lambda: agent  # type: ignore[method-assign]  # it cannot be asked now
+        os.kill(pair.pid("agent"), signal.SIGSTOP)
+        pair.create_entry("/w/2")
+        pair.stop("server")
+        pair.step = step
+        pair.launch("server")
+        os.kill(pair.pid("agent"), signal.SIGCONT)
+        pair.has_died()
+        os.kill(pair.pid("agent"), signal.SIGSTOP)
+        pair.start_server()
+        lost = 1 if step.startswith("after") else 0
+        assert len(pair.recorded("/w/2")) == lost, "a record is made before the signature"
+        os.kill(pair.pid("agent"), signal.SIGCONT)
+        until("both SVIDs are there", lambda: pair.status().x509_svids == 2)
+        until("the agent is OK", lambda: pair.status().state == "OK")
+        assert len(pair.recorded("/w/2")) == lost + 1
+        assert len(pair.recorded("/w/1")) == 1, "what it held is not asked for again"
+        assert set(Counter(pair.recorded()).values()) == {1}
+        assert pair.count_agents() == 1
+        pair.is_whole()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", NEXT_AUTHORITIES)
+def test_at_each_step_of_a_rotation(step: str) -> None:
+    """Authorities live for 12 s: the next start finishes what was begun, and what was issued before stays trusted."""
+    ttls = {"ca_ttl_seconds": 12, "x509_svid_ttl_seconds": 2, "jwt_svid_ttl_seconds": 2, "agent_ttl_seconds": 2}
+    with doomed(**ttls, backdate_seconds=0) as pair:
+        pair.start_server()
+        first = set(pair.rows("SELECT authority_id FROM authorities"))
+        before, then = pair.mint("/w"), datetime.now(UTC)
+        pair.stop("server")
+        pair.step = step
+        pair.launch("server")
+        pair.has_died()
+        pair.start_server()
+        pair.trusts(before, now=then)
+        pair.trusts(pair.mint("/w"))
+        pair.is_whole()
+        until("the rotation comes to its end", lambda: _rotated(pair, first))
+        pair.trusts(pair.mint("/w"))
+        pair.is_whole()
+
+
+def _rotated(pair: Doomed, first: set[tuple[str, ...]]) -> bool:
+    """Both active authorities are others than the first."""
+    active = set(pair.rows("SELECT authority_id FROM authorities WHERE status = 'active'"))
+    return len(active) == 2 and not active & first
 
 
 def test_at_any_moment_while_authorities_rotate_and_svids_are_issued() -> None:

@@ -1,6 +1,7 @@
 """A server that kills itself with SIGKILL at a named step, once: `… dying_server STEP --config FILE`.
 
-A step is `module:Class.method` (or `module:function`), and `before` or `after` it. The file `died` beside the
+A step is `module:Class.method` (or `module:function`), and `before` or `after` it; `after 2 …` is the second call. The
+file `died` beside the
 configuration says that it has happened: the next start is an ordinary one.
 """
 
@@ -20,7 +21,7 @@ from ca.server import main
 
 def die_at(step: str, mark: Path) -> None:
     """Replace the step's function by one that ends this process."""
-    when, _, place = step.partition(" ")
+    when, *count, place = step.split()
     module, _, path = place.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, name = path.split(".")
@@ -28,9 +29,14 @@ def die_at(step: str, mark: Path) -> None:
         owner = getattr(owner, parent)
     inner = getattr(owner, name)
 
+    left = int(count[0]) if count else 1
+
     def die() -> None:
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal left
+        left -= 1
+        if not left:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, _wrapped(inner, before=when == "before", die=die))
 
@@ -40,14 +46,16 @@ def _wrapped(inner: Callable[..., Any], *, before: bool, die: Callable[[], None]
         if before:
             die()
         result = await inner(*arguments, **named)
-        die()
+        if not before:
+            die()
         return result
 
     def dying_at_once(*arguments: Any, **named: Any) -> Any:
         if before:
             die()
         result = inner(*arguments, **named)
-        die()
+        if not before:
+            die()
         return result
 
     return dying if inspect.iscoroutinefunction(inner) else dying_at_once
