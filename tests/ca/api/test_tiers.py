@@ -9,7 +9,7 @@ import pytest
 from google.rpc import status_pb2
 
 from ca.api.tiers import TIERS
-from ca.proto.burgee import admin_pb2, debug_pb2, node_pb2
+from ca.proto.burgee import admin_pb2, authority_pb2, debug_pb2, foresight_pb2, node_pb2
 from ca.proto.spire import (
     server_agent_pb2,
     server_bundle_pb2,
@@ -110,6 +110,16 @@ EXPECTED = {
     "/burgee.admin.v1.Admin/ListAudit": _MANAGE,
     "/burgee.admin.v1.Admin/ListJoinTokens": _MANAGE,
     "/burgee.admin.v1.Admin/Prune": _MANAGE,
+    "/burgee.authority.v1.Authorities/GetStatus": _MANAGE,
+    "/burgee.authority.v1.Authorities/Prepare": _MANAGE,
+    "/burgee.authority.v1.Authorities/Activate": _MANAGE,
+    "/burgee.authority.v1.Authorities/Taint": _MANAGE,
+    "/burgee.authority.v1.Authorities/Revoke": _MANAGE,
+    "/burgee.authority.v1.Authorities/Prune": _MANAGE,
+    "/burgee.authority.v1.Authorities/Rotate": _MANAGE,
+    "/burgee.foresight.v1.Foresight/ExplainTtl": _MANAGE,
+    "/burgee.foresight.v1.Foresight/GetOutageBudget": _MANAGE,
+    "/burgee.foresight.v1.Foresight/CheckUpstream": _MANAGE,
     "/burgee.debug.v1.Debug/GetReport": _MANAGE,
 }
 
@@ -136,8 +146,8 @@ def registered() -> set[str]:
 
     files = (
         server_agent_pb2, server_entry_pb2, server_svid_pb2, server_bundle_pb2, server_trustdomain_pb2,
-        server_localauthority_pb2, server_debug_pb2, server_logger_pb2, node_pb2, admin_pb2, debug_pb2, health_pb2,
-        reflection_pb2,
+        server_localauthority_pb2, server_debug_pb2, server_logger_pb2, node_pb2, admin_pb2, authority_pb2, debug_pb2,
+        foresight_pb2, health_pb2, reflection_pb2,
     )  # fmt: skip
     return {REFLECTION} | {
         f"/{service.full_name}/{method.name}"
