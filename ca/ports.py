@@ -297,8 +297,13 @@ class UpstreamAuthority(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamAuthorityPlugin:
-    """What the entry point group `burgee.upstream_authorities` names."""
+    """What the entry point group `burgee.upstream_authorities` names.
+
+    `ends` tells when what the configuration names on this machine ends, without asking anybody; None where that cannot
+    be told. Raises FailedPrecondition for what will not do.
+    """
 
     name: str
     config: type[Any]
     upstream: Callable[[Any, AuthorityHost], UpstreamAuthority]
+    ends: Callable[[Any], datetime | None] = lambda config: None

@@ -47,6 +47,7 @@ from ca.service.configured import (
     admin_ids,
     check,
     consumer_waits,
+    foresee,
     gate_limits,
     has_own_keys,
     issue_settings,
@@ -386,6 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.configure(config.log.format, config.log.level)
         if options.check:
             check(config)
+            foresee(config, SystemClock().now())
             print(f"{options.config}: the configuration is valid")
             return 0
         memory.keep_private()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import grp
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from ca.authority.ttls import check_ttls
+from ca.authority.ttls import check_ttls, longest_svid_ttl
 from ca.errors import ConfigError
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import AuthorityHost, KeyManager, KeyManagerPlugin, NodeAttestorPlugin, UpstreamAuthorityPlugin
@@ -52,7 +52,41 @@ def check(config: ServerConfig) -> None:
     for name, settings in config.node_attestors.items():
         attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
         from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
+    _check_waits(config)
     admin_gid(config)
+
+
+def foresee(config: ServerConfig, now: datetime) -> None:
+    """What can be known beforehand by looking at this machine, and is no reason not to start: a server whose upstream
+    is about to end goes on with what it has. Raises ConfigError (TTL_IMPOSSIBLE), FailedPrecondition (UPSTREAM_*)."""
+    if config.upstream is None:
+        return
+    plugin = plugins.load(plugins.UPSTREAM_AUTHORITIES, config.upstream.plugin, UpstreamAuthorityPlugin)
+    ends = plugin.ends(from_values(config.upstream.config, plugin.config, name="upstream.config"))
+    if ends is None:
+        return
+    longest = max(config.x509_svid_ttl_seconds, config.agent_ttl_seconds)
+    left = int((ends - now).total_seconds())
+    if longest_svid_ttl(max(left, 0)) < longest:
+        raise ConfigError(
+            f"the upstream authority ends at {ends.isoformat()}, in {left} s: too soon for SVIDs of {longest} s",
+            reason="TTL_IMPOSSIBLE",
+            hint="renew the upstream's certificates: an authority is replaced when a sixth of its life is left",
+        )
+
+
+def _check_waits(config: ServerConfig) -> None:
+    """A wait that somebody chose must fit between the publication of an authority and its activation."""
+    waits = config.consumer_waits
+    longest = config.ca_ttl_seconds // 3
+    for name in sorted(waits.model_fields_set):
+        if (seconds := getattr(waits, name)) > longest:
+            raise ConfigError(
+                f"consumer_waits.{name} of {seconds} cannot be kept with ca_ttl_seconds of {config.ca_ttl_seconds}: "
+                "an authority is public for a third of that before it signs",
+                reason="TTL_IMPOSSIBLE",
+                hint=f"set ca_ttl_seconds to {seconds * 3} or more, or consumer_waits.{name} to {longest} or less",
+            )
 
 
 def require_free_addresses(config: ServerConfig) -> None:

@@ -77,13 +77,12 @@ class Guarding:
             ) from error
 
 
-def refuse(step: str, authority: Authority, blockers: Sequence[Blocker]) -> FailedPrecondition:
+def refuse(command: str, blockers: Sequence[Blocker]) -> FailedPrecondition:
     """The refusal, with the command that overrules it: SPIRE's clients show the message alone."""
     shown = "; ".join(line(blocker) for blocker in blockers[:SHOWN])
     more = f"; and {len(blockers) - SHOWN} more" if len(blockers) > SHOWN else ""
-    about = f"{authority.kind} {authority.authority_id}"
     return FailedPrecondition(
-        f"to {step} {about} would cut off {len(blockers)}: {shown}{more}. `caadmin ca {step} {about} --force` does so",
+        f"to {command} would cut off {len(blockers)}: {shown}{more}. `caadmin ca {command} --force` does so",
         reason="ROTATION_BLOCKED",
         hint="`caadmin ca status` shows who is behind, and for how long",
     )

@@ -40,6 +40,12 @@ class Plan:
     def name(self) -> str:
         return _NAMES[type(self.step)]
 
+    @property
+    def command(self) -> str:
+        """What of `caadmin ca` does it: a root of the upstream is named like any other authority."""
+        kind = self.targets[0].kind if self.targets else AuthorityKind.X509
+        return f"{self.name.removesuffix('-upstream')} {kind} {self.step.authority_id}"
+
 
 def targets(journal: Journal, step: Step, *, kind: AuthorityKind, server: str) -> tuple[Authority, ...]:
     """Which authorities the step is about; this server's own before another's of the same id. Raises NotFound

@@ -105,7 +105,7 @@ class Steps:
         """Raises FailedPrecondition: ROTATION_BLOCKED, or AUTHORITY_STATE when something happened since the plan."""
         if plan.blockers and not force:
             rotations.labels(plan.targets[0].kind.value, plan.name, "refused").inc()
-            raise refuse(plan.name, plan.targets[0], plan.blockers)
+            raise refuse(plan.command, plan.blockers)
         if isinstance(plan.step, Activate) and await self._keys.signer(plan.targets[0]) is None:
             await self.retire(plan.targets[0])
             raise FailedPrecondition(

@@ -201,4 +201,12 @@ def _expired(not_after: datetime) -> FailedPrecondition:
     )
 
 
-plugin = UpstreamAuthorityPlugin(name="disk", config=DiskUpstreamConfig, upstream=DiskUpstream)
+def _ends(config: DiskUpstreamConfig) -> datetime | None:
+    """Of the files, where they can be read: a configuration may be checked on another machine, or by another user."""
+    try:
+        return load_files(config.certificate_file, config.key_file, config.chain_file).not_after
+    except (Unavailable, PermissionError):
+        return None
+
+
+plugin = UpstreamAuthorityPlugin(name="disk", config=DiskUpstreamConfig, upstream=DiskUpstream, ends=_ends)
