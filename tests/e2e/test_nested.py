@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,16 +16,21 @@ from typing import Any
 import pytest
 
 from ca.identity.bundle_pem import parse_certificates
-from ca.identity.certificate import load_certificate, split_certificates
+from ca.identity.certificate import authority_id, load_certificate, split_certificates
 from ca.proto.burgee import workload_pb2
 from ca.up.envoy_config import OUTBOUND
 from tests.ca.upstream.openssl import need_openssl, verify
 from tests.support.envoys import Envoy
-from tests.support.mesh import Mesh
+from tests.support.mesh import Load, Mesh
 from tests.support.pair import TRUST_DOMAIN, Pair, pair, until
 from tests.support.workload_client import WorkloadClient
 
-pytestmark = [pytest.mark.real("envoy"), pytest.mark.xdist_group("envoy")]
+pytestmark = [
+    pytest.mark.real("envoy"),
+    pytest.mark.xdist_group("envoy"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 LEVELS = 3
 ME = f"spiffe://{TRUST_DOMAIN}/me"
@@ -91,14 +99,20 @@ def test_openssl_verifies_an_svid_of_the_lowest_level_against_the_top_root(
     assert ends == sorted(ends)
 
 
-def test_envoys_of_the_lowest_level_speak_mtls(lowest: Pair) -> None:
-    mesh = Mesh(lowest)
+@pytest.fixture(scope="module")
+def low_mesh(lowest: Pair) -> Iterator[Mesh]:
+    """Two Envoys of the lowest level."""
+    made = Mesh(lowest)
     try:
-        answer = mesh.get()
-        assert answer.headers["x-demo-client"] == f"spiffe://{TRUST_DOMAIN}/web"
-        assert answer.headers["x-demo-server"] == f"spiffe://{TRUST_DOMAIN}/api"
+        yield made
     finally:
-        mesh.close()
+        made.close()
+
+
+def test_envoys_of_the_lowest_level_speak_mtls(low_mesh: Mesh) -> None:
+    answer = low_mesh.get()
+    assert answer.headers["x-demo-client"] == f"spiffe://{TRUST_DOMAIN}/web"
+    assert answer.headers["x-demo-server"] == f"spiffe://{TRUST_DOMAIN}/api"
 
 
 def test_an_envoy_of_the_lowest_level_calls_one_of_the_top(levels: list[Pair], lowest: Pair) -> None:
@@ -136,6 +150,40 @@ def test_a_token_of_the_lowest_level_is_verified_on_every_other(
     token = asyncio.run(token_of(lowest))
     for nodes in levels:
         until("the token is valid", lambda nodes=nodes: asyncio.run(is_valid(nodes, token)), seconds=PUBLISHED_SECONDS)
+
+
+def caadmin(nodes: Pair, *arguments: str) -> Any:
+    """What the command prints as JSON."""
+    command = [sys.executable, "-m", "ca.cli.caadmin", *arguments, "-o", "json", "--socket", str(nodes.admin_socket)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_taint_at_the_top_reaches_the_lowest_level_and_fails_no_request(
+    levels: list[Pair], lowest: Pair, low_mesh: Mesh, svid: workload_pb2.X509SVID, tmp_path: Path
+) -> None:
+    """Every level asks the one above for an authority below the new root; the SVIDs follow, under load."""
+    top, (old,) = levels[0], root_of(levels[0])
+    load = Load(low_mesh)
+    load.start()
+    try:
+        caadmin(top, "ca", "prepare", "x509")
+        until("all levels know the new root", lambda: all(len(root_of(nodes)) == 2 for nodes in levels), seconds=60)
+        (new,) = [root for root in root_of(top) if root != old]
+        caadmin(top, "ca", "activate", "x509", authority_id(new), "--force", "--yes")
+        caadmin(top, "ca", "taint", "x509", authority_id(old))
+
+        def moved() -> bool:
+            leaf, *chain = split_certificates(asyncio.run(fetched(lowest)).x509_svid)
+            return verify(tmp_path, leaf, chain, [new], at=datetime.now(UTC)) == ""
+
+        until("the lowest level's SVIDs lead to the new root", moved, seconds=60)
+        before = low_mesh.web.serial()
+        until("Envoy has another one", lambda: low_mesh.web.serial() != before, seconds=40)
+        load.finish()
+    finally:
+        load.done.set()
 
 
 def test_the_lowest_level_goes_on_while_those_above_are_away(levels: list[Pair], lowest: Pair) -> None:
