@@ -40,6 +40,14 @@ async def asked(server: RunningServer, path: str) -> tuple[int, list[str]]:
     return answer.status_code, [problem["reason"] for problem in answer.json()["problems"]]
 
 
+async def refusals(server: RunningServer, reason: str) -> float:
+    """Calls that were refused for it, as /metrics counts them."""
+    async with httpx.AsyncClient() as client:
+        lines = (await client.get(f"http://{server.server.metrics_address}/metrics")).text.splitlines()
+    counted = (line for line in lines if line.startswith("burgee_rpc_refused_total") and f'"{reason}"' in line)
+    return sum(float(line.rpartition(" ")[2]) for line in counted)
+
+
 def exclusive(server: RunningServer) -> sqlite3.Connection:
     """As `sqlite3 store.sqlite3 .backup` of an old version, or VACUUM, holds it."""
     lock = sqlite3.connect(data_dir_of(server) / "store.sqlite3", isolation_level=None, check_same_thread=False)
@@ -55,7 +63,9 @@ class TestLockedStore:
             await server.mint("/w")
             lock.close()
 
-    async def test_for_long_nothing_is_issued_and_it_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_for_long_nothing_is_issued_and_it_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         monkeypatch.setattr("ca.store.database.BUSY_TIMEOUT_MS", 100)
         monkeypatch.setattr("ca.service.store_watch.EVERY_SECONDS", 0.1)
         async with running_server(metrics_address="127.0.0.1:0") as server:
@@ -63,6 +73,7 @@ class TestLockedStore:
             (made,) = await server.create(entry("/w", identity.path))
             request = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
             await caller.svids.NewJWTSVID(request)
+            before = [await refusals(server, reason) for reason in ("STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE")]
             lock = exclusive(server)
             with refused(grpc.StatusCode.UNAVAILABLE, reason="STORE_UNAVAILABLE"):
                 await caller.svids.NewJWTSVID(request)
@@ -73,6 +84,9 @@ class TestLockedStore:
             assert (await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest())).x509_authorities
             await asyncio.sleep(0.3)
             assert (await asked(server, "ready"))[0] == 503, "nobody has written meanwhile"
+            after = [await refusals(server, reason) for reason in ("STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE")]
+            assert after == [count + 1 for count in before]
+            assert "store cannot be reached" in "".join(capsys.readouterr())
             lock.rollback()
             lock.close()
             await eventually(lambda: server.server.health.ready)
@@ -80,10 +94,11 @@ class TestLockedStore:
 
 
 class TestClock:
-    async def test_behind_the_authorities_beginning_nothing_is_signed(self) -> None:
+    async def test_behind_the_authorities_beginning_nothing_is_signed(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Settable()
         async with running_server(clock=clock, metrics_address="127.0.0.1:0") as server:
             await server.mint("/w")
+            before = await refusals(server, "CLOCK_BEHIND")
             clock.off = timedelta(hours=-1)
             told = clock.now().isoformat(timespec="minutes")[:16]
             begins = server.server.authority.authorities[0].not_before.isoformat()
@@ -95,6 +110,8 @@ class TestClock:
             status, reasons = await asked(server, "ready")
             assert status == 503
             assert "CLOCK_BEHIND" in reasons
+            assert await refusals(server, "CLOCK_BEHIND") == before + 1
+            assert "reason=CLOCK_BEHIND" in "".join(capsys.readouterr())
             assert await asked(server, "live") == (200, [])
             clock.off = timedelta()
             await server.mint("/w")
@@ -103,17 +120,20 @@ class TestClock:
     async def test_ahead_agents_have_expired_and_can_attest_anew(self, capsys: pytest.CaptureFixture[str]) -> None:
         """An hour ahead: to this server its agents are late. Back again, what it issued meanwhile begins later."""
         clock = Settable()
-        async with running_server(clock=clock) as server:
+        async with running_server(clock=clock, metrics_address="127.0.0.1:0") as server:
             identity, caller = await server.agent()
             (made,) = await server.create(entry("/w", identity.path))
             request = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
             await caller.svids.NewJWTSVID(request)
+            before = await refusals(server, "AGENT_EXPIRED")
             clock.off = timedelta(hours=1, seconds=1)
             with refused(grpc.StatusCode.PERMISSION_DENIED, reason="AGENT_EXPIRED"):
                 await caller.svids.NewJWTSVID(request)
             log = "".join(capsys.readouterr())
             assert f"expired at {identity.leaf.not_valid_after_utc.isoformat()}" in log
             assert f"the clock here says {clock.now().isoformat()[:13]}" in log
+            assert await refusals(server, "AGENT_EXPIRED") == before + 1
+            assert await asked(server, "live") == (200, [])
             later = await server.attest()
             assert later.leaf.not_valid_before_utc > datetime.now(UTC) + timedelta(minutes=59)
             clock.off = timedelta()

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,55 @@ def test_stopped_for_eight_seconds_it_goes_on_where_it_was() -> None:
         assert attestations(nodes) == 1
 
 
+@pytest.mark.slow
+def test_server_and_agent_stopped_for_a_minute_go_on_where_they_were() -> None:
+    """One pair's server, another pair's agent: all is well afterwards by itself, with the same identities."""
+    with watched() as one, watched() as other:
+        for nodes in (one, other):
+            nodes.create_entry("/lasting", x509_svid_ttl=600)
+            nodes.create_entry("/short", x509_svid_ttl=20)
+            until("both are held", lambda nodes=nodes: nodes.status().x509_svids == 2)
+        stopped = (one.pid("server"), other.pid("agent"))
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            until("the agent has noticed", lambda: one.status().state == "DEGRADED", seconds=30)
+            until("a minute has passed", _once(60), seconds=70, every=0.5)
+            assert one.status().reason in ("SERVER_CONNECTION_LOST", "SERVER_UNREACHABLE")
+            assert metric(one, "burgee_agent_connected") == 0
+            assert http(one, "/live").status_code == 200
+            assert paths(one) == {"/lasting"}, "what is valid is served, what has ended is not"
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        for nodes in (one, other):
+            well(nodes)
+            until("the short one is renewed", lambda nodes=nodes: paths(nodes) == {"/lasting", "/short"})
+            tells(nodes, "OK")
+            assert (nodes.count_agents(), attestations(nodes)) == (1, 1)
+            for name in ("server", "agent"):
+                assert "Traceback" not in log_of(nodes, name)
+
+
+def _once(seconds: float) -> Callable[[], bool]:
+    due = time.monotonic() + seconds
+    return lambda: time.monotonic() > due
+
+
+def paths(nodes: Pair) -> set[str]:
+    """Of the X.509-SVIDs that this test is given."""
+    with grpc.insecure_channel(
+        f"unix:{nodes.workload_socket}",
+        options=[("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)],
+    ) as channel:
+        call = channel.unary_stream(
+            "/SpiffeWorkloadAPI/FetchX509SVID", response_deserializer=wl.X509SVIDResponse.FromString
+        )(b"", metadata=HEADER, timeout=10)
+        svids = next(call).svids
+        call.cancel()
+    return {svid.spiffe_id.removeprefix(f"spiffe://{TRUST_DOMAIN}") for svid in svids}
+
+
 class Proxy:
     """A TCP proxy before the server that can swallow everything, as a broken network does."""
 
@@ -458,6 +507,13 @@ def test_damaged_files_cost_what_they_held_and_no_more() -> None:
         well(nodes)
 
 
+def refusals(nodes: Pair) -> float:
+    """Connections to the workload socket that were turned away, for whatever reason."""
+    start = 'burgee_gate_refused_total{listener="workload"'
+    lines = http(nodes, "/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start))
+
+
 def test_out_of_files_it_turns_strangers_away_and_serves_its_own() -> None:
     """With 256 open files in all: connections beyond the share are refused, the administrator gets in, nothing dies."""
     with watched() as nodes:
@@ -479,6 +535,8 @@ def test_out_of_files_it_turns_strangers_away_and_serves_its_own() -> None:
                 held.append(sock)
             until("it answers its administrator", lambda: nodes.status().spiffe_id)
             assert http(nodes, "/live").status_code == 200
+            assert refusals(nodes) > 0
+            assert re.search(r"OUT_OF_FILES|CONNECTION_LIMIT", log_of(nodes, "agent"))
         finally:
             for sock in held:
                 sock.close()

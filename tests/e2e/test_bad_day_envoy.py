@@ -56,6 +56,30 @@ def test_kill_9_of_the_agent_all_through_its_start_and_its_rotations_fails_no_re
 
 
 @pytest.mark.slow
+def test_kill_9_of_the_server_and_of_its_next_start_fails_no_request(mesh: Mesh) -> None:
+    """Right after a rotation, and again a little later each time while it starts: renewed once it is back."""
+    load = Load(mesh)
+    load.start()
+    before = mesh.pair.status().spiffe_id
+    for step in range(4):
+        rotated(mesh)
+        began = time.monotonic()
+        kill(mesh.pair, "server")
+        mesh.pair.launch("server")
+        time.sleep(0.2 + 0.3 * step)
+        kill(mesh.pair, "server")
+        mesh.pair.start_server()
+        well(mesh.pair)
+        print(f"away for {time.monotonic() - began:.1f} s of {SVID_SECONDS}")
+    rotated(mesh)
+    load.finish()
+    print(f"{load.sent} requests, none failed")
+    assert mesh.pair.status().spiffe_id == before
+    assert (mesh.pair.count_agents(), attestations(mesh.pair)) == (1, 1)
+    assert "Traceback" not in log_of(mesh.pair, "server")
+
+
+@pytest.mark.slow
 def test_server_or_agent_stopped_for_less_than_half_of_a_life_fails_no_request(mesh: Mesh) -> None:
     load = Load(mesh)
     load.start()
