@@ -154,6 +154,7 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
             if denied.reason in _TOKEN_REASONS:  # the code that SPIRE's agents and tools see
                 raise InvalidArgument(_TOKEN_REASONS[denied.reason], reason=denied.reason) from denied
             raise
+        await self._follower.catch_up()  # what it is entitled to is known before it can ask
         result = pb.AttestAgentResponse.Result(svid=x509_message(done.svid), reattestable=done.reattestable)
         await context.write(pb.AttestAgentResponse(result=result))
 

@@ -13,6 +13,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_bundle_pb2, server_entry_pb2, types_pb2
 from ca.service.attestation import VERSIONS_AT_ONCE
+from ca.service.follower import Follower
 from tests.ca.api.refusals import Code, refused
 from tests.support.server import (
     Caller,
@@ -20,6 +21,7 @@ from tests.support.server import (
     RunningServer,
     attest,
     broken_csr,
+    entry,
     eventually,
     make_csr,
     running_server,
@@ -404,3 +406,18 @@ class TestLists:
         request.filter.by_selector_match.SetInParent()
         with refused(Code.INVALID_ARGUMENT, "empty selector set"):
             await server.local.agents.ListAgents(request)
+
+
+async def test_what_an_agent_is_entitled_to_is_known_when_it_is_attested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the server is with following its store."""
+
+    async def idle(_: Follower) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Follower, "run", idle)
+    async with running_server() as server:
+        (created,) = await server.create(entry("/web", "/node"))
+        identity = await server.attest(token=await server.token(agent_id=spiffe_id("/node")))
+        caller = await server.caller(identity)
+        answer = await caller.entries.GetAuthorizedEntries(server_entry_pb2.GetAuthorizedEntriesRequest())
+        assert created.id in {one.id for one in answer.entries}
