@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ca.runtime.peers import PeerCred
+from sds import workload_share
 from sds.peer import PinnedProcess
 from sds.workload_share import share_name, share_of_caller, share_of_process
 
@@ -27,7 +28,8 @@ NODE = "ab" * 32
             f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope/init\n",
             f"cgroup:/kubepods.slice/kubepods-burstable.slice/kubepods-pod1.slice/cri-containerd-{ID}.scope",
         ),
-        (f"0::/docker/{NODE}/kubelet/kubepods/pod1/{ID}\n", f"cgroup:/docker/{NODE}/kubelet/kubepods/pod1/{ID}"),
+        # from within another cgroup namespace, as an agent in a pod sees its neighbours
+        (f"0::/../../kubepods-pod1.slice/cri-{ID}.scope\n", f"cgroup:/../../kubepods-pod1.slice/cri-{ID}.scope"),
         ("0::/system.slice/nginx.service\n", "cgroup:/system.slice/nginx.service"),
         ("0::/system.slice/nginx.service/own/made.service\n", "cgroup:/system.slice/nginx.service"),
         # who logs in may make as many cgroups as he likes
@@ -50,6 +52,49 @@ NODE = "ab" * 32
 )
 def test_the_share_is_the_part_that_a_process_did_not_choose(cgroups: str, share: str) -> None:
     assert share_name(cgroups, 7) == share
+
+
+INNER = f"/docker/{NODE}/kubelet/kubepods/pod1/{ID}"
+DELEGATED = f"/system.slice/foo.service/{ID}"
+
+
+@pytest.mark.parametrize(
+    ("path", "owners", "share"),
+    [
+        # A node that is a container itself: its containers count when root made them.
+        (INNER, {}, INNER),
+        (INNER, {f"/docker/{NODE}/kubelet/kubepods": 1000}, f"/docker/{NODE}"),
+        (f"/docker/{NODE}/{'cd' * 32}/{ID}", {f"/docker/{NODE}/{'cd' * 32}": 7}, f"/docker/{NODE}/{'cd' * 32}"),
+        # systemd gives the directory of a service with delegated cgroups to the service's user.
+        (DELEGATED, {"/system.slice/foo.service": 1000}, "/system.slice/foo.service"),
+        (DELEGATED, {}, DELEGATED),
+        (f"/system.slice/foo.service/a/b/{ID}", {"/system.slice/foo.service/a": 1000}, "/system.slice/foo.service"),
+        # What cannot be looked at counts as his who is above it.
+        (DELEGATED, {"/system.slice/foo.service": None}, "/system.slice/foo.service"),
+        (f"/../..{DELEGATED}", {}, "/../../system.slice/foo.service"),
+    ],
+)
+@pytest.mark.parametrize(("line", "mount"), [("0::", "unified"), ("0::", ""), ("1:name=systemd:", "systemd")])
+def test_who_may_make_cgroups_invents_no_shares(
+    monkeypatch: pytest.MonkeyPatch, line: str, mount: str, path: str, owners: dict[str, int | None], share: str
+) -> None:
+    root = Path("/sys/fs/cgroup")
+
+    def owner(directory: Path) -> int | None:
+        if not directory.is_relative_to(root / mount) or (not mount and directory.is_relative_to(root / "unified")):
+            return None
+        return owners.get(f"/{directory.relative_to(root / mount)}", 0)
+
+    monkeypatch.setattr(workload_share, "_owner", owner)
+    assert share_name(f"{line}{path}\n", 7, root) == f"cgroup:{share}"
+
+
+def test_the_directories_are_really_looked_at(tmp_path: Path) -> None:
+    (tmp_path / DELEGATED[1:]).mkdir(parents=True)
+    if os.getuid() == 0:
+        assert share_name(f"0::{DELEGATED}\n", 7, tmp_path) == f"cgroup:{DELEGATED}"
+        os.chown(tmp_path / "system.slice" / "foo.service", 1000, 1000)
+    assert share_name(f"0::{DELEGATED}\n", 7, tmp_path) == "cgroup:/system.slice/foo.service"
 
 
 @pytest.fixture
