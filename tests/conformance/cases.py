@@ -1,7 +1,9 @@
 """Reads the case files: groups hand their fields down, batches and tables of callers become plain steps.
 
-A case file is `{about, server, let, xfail, cases}`. `server` overrides the server's configuration, `let` names objects
-that `@with` spreads. A case is one step of the player (see spire/steps.go for its fields), or a group of cases:
+A case file is `{about, server, agent, let, xfail, cases}`. `server` overrides the server's configuration; `agent` does
+so for an agent, which is there for such a file alone (`agent-admin-uds` and `workload` are its sockets, its services are
+called `agent:NAME`). `let` names objects that `@with` spreads. A case is one step of the player (see spire/steps.go for
+its fields), or a group of cases:
 
 - every field of a group but `cases` is handed down to its cases;
 - with `batch: {in, out, echo}` a case's `item` is sent alone as `{in: [item]}`, and `status` names the code of its
@@ -52,6 +54,7 @@ class Play:
     about: str
     server: Json
     let: Json
+    agent: Json | None = None
     steps: list[Json] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
 
@@ -63,9 +66,15 @@ def names() -> list[str]:
 def load(name: str) -> Play:
     """Raises AssertionError for unknown fields and for names that are not unique."""
     content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    unknown = content.keys() - {"about", "server", "let", "xfail", "cases"}
+    unknown = content.keys() - {"about", "server", "agent", "let", "xfail", "cases"}
     assert not unknown, f"{name}: unknown fields {unknown}"
-    play = Play(name=name, about=content["about"], server=content.get("server", {}), let=content.get("let", {}))
+    play = Play(
+        name=name,
+        about=content["about"],
+        server=content.get("server", {}),
+        let=content.get("let", {}),
+        agent=content.get("agent"),
+    )
     for case in _flat(content["cases"], {"xfail": content.get("xfail")}):
         _add(play, case)
     seen = [case.name for case in play.cases]

@@ -69,6 +69,10 @@ def results(name: str) -> list[list[str]] | Exception:
         with server(play.server) as pair:
             address = f"127.0.0.1:{pair.port}"
             target = {"trust_domain": TRUST_DOMAIN, "admin": str(pair.admin_socket), "address": address}
+            if play.agent is not None:
+                pair.agent_options = {"trust_domain": TRUST_DOMAIN, **play.agent}
+                pair.start_agent()
+                target |= {"agent_admin": str(pair.agent_admin_socket), "workload": str(pair.workload_socket)}
             reports = player("play", play, target)
     except Exception as error:  # kept, so that not every case of the file waits for the same failure
         return error

@@ -10,6 +10,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	agentdebugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/debug/v1"
+	delegatedidentityv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/delegatedidentity/v1"
+	agentloggerv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/logger/v1"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	bundlev1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
 	debugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/debug/v1"
@@ -29,6 +32,9 @@ var files = []protoreflect.FileDescriptor{
 	loggerv1.File_spire_api_server_logger_v1_logger_proto,
 	svidv1.File_spire_api_server_svid_v1_svid_proto,
 	trustdomainv1.File_spire_api_server_trustdomain_v1_trustdomain_proto,
+	agentdebugv1.File_spire_api_agent_debug_v1_debug_proto,
+	agentloggerv1.File_spire_api_agent_logger_v1_logger_proto,
+	delegatedidentityv1.File_spire_api_agent_delegatedidentity_v1_delegatedidentity_proto,
 	grpc_health_v1.File_grpc_health_v1_health_proto,
 }
 
@@ -44,10 +50,20 @@ func eachMethod(visit func(short string, method protoreflect.MethodDescriptor)) 
 			service := file.Services().Get(i)
 			for j := range service.Methods().Len() {
 				method := service.Methods().Get(j)
-				visit(string(service.Name())+"/"+string(method.Name()), method)
+				visit(shortName(service)+"/"+string(method.Name()), method)
 			}
 		}
 	}
+}
+
+// shortName tells the agent's services from those of the server, two of which have the same name.
+func shortName(service protoreflect.ServiceDescriptor) string {
+	for _, agents := range []string{"spire.api.agent.", "spire.agent."} {
+		if strings.HasPrefix(string(service.FullName()), agents) {
+			return "agent:" + string(service.Name())
+		}
+	}
+	return string(service.Name())
 }
 
 // methodOf finds a method by its short name, such as Entry/GetEntry.

@@ -18,6 +18,8 @@ type target struct {
 	TrustDomain string `json:"trust_domain"`
 	Admin       string `json:"admin"`
 	Address     string `json:"address"`
+	AgentAdmin  string `json:"agent_admin"`
+	Workload    string `json:"workload"`
 }
 
 type play struct {

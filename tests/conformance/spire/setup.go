@@ -7,12 +7,13 @@ import (
 	"strconv"
 	"time"
 
+	agentdebugv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/agent/debug/v1"
 	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	svidv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/svid/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
 )
 
-// do prepares what later steps need: {"do": "agent"|"svid"|"stranger"|"expire"|"wait", "with": {...}}.
+// do prepares what later steps need: {"do": "agent"|"svid"|"stranger"|"expire"|"wait"|"holds", "with": {...}}.
 func (w *world) do(s step) error {
 	with := func(key string) string {
 		text, _ := s.With[key].(string)
@@ -35,6 +36,8 @@ func (w *world) do(s step) error {
 		return w.expire(name)
 	case "wait":
 		return waitUntil(with("until"))
+	case "holds":
+		return w.holds(ctx, with("svids"))
 	}
 	return fmt.Errorf("nothing is done by %q", s.Do)
 }
@@ -129,4 +132,22 @@ func waitUntil(text string) error {
 	}
 	time.Sleep(wait)
 	return nil
+}
+
+// holds waits until the agent holds so many X.509-SVIDs.
+func (w *world) holds(ctx context.Context, svids string) error {
+	connection, err := w.connection(agentAdmin)
+	if err != nil {
+		return err
+	}
+	for {
+		info, err := agentdebugv1.NewDebugClient(connection).GetInfo(ctx, &agentdebugv1.GetInfoRequest{})
+		if err != nil {
+			return err
+		}
+		if strconv.Itoa(int(info.CachedX509SvidsCount)) == svids {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }

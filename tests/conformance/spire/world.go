@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +21,10 @@ import (
 
 // Who calls without an X.509-SVID. Every other caller is an identity that an earlier step made.
 const (
-	adminUDS  = "admin-uds"
-	anonymous = "anonymous-tcp"
+	adminUDS   = "admin-uds"
+	anonymous  = "anonymous-tcp"
+	agentAdmin = "agent-admin-uds"
+	workload   = "workload"
 )
 
 const callTime = 15 * time.Second
@@ -40,7 +44,10 @@ type world struct {
 func newWorld(p play) *world {
 	return &world{
 		target: p.Target, let: p.Let,
-		vars:        map[string]string{"td": p.Target.TrustDomain, "x2048": strings.Repeat("x", 2048)},
+		vars: map[string]string{
+			"td": p.Target.TrustDomain, "x2048": strings.Repeat("x", 2048),
+			"uid": strconv.Itoa(os.Getuid()), "pid": strconv.Itoa(os.Getpid()),
+		},
 		keys:        map[string]crypto.Signer{},
 		authorities: map[string][]byte{},
 		identities:  map[string]*tls.Certificate{},
@@ -75,8 +82,9 @@ func (w *world) connection(who string) (*grpc.ClientConn, error) {
 
 func (w *world) dial(who string) (*grpc.ClientConn, error) {
 	large := grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20))
-	if who == adminUDS {
-		return grpc.NewClient("unix:"+w.target.Admin, grpc.WithTransportCredentials(insecure.NewCredentials()), large)
+	sockets := map[string]string{adminUDS: w.target.Admin, agentAdmin: w.target.AgentAdmin, workload: w.target.Workload}
+	if path := sockets[who]; path != "" {
+		return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()), large)
 	}
 	config := &tls.Config{
 		MinVersion:            tls.VersionTLS12,
