@@ -60,7 +60,7 @@ from ca.service.configured import (
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.issuance import Issuer
-from ca.service.leftover_keys import leftover_keys
+from ca.service.leftover_keys import is_known_store, leftover_keys
 from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
 from ca.service.pruning import Pruner
@@ -169,6 +169,8 @@ class Server:
             clock=self.clock,
             ca_ttl_seconds=config.ca_ttl_seconds,
         )
+        if not is_known_store(config.data_dir, self.store.epoch):
+            self.leftovers = None
         self.guarding = self._guard_parts()
         self.longest_ttl = LongestTtls(
             entries=self.store.entries, settings=lambda: self.issuer.settings, ca_ttl_seconds=config.ca_ttl_seconds

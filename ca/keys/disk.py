@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -47,7 +48,7 @@ class DiskKeysConfig(StrictModel):
 
 
 class DiskKeyManager:
-    """Implements ca.ports.KeyManager.
+    """Implements ca.ports.KeyManager and Dated.
 
     A key file is complete and on the disk before its name exists. Every `get` reads the file again and checks who
     else could: a file or directory that is open to others, or a symbolic link, raises FailedPrecondition (NOT_PRIVATE);
@@ -80,6 +81,15 @@ class DiskKeyManager:
         names = await asyncio.to_thread(os.listdir, self._directory)
         # A name that begins with a dot is a file that was being written when the power went.
         return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX) and name[0] != ".")
+
+    async def made_at(self, key_id: str) -> datetime | None:
+        """When the file was written; a copy that was put back may be younger than its key, and is never older."""
+        check_key_id(key_id)
+        try:
+            found = await asyncio.to_thread(os.lstat, self._path(key_id))
+        except FileNotFoundError:
+            return None
+        return datetime.fromtimestamp(found.st_mtime, UTC)
 
     async def delete(self, key_id: str) -> None:
         check_key_id(key_id)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from pathlib import Path
 
 from ca.ports import Clock, Dated, KeyManager
 from ca.runtime import log
+from ca.runtime.files import atomic_write
 from ca.store.store import Store
 
 logger = log.get("authority")
@@ -17,6 +19,9 @@ SETTLED_SECONDS = 600.0
 EVERY_SECONDS = 86_400.0
 """Those that were too young are looked at again."""
 
+STORE_EPOCH = "store-epoch"
+"""Beside the server's name."""
+
 LAPSED = timedelta(days=7)
 
 _NAMED_BY_US = re.compile(r"[a-z0-9]{1,16}-[0-9a-f]{16}")
@@ -25,29 +30,47 @@ _NAMED_BY_US = re.compile(r"[a-z0-9]{1,16}-[0-9a-f]{16}")
 def leftover_keys(
     keys: KeyManager, *, own: bool, store: Store, clock: Clock, ca_ttl_seconds: int
 ) -> LeftoverKeys | None:
-    """For keys that lie where no other server can have any (`own`), or that have a date.
+    """For keys with a date that lie where no other server has any: in the data directory (`own`), or remote under this
+    server's name. Else None: they stay.
 
-    What lies elsewhere is reached, too, by a copy of this server that somebody restored from a backup, under the same
-    name and with an older store: there keys go only when whatever they signed has lapsed. Else None: they stay.
+    Whoever restored an older store, here or in a copy of this server, has keys that it does not name and that the newer
+    one would need again: so keys go only when whatever they signed has lapsed.
     """
-    if own:
-        return LeftoverKeys(keys=keys, store=store, clock=clock)
-    if isinstance(keys, Dated):
-        older_than = timedelta(seconds=2 * ca_ttl_seconds) + LAPSED
-        return LeftoverKeys(keys=keys, store=store, clock=clock, older_than=older_than)
-    return None
+    if not isinstance(keys, Dated) or not (own or keys.remote):
+        return None
+    older_than = timedelta(seconds=2 * ca_ttl_seconds) + LAPSED
+    return LeftoverKeys(keys=keys, store=store, clock=clock, older_than=older_than)
+
+
+def is_known_store(data_dir: Path, epoch: str) -> bool:
+    """Whether this data directory's server has always had the store of this epoch; the first one is noted.
+
+    With another store, which somebody configured by mistake, keys that the right one names look left over.
+    """
+    path = data_dir / STORE_EPOCH
+    if not path.exists():
+        atomic_write(path, f"{epoch}\n".encode())
+    if path.read_bytes().strip() == epoch.encode():
+        return True
+    logger.warning(
+        "this is not the store that the server had before: no key is taken for left over",
+        reason="STORE_OTHER",
+        file=str(path),
+        hint="is `store.url` right? if the store was replaced on purpose, remove the file and start again",
+    )
+    return False
 
 
 class LeftoverKeys:
     """What is nobody's key here must be no other server's.
 
     Only keys are deleted that were there before this process made its first, so that none is taken for left over
-    which is about to get its authority; only those with names as authorities' keys have; and with `older_than` only
-    those that are known to be so old. While the store names none of them it is taken for another one, which somebody
+    which is about to get its authority; only those with names as authorities' keys have; and only those that are known
+    to be older than `older_than`. While the store names none of them it is taken for another one, which somebody
     configured by mistake: then all stay.
     """
 
-    def __init__(self, *, keys: KeyManager, store: Store, clock: Clock, older_than: timedelta | None = None) -> None:
+    def __init__(self, *, keys: KeyManager, store: Store, clock: Clock, older_than: timedelta) -> None:
         self._keys = keys
         self._older_than = older_than
         self._store = store
@@ -85,7 +108,5 @@ class LeftoverKeys:
         return gone
 
     async def _is_young(self, key_id: str) -> bool:
-        if self._older_than is None:
-            return False
         made = await self._keys.made_at(key_id) if isinstance(self._keys, Dated) else None
         return made is None or self._clock.now() - made < self._older_than
