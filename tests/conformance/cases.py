@@ -1,9 +1,9 @@
 """Reads the case files: groups hand their fields down, batches and tables of callers become plain steps.
 
 A case file is `{about, server, agent, let, xfail, cases}`. `server` overrides the server's configuration; `agent` does
-so for an agent, which is there for such a file alone (`agent-admin-uds` and `workload` are its sockets, its services are
-called `agent:NAME`). `let` names objects that `@with` spreads. A case is one step of the player (see spire/steps.go for
-its fields), or a group of cases:
+so for an agent, which is there for such a file alone (`agent-admin-uds` and `workload` are its sockets, its services
+are called `agent:NAME`). `let` names objects that `@with` spreads. A case is one step of the player (see spire/steps.go
+for its fields), or a group of cases:
 
 - every field of a group but `cases` is handed down to its cases;
 - with `batch: {in, out, echo}` a case's `item` is sent alone as `{in: [item]}`, and `status` names the code of its
