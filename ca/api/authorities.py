@@ -86,16 +86,23 @@ class AuthoritiesService(authority_pb2_grpc.AuthoritiesServicer):
 
     async def Rotate(self, request: pb.RotateRequest, context: Context) -> pb.RotateResponse:
         kind = _kind(request.kind)
-        own = self._manager.authorities
-        replacing = request.replacing or to_be_replaced(own, kind)
-        found = walk(own, kind=kind, replacing=replacing, taint=request.taint, keep=request.keep)
-        blockers = await self._in_the_way(found, kind)
-        wait = bool(blockers) and not request.force
-        done = False
-        if found.step is not WalkStep.FINISHED and not request.dry_run and not wait:
-            await self._take(found, kind, force=request.force)
-            done = True
+        replacing = request.replacing or to_be_replaced(self._manager.authorities, kind)
+        found = self._walk(request, replacing)
+        try:
+            blockers = await self._in_the_way(found, kind)
+            wait = bool(blockers) and not request.force
+            done = not wait and not request.dry_run and found.step is not WalkStep.FINISHED
+            if done:
+                await self._take(found, kind, force=request.force)
+        except FailedPrecondition as error:
+            if not _overtaken(error, found, self._walk(request, replacing)):
+                raise
+            return await self._rotated(replacing, found, (), done=False)
         return await self._rotated(replacing, found, blockers if wait else (), done=done)
+
+    def _walk(self, request: pb.RotateRequest, replacing: str) -> Walk:
+        own, kind = self._manager.authorities, _kind(request.kind)
+        return walk(own, kind=kind, replacing=replacing, taint=request.taint, keep=request.keep)
 
     async def _rotated(
         self, replacing: str, found: Walk, blockers: Sequence[Blocker], *, done: bool
@@ -169,6 +176,12 @@ class AuthoritiesService(authority_pb2_grpc.AuthoritiesServicer):
                     reason="UPSTREAM_CONFIGURED",
                     hint="activate an authority below another root, then name the root instead",
                 )
+
+
+def _overtaken(error: FailedPrecondition, found: Walk, now: Walk) -> bool:
+    """Whether another operator took, or takes, the step at the same time: the next call sees what it did."""
+    moved = (now.step, now.target) != (found.step, found.target) or found.step is WalkStep.PREPARE
+    return error.reason == "AUTHORITY_STATE" and moved
 
 
 def _planned(found: Walk) -> Step | None:

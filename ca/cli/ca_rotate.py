@@ -80,27 +80,39 @@ class _Walk:
         """The last answer."""
         import grpc
 
+        data: dict[str, Any] = {}
         try:
-            while True:
-                data = rotate_value(self._call(request))
-                request.replacing = data["replacing"]
-                if data["finished"]:
-                    self._tell(data)
-                    return data
+            while not data.get("finished"):
+                data = self._next(request, data)
+                request.replacing, request.force = data["replacing"], False
                 if force and data["waits_for"]:
                     confirm(_losses(data), yes=yes)
                     request.force = True
                     continue
-                request.force = False
                 self._tell(data)
-                if not data["done"]:
+                if not data["done"] and not data["finished"]:
                     time.sleep(LOOK_SECONDS)
+            return data
         except KeyboardInterrupt:
             self._say(f"stopped; nothing is undone. {self._how_to_go_on(request)}")
             raise typer.Exit(Exit.FAILED) from None
         except grpc.RpcError:
             if request.replacing:
                 self._say(self._how_to_go_on(request))
+            raise
+
+    def _next(self, request: authority_pb2.RotateRequest, before: dict[str, Any]) -> dict[str, Any]:
+        """One call. What was there and is there no more has been replaced, by whoever was quicker."""
+        import grpc
+
+        from ca.runtime.rpc_errors import error_of
+
+        try:
+            return rotate_value(self._call(request))
+        except grpc.RpcError as error:
+            failed: Any = error  # the declared type hides that a call's error has code() and details()
+            if before and error_of(failed).reason == "AUTHORITY_UNKNOWN":
+                return {**before, "step": "", "done": False, "finished": True, "waits_for": [], "waits_for_total": 0}
             raise
 
     def _how_to_go_on(self, request: authority_pb2.RotateRequest) -> str:

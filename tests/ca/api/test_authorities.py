@@ -240,6 +240,18 @@ class TestRotate:
         assert (await operator.only("old")).authority_id == old
         assert len(await operator.status()) == 2
 
+    async def test_two_operators_who_rotate_at_once_do_one_rotation(self, operator: Operator) -> None:
+        old = (await operator.only("active")).authority_id
+
+        async def through() -> None:
+            async with asyncio.timeout(20):
+                while not (await operator.rotate(replacing=old, keep=True)).finished:
+                    pass
+
+        await asyncio.gather(through(), through(), through())
+        states = [one.status for one in await operator.status()]
+        assert sorted(states) == ["active", "old"]
+
     async def test_what_cannot_be_replaced_is_refused(self, operator: Operator) -> None:
         with refused(Code.NOT_FOUND, reason="AUTHORITY_UNKNOWN"):
             await operator.rotate(replacing="nobody")
