@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from ca.api.limits import RENEWALS_PER_SECOND
+from ca.api.limits import RENEWALS_PER_SECOND, Limits
 from ca.errors import BurgeeError, Code
-from ca.proto.burgee import node_pb2
+from ca.proto.burgee import admin_pb2, node_pb2
 from ca.proto.spire import server_agent_pb2, server_svid_pb2
 from ca.runtime.rpc import error_of
 from tests.support.server import RunningServer, entry, eventually, make_csr, running_server
@@ -174,6 +174,48 @@ async def test_a_crowd_of_newcomers_waits_in_order_or_is_told_when_to_come() -> 
         assert sorted(paths) == sorted(f"/spire/agent/join_token/{token}" for token in tokens)
         assert refusals
         assert len({error.retry_after_seconds for error in refusals}) > 1
+
+
+async def test_of_those_who_wait_the_soonest_to_expire_is_next_and_newcomers_are_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the order of what was put on record, whatever the order in which they came."""
+    made_limits: list[Limits] = []
+
+    def keep(*arguments: Any) -> Limits:
+        made_limits.append(Limits(*arguments))
+        return made_limits[-1]
+
+    monkeypatch.setattr("ca.api.assembly.Limits", keep)
+    async with running_server(limits={"admission_running": 1, "admission_waiting": 10}) as server:
+        agents = []
+        for seconds in (3000, 600, 1200):
+            server.server.reconfigure(server.config.model_copy(update={"agent_ttl_seconds": seconds}))
+            identity, caller = await server.agent()
+            (made,) = await server.create(entry("/w", identity.path))
+            request = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
+            await caller.svids.NewJWTSVID(request)  # connected
+            agents.append((seconds, identity.path, caller, request))
+        newcomer, token = await server.caller(), await server.token()
+        admission = made_limits[-1]._admission
+        before = len(await _issued(server))
+        calls: list[Any] = []
+        async with admission.turn((0.0,)):
+            calls.append(asyncio.ensure_future(server.attest(token=token, caller=newcomer)))
+            await eventually(lambda: admission.waiting == 1)
+            for number, (_, _, caller, request) in enumerate(agents):
+                calls.append(asyncio.ensure_future(caller.svids.NewJWTSVID(request)))
+                await eventually(lambda number=number: admission.waiting == 2 + number)  # type: ignore[misc]
+        await asyncio.gather(*calls)
+        order = (await _issued(server))[before:]
+        soonest = [f"spiffe://example.org{path}" for _, path, *_ in sorted(agents)]
+        assert order == [*soonest, f"spiffe://example.org/spire/agent/join_token/{token}"]
+
+
+async def _issued(server: RunningServer) -> list[str]:
+    """The agents of everything on record, from the first on."""
+    pages = server.local.admin.ListIssued(admin_pb2.ListIssuedRequest(), timeout=10)
+    return [record.agent_id for page in [page async for page in pages] for record in page.records][::-1]
 
 
 async def test_one_connection_may_hold_so_many_calls_open() -> None:
