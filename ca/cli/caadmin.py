@@ -2,58 +2,73 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from typing import Any
+
 import typer
 
-from ca.cli import agent, bundle, config, debug, entry, foresight, svid, token
-from ca.cli import ca as authorities
-from ca.cli.audit import audit
 from ca.cli.exits import EXPLAINED, run
-from ca.cli.health import health
-from ca.cli.issued import issued
-from ca.cli.prune import prune
 from ca.cli.remote_options import offer
-from ca.cli.version import VersionOption, version
+from ca.cli.version import VersionOption
 
-app = typer.Typer(
-    name="caadmin",
-    help="Administer a Burgee server and agent through their APIs.",
-    epilog=EXPLAINED,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-for _noun, _commands in {
-    "entry": entry.app,
-    "agent": agent.app,
-    "token": token.app,
-    "bundle": bundle.app,
-    "ca": authorities.app,
-    "svid": svid.app,
-    "ttl": foresight.ttl,
-    "upstream": foresight.upstream,
-    "config": config.app,
-    "debug": debug.app,
-}.items():
-    app.add_typer(_commands, name=_noun, no_args_is_help=True)
+_NOUNS = {
+    "entry": "ca.cli.entry:app",
+    "agent": "ca.cli.agent:app",
+    "token": "ca.cli.token:app",
+    "bundle": "ca.cli.bundle:app",
+    "ca": "ca.cli.ca:app",
+    "svid": "ca.cli.svid:app",
+    "ttl": "ca.cli.foresight:ttl",
+    "upstream": "ca.cli.foresight:upstream",
+    "config": "ca.cli.config:app",
+    "debug": "ca.cli.debug:app",
+}
+_COMMANDS = {
+    "issued": "ca.cli.issued:issued",
+    "audit": "ca.cli.audit:audit",
+    "prune": "ca.cli.prune:prune",
+    "health": "ca.cli.health:health",
+    "outage-budget": "ca.cli.foresight:outage_budget",
+    "version": "ca.cli.version:version",
+}
 
 
-@app.callback()
+def program(word: str = "") -> typer.Typer:
+    """With all its commands, or with the one alone that begins with `word`: loading the others costs more than most
+    calls take."""
+    app = typer.Typer(
+        name="caadmin",
+        help="Administer a Burgee server and agent through their APIs.",
+        epilog=EXPLAINED,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(caadmin)
+    alone = word in _NOUNS or word in _COMMANDS
+    for noun, where in _NOUNS.items():
+        if noun == word or not alone:
+            app.add_typer(_found(where), name=noun, no_args_is_help=True)
+    for name, where in _COMMANDS.items():
+        if name == word or not alone:
+            app.command(name)(_found(where))
+    offer(app)
+    return app
+
+
 def caadmin(version: VersionOption = False) -> None:
     """Administer a Burgee server and agent through their APIs."""
 
 
-app.command()(issued)
-app.command()(audit)
-app.command()(prune)
-app.command()(health)
-app.command()(foresight.outage_budget)
-app.command()(version)
-offer(app)
+def _found(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
 
 
 def main() -> None:
     """The console script."""
-    run(app, "caadmin")
+    run(program(sys.argv[1] if len(sys.argv) > 1 else ""), "caadmin")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _GLOBAL = {"--help", "--install-completion", "--show-completion"}
 def reference() -> str:
     """Every command of both programs with its arguments and options."""
     parts = [_HEAD]
-    for name, app in (("burgee", burgee.app), ("caadmin", caadmin.app)):
+    for name, app in (("burgee", burgee.app), ("caadmin", caadmin.program())):
         parts += _commands(name, typer.main.get_command(app), level=2)
     return "\n".join(parts)
 

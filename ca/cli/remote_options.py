@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,13 +46,18 @@ AsOption = Annotated[
 
 
 def offer(app: typer.Typer) -> None:
-    """Give every command that talks to the server the options of remote administration."""
+    """Give every command that talks to the server the options of remote administration, once."""
     for command in app.registered_commands:
-        if command.callback is not None and "socket" in inspect.signature(command.callback).parameters:
+        if command.callback is not None and _wants(inspect.signature(command.callback).parameters):
             command.callback = _with_remote(command.callback)
     for group in app.registered_groups:
         if group.typer_instance is not None:
             offer(group.typer_instance)
+
+
+def _wants(parameters: Iterable[str]) -> bool:
+    """Whether it talks to the server, and has not got them yet."""
+    return {"socket", "as_id"}.intersection(parameters) == {"socket"}
 
 
 def _with_remote(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from typing import Annotated
 
 import typer
@@ -31,6 +29,9 @@ def version(output: OutputOption = Output.TABLE) -> None:
 
 def package_version() -> str:
     """Of the installed package."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
     try:
         return installed("burgee")
     except PackageNotFoundError:

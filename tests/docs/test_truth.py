@@ -24,7 +24,7 @@ from tests.docs.reason_codes import NO_REASONS as NOT_GIVEN
 from tests.docs.reason_codes import ROOT, reason_codes
 from tests.support.real import require
 
-PROGRAMS = {"burgee": typer.main.get_command(burgee.app), "caadmin": typer.main.get_command(caadmin.app)}
+PROGRAMS = {"burgee": typer.main.get_command(burgee.app), "caadmin": typer.main.get_command(caadmin.program())}
 THEIR_OWN = {"--config", "--check"}
 """Options of `burgee server` and `burgee agent`, which read their own command line."""
 

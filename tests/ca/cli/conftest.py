@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from ca.cli.caadmin import app
-from ca.cli.exits import run
+from ca.cli.caadmin import main
 from tests.support.pair import Pair, pair
 
 
@@ -40,7 +39,7 @@ class Caadmin:
         self._monkeypatch.setattr(sys, "argv", ["caadmin", *arguments])
         self._capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(app, "caadmin")
+            main()
         captured = self._capsys.readouterr()
         return Ran(int(ended.value.code or 0), captured.out, captured.err)
 

@@ -224,10 +224,27 @@ def test_the_reference_names_every_command_and_is_the_same_on_every_terminal(mon
 
 def test_start_up_imports_nothing_heavy() -> None:
     """0.4 s is the promise; what would break it is an import, and that does not depend on how busy the machine is."""
-    code = "import sys, ca.cli.caadmin, ca.cli.burgee; print(*sys.modules)"
+    code = "import sys, ca.cli.caadmin, ca.cli.burgee; ca.cli.caadmin.program(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert not {"grpc", "rich", "yaml", "cryptography", "pydantic", "sqlalchemy", "asyncio"} & loaded
+
+
+def test_of_the_commands_only_the_one_that_is_called_is_loaded() -> None:
+    """What the others take is longer than what most calls take."""
+    code = "import sys; from ca.cli.caadmin import program; program('ca'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "ca.cli.ca" in loaded
+    assert not {"ca.cli.entry", "ca.cli.svid", "ca.cli.health", "importlib.metadata"} & loaded
+
+
+@pytest.mark.parametrize("word", ["", "--help", "no-such-command"])
+def test_whoever_names_no_command_is_shown_them_all(word: str) -> None:
+    every = typer.main.get_command(caadmin_program.program(word))
+    alone = typer.main.get_command(caadmin_program.program("ca"))
+    assert len(every.commands) > 10  # type: ignore[attr-defined]
+    assert list(alone.commands) == ["ca"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("program", ["server", "agent"])
@@ -262,7 +279,7 @@ def commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 COMMANDS = dict(
     pair
-    for name, app in (("burgee", burgee.app), ("caadmin", caadmin_program.app))
+    for name, app in (("burgee", burgee.app), ("caadmin", caadmin_program.program()))
     for pair in commands(name, typer.main.get_command(app))
 )
 

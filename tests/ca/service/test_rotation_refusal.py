@@ -7,7 +7,7 @@ from typer.main import get_command
 
 from ca.authority.actions import Activate, Prune, Revoke, RevokeUpstream, TaintUpstream
 from ca.authority.journal import Journal
-from ca.cli.caadmin import app
+from ca.cli.caadmin import program
 from ca.service.rotation_guard_port import Blocker
 from ca.service.rotation_guarding import refuse
 from ca.service.rotation_plan import Plan, Step
@@ -23,7 +23,7 @@ def command(step: Step) -> str:
 
 
 def test_the_command_is_one_of_caadmin() -> None:
-    ca = get_command(app).commands["ca"]  # type: ignore[attr-defined]
+    ca = get_command(program()).commands["ca"]  # type: ignore[attr-defined]
     assert isinstance(ca, typer.core.TyperGroup)
     for step, expected in {
         Activate("a"): "activate x509 a",
