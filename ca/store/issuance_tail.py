@@ -35,8 +35,9 @@ class IssuanceTail:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def batches(self, *, after: int, live_at: datetime) -> list[IssuanceBatch]:
-        """Batches with a greater id than `after` in which something may be valid at that time or later, in order."""
+    async def batches(self, *, after: int, live_at: datetime, limit: int) -> list[IssuanceBatch]:
+        """Batches with a greater id than `after` in which something may be valid at that time or later, in order, and
+        `limit` at most."""
         columns = (
             issuance.c.id,
             issuance.c.recorded_at,
@@ -46,7 +47,7 @@ class IssuanceTail:
         )
         query = select(*columns).where(issuance.c.id > after, issuance.c.last_not_after >= to_micros(live_at))
         async with self._database.read() as connection:
-            rows = (await connection.execute(query.order_by(issuance.c.id))).all()
+            rows = (await connection.execute(query.order_by(issuance.c.id).limit(limit))).all()
         return [
             IssuanceBatch(
                 id=row.id,

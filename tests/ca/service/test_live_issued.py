@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 
 import pytest
 
+from ca.service import live_issued
 from ca.service.live_index import Holder
 from ca.service.live_issued import SETTLE, LiveIssued
 from ca.store.issuance_tail import IssuanceBatch
@@ -60,6 +63,69 @@ async def test_batches_of_tokens_alone_are_counted_without_being_opened(
     assert (await lab.live.look()).tokens("J") is None
 
 
+async def test_a_long_log_is_read_page_by_page_and_whoever_gives_up_loses_nothing(
+    lab: GuardLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_issued, "PAGE", 4)
+    for number in range(9):
+        await lab.workload("n", f"e{number}")
+        await lab.record("J", spiffe_id="spiffe://example.org/web", kind="jwt")
+    read = lab.store.issuance_tail.records
+    pages: list[int] = []
+
+    async def slow(ids: Sequence[int]) -> list[tuple[int, list[IssuanceRecord]]]:
+        """One page at most gets done before the question is given up."""
+        if ids:
+            pages.append(len(ids))
+        if ids and len(pages) % 2 == 0:
+            await asyncio.sleep(3600)
+        return await read(ids)
+
+    monkeypatch.setattr(lab.store.issuance_tail, "records", slow)
+    for _ in range(5):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await lab.live.look()
+    assert len(pages) > 5
+    assert max(pages) <= 4
+    monkeypatch.setattr(lab.store.issuance_tail, "records", read)
+    assert await names(lab) == [f"e{number}" for number in range(9)]
+    tokens = (await lab.live.look()).tokens("J")
+    assert tokens is not None
+    assert tokens.number == 9, "each batch counts once"
+
+
+async def test_the_loop_goes_on_while_a_log_is_indexed(lab: GuardLab) -> None:
+    for number in range(50):
+        await lab.workload("n", f"e{number}")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(others())
+    page = await lab.store.issuance_tail.batches(after=0, live_at=lab.clock.now(), limit=live_issued.PAGE)
+    records = await lab.store.issuance_tail.records([batch.id for batch in page])
+
+    class AtHand:
+        """A log that answers at once, so that all turns are those that indexing gives."""
+
+        async def batches(self, *, after: int, live_at: datetime, limit: int) -> list[IssuanceBatch]:
+            return [batch for batch in page if batch.id > after][:limit]
+
+        async def records(self, ids: Sequence[int]) -> list[tuple[int, list[IssuanceRecord]]]:
+            return records
+
+    live = LiveIssued(log=AtHand(), clock=lab.clock, token_keys=frozenset)  # type: ignore[arg-type]
+    turns = 0
+    assert len(await live.look()) == 50
+    assert turns >= 50
+    other.cancel()
+
+
 class TwoServers:
     """A log in which a batch with a smaller number comes to light after one with a greater."""
 
@@ -72,8 +138,9 @@ class TwoServers:
         record = self.lab.one(issuer, "spiffe://example.org/web", "agent", "web", "x509", "", None)
         self.shown[number] = (self.lab.clock.now(), record)
 
-    async def batches(self, *, after: int, live_at: datetime) -> list[IssuanceBatch]:
+    async def batches(self, *, after: int, live_at: datetime, limit: int) -> list[IssuanceBatch]:
         self.asked_after.append(after)
+        assert limit >= len(self.shown)
         return [
             IssuanceBatch(id=n, recorded_at=at, count=1, last_not_after=r.not_after, authorities=(r.authority_id,))
             for n, (at, r) in sorted(self.shown.items())
