@@ -114,9 +114,8 @@ class UpstreamLink:
         except BurgeeError as error:
             raise self._failed(call, error) from error.__cause__
         except Exception as error:
-            logger.error(
-                "upstream plugin failed", reason="UPSTREAM_BROKEN", plugin=self.name, call=call, exc_info=error
-            )
+            if call not in self.failures:  # the traceback of the first of many
+                logger.error("upstream plugin failed", reason="UPSTREAM_BROKEN", call=call, exc_info=error)
             broken = Unavailable(
                 f"the upstream plugin `{self.name}` failed: {type(error).__name__}", reason="UPSTREAM_BROKEN"
             )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,10 @@ from unittest import mock
 
 import pytest
 
+from tests.ca.identity import forge
 from tests.conformance import cases
 from tests.conformance.programs import go_program
+from tests.contracts.upstreams import write_key, write_pem
 from tests.support.pair import Pair
 
 TRUST_DOMAIN = "example.org"
@@ -30,11 +36,17 @@ NEVER_SENT = {
 """WIT keys: no answer of SPIRE to them is known, and WIT-SVIDs are not built here."""
 
 
+UPSTREAM = "@upstream"
+"""In a case file's server options: the directory of the authority above, which is `@ca upstream` in its steps."""
+
+
 @contextmanager
 def server(options: cases.Json) -> Iterator[Pair]:
-    """A server of its own; stranger's plugins are installed in it."""
+    """A server of its own; stranger's plugins are installed in it, and an authority above it lies ready."""
     home = Path(tempfile.mkdtemp(prefix="bg-"))
     home.chmod(0o755)
+    write_authority(home)
+    options = json.loads(json.dumps(options).replace(UPSTREAM, str(home)))
     pair = Pair(home, server={"trust_domain": TRUST_DOMAIN, **options})
     path = os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))
     try:
@@ -47,6 +59,14 @@ def server(options: cases.Json) -> Iterator[Pair]:
     finally:
         pair.close()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def write_authority(directory: Path) -> None:
+    """A root with its key."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    root = forge.root("upstream", not_before=now - timedelta(hours=1), not_after=now + timedelta(days=30))
+    write_pem(directory / "root.pem", root.der)
+    write_key(directory / "root.key", root)
 
 
 def player(verb: str, play: cases.Play | None = None, target: cases.Json | None = None) -> list[Any]:
@@ -73,7 +93,9 @@ def results(name: str) -> list[list[str]] | Exception:
                 pair.agent_options = {"trust_domain": TRUST_DOMAIN, **play.agent}
                 pair.start_agent()
                 target |= {"agent_admin": str(pair.agent_admin_socket), "workload": str(pair.workload_socket)}
-            reports = player("play", play, target)
+            root = ssl.PEM_cert_to_DER_cert((pair.home / "root.pem").read_text())
+            steps = json.dumps(play.steps).replace("@ca upstream", base64.b64encode(root).decode())
+            reports = player("play", replace(play, steps=json.loads(steps)), target)
     except Exception as error:  # kept, so that not every case of the file waits for the same failure
         return error
     assert [report["index"] for report in reports] == list(range(len(play.steps)))
