@@ -50,12 +50,14 @@ def metric(nodes: Pair, name: str) -> float:
 
 
 def tells(nodes: Pair, state: str, reason: str = "", *, ready: bool = True) -> None:
-    """State, metric and readiness say the same."""
+    """State, metric, readiness and log say the same."""
     status = nodes.status()
     assert (status.state, status.reason) == (state, reason), status.detail
     assert metric(nodes, f'burgee_agent_state{{state="{state}"}}') == 1
     assert http(nodes, "/ready").status_code == (200 if ready else 503)
     assert http(nodes, "/live").status_code == 200
+    if state not in ("OK", "STARTING"):
+        assert reason in log_of(nodes, "agent")
 
 
 def fetch(nodes: Pair) -> x509.Certificate:
