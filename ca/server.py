@@ -217,6 +217,7 @@ class Server:
             index=self.index,
             clock=self.clock,
             authorities=lambda: self.authority.journal.authorities,
+            server=server_name(self.config.data_dir),
             waits=consumer_waits(self.config),
             has_files=self.config.bundle_file is not None,
         )

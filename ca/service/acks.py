@@ -44,6 +44,8 @@ class Acks:
     def __init__(self) -> None:
         self._acks: dict[SpiffeId, dict[str, Acknowledged]] = {}
         self._polls: dict[SpiffeId, datetime] = {}
+        self.connected: set[SpiffeId] = set()
+        """Agents with a stream to this server now."""
 
     def put(self, agent_id: SpiffeId, kind: str, ack: Acknowledged) -> None:
         self._acks.setdefault(agent_id, {})[kind] = ack

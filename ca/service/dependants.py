@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -51,7 +51,10 @@ class Picture:
     """What is alive as of one moment: not what a banned agent has, nor an agent's own SVID that is neither the one it
     uses nor the one it got last."""
 
-    def __init__(self, *, index: LiveIndex, agents: Mapping[str, AttestedAgent], acks: Acks, now: datetime) -> None:
+    def __init__(
+        self, *, index: LiveIndex, agents: Mapping[str, AttestedAgent], acks: Acks, now: datetime, has_others: bool
+    ) -> None:
+        self._has_others = has_others
         self._index = index
         self._agents = agents
         self._acks = acks
@@ -90,7 +93,7 @@ class Picture:
         """Why a successor is thought not to be in use yet; empty when it is, or where nobody says anything."""
         agent = self._agents.get(old.agent)
         ack = self._acks.of(agent.id).get(ENTRY) if agent is not None and old.holder is Holder.WORKLOAD else None
-        if ack is None:
+        if ack is None or agent is None or (self._has_others and agent.id not in self._acks.connected):
             return ""
         if ack.svids.get(authority_id, 0) > held.get(old.agent, 0):
             return "its successor was issued, and the agent has not said that it has it"
@@ -100,9 +103,19 @@ class Picture:
 
 
 class Dependants:
-    """Reads what was issued, and what agents say they hold."""
+    """Reads what was issued, and what agents say they hold; beside other servers (`has_others`) what those who have a
+    stream to this one say."""
 
-    def __init__(self, *, issued: LiveIssued, agents: AgentTable, acks: Acks, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        issued: LiveIssued,
+        agents: AgentTable,
+        acks: Acks,
+        clock: Clock,
+        has_others: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._has_others = has_others
         self.issued = issued
         self._agents = agents
         self._acks = acks
@@ -112,4 +125,6 @@ class Dependants:
         """As of now. Raises Unavailable."""
         index = await self.issued.look()
         agents = {str(agent_id): agent for agent_id, agent in self._agents.agents.items()}
-        return Picture(index=index, agents=agents, acks=self._acks, now=self._clock.now())
+        return Picture(
+            index=index, agents=agents, acks=self._acks, now=self._clock.now(), has_others=self._has_others()
+        )

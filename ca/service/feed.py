@@ -255,6 +255,7 @@ class Feed:
         session = Session(self, agent_id)
         sessions = self._sessions.setdefault(agent_id, [])
         sessions.append(session)
+        self.acks.connected.add(agent_id)
         if len(sessions) > self.streams_per_agent:
             sessions.pop(0).supersede()
         try:
@@ -269,6 +270,7 @@ class Feed:
             sessions.remove(session)
         if not sessions:
             self._sessions.pop(session.agent_id, None)
+            self.acks.connected.discard(session.agent_id)
 
     def drain(self) -> None:
         """Makes every stream end now: the server stops."""

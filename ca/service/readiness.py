@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,13 +19,15 @@ from ca.store.values import AttestedAgent
 class AgentState:
     """One agent and one authority. `reason` is empty for an agent that has it, and so has everything behind it;
     otherwise AGENT_SILENT, AGENT_BEHIND or ENVOY_BEHIND. `until` is the end of the agent's own SVID: whoever has none
-    is not waited for. `polls`: it asks every few seconds and acknowledges nothing."""
+    is not waited for. `polls`: it asks every few seconds and acknowledges nothing. `elsewhere`: it has no stream to
+    this server, and there are others, which it may have told."""
 
     agent_id: SpiffeId
     until: datetime
     reason: str = ""
     detail: str = ""
     polls: bool = False
+    elsewhere: bool = False
 
 
 def holders(agents: AgentTable, now: datetime) -> Iterator[tuple[AttestedAgent, datetime]]:
@@ -37,18 +39,36 @@ def holders(agents: AgentTable, now: datetime) -> Iterator[tuple[AttestedAgent, 
 
 
 class Readiness:
-    """Looks at memory alone."""
+    """Looks at memory alone. `has_others` tells whether other servers share the store: what agents tell them is not
+    known here."""
 
-    def __init__(self, *, agents: AgentTable, acks: Acks, publication: Publication, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        agents: AgentTable,
+        acks: Acks,
+        publication: Publication,
+        clock: Clock,
+        has_others: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._agents = agents
         self._acks = acks
         self._publication = publication
         self._clock = clock
+        self._has_others = has_others
 
     def of(self, authority: Authority) -> list[AgentState]:
         """Every agent that holds an unexpired SVID."""
         anchor, since = self._publication.anchor(authority), self._publication.since(authority)
-        return [self._state(agent.id, end, anchor, since) for agent, end in holders(self._agents, self._clock.now())]
+        now, others = self._clock.now(), self._has_others()
+        states = [self._state(agent.id, end, anchor, since) for agent, end in holders(self._agents, now)]
+        return [self._elsewhere(state) if others and anchor is not None else state for state in states]
+
+    def _elsewhere(self, state: AgentState) -> AgentState:
+        """Whoever is not heard here may be heard by another server, whose push is as quick as ours."""
+        if not state.reason or state.polls or state.agent_id in self._acks.connected:
+            return state
+        return AgentState(agent_id=state.agent_id, until=state.until, elsewhere=True)
 
     def _state(self, agent_id: SpiffeId, end: datetime, anchor: str | None, since: datetime | None) -> AgentState:
         ack = self._acks.of(agent_id).get(BUNDLE)

@@ -107,6 +107,8 @@ class RotationGuard:
             kinds.append((f"{streams} Workload API streams", self._waits.workloads))
         if polling := sum(state.polls for state in states):
             kinds.append((f"{polling} agents that poll", self._waits.polling_agents))
+        if elsewhere := sum(state.elsewhere for state in states):
+            kinds.append((f"{elsewhere} agents without a stream to this server", self._waits.polling_agents))
         if self._has_files:
             kinds.append(("readers of the bundle file", self._waits.files))
         if downstream := len({live.entry_id for live in alive if live.holder is Holder.DOWNSTREAM}):

@@ -39,20 +39,24 @@ def guard_parts(
     index: AuthorizedIndex,
     clock: Clock,
     authorities: Callable[[], Sequence[Authority]],
+    server: str,
     waits: ConsumerWaits | None = None,
     has_files: bool = False,
 ) -> GuardParts:
-    """`authorities` gives all that are known, of every server; it may be asked only later. To be made before the first
-    authority is published: from then on it is seen when each of them is."""
+    """`authorities` gives all that are known, of every server; it may be asked only later. `server` names this one. To
+    be made before the first authority is published: from then on it is seen when each of them is."""
 
     def token_keys() -> set[str]:
         return {one.authority_id for one in authorities() if one.kind is AuthorityKind.JWT}
 
+    def has_others() -> bool:
+        return any(one.server != server and one.not_after > clock.now() for one in authorities())
+
     acks = Acks()
     publication = Publication(trust, clock)
     issued = LiveIssued(log=store.issuance_tail, clock=clock, token_keys=token_keys)
-    dependants = Dependants(issued=issued, agents=agents, acks=acks, clock=clock)
-    readiness = Readiness(agents=agents, acks=acks, publication=publication, clock=clock)
+    dependants = Dependants(issued=issued, agents=agents, acks=acks, clock=clock, has_others=has_others)
+    readiness = Readiness(agents=agents, acks=acks, publication=publication, clock=clock, has_others=has_others)
     guard = RotationGuard(
         readiness=readiness,
         dependants=dependants,

@@ -55,6 +55,7 @@ class GuardLab:
             index=self.index,
             clock=clock,
             authorities=lambda: self.known,
+            server="one",
             **options,
         )
         self.acks, self.publication, self.readiness = parts.acks, parts.publication, parts.readiness

@@ -98,6 +98,28 @@ class TestActivation:
         lab.ack("one", "A")
         assert reasons(await lab.activation()) == ["AGENT_BEHIND"]
 
+    async def test_beside_other_servers_who_is_not_heard_here_gets_a_time(self, lab: GuardLab) -> None:
+        """What agents tell another server is not known here, and its push is as quick as ours."""
+        lab.known.append(lab.authority("B", AuthorityState.ACTIVE, server="two", authority_id="theirs"))
+        await lab.agent("elsewhere")
+        late = await lab.agent("here")
+        lab.ack("here", "A")
+        lab.acks.connected.add(late)
+        first, second = await lab.activation()
+        assert (first.who, first.reason) == (str(late), "AGENT_BEHIND")
+        assert second.who == "1 agents without a stream to this server"
+        assert second.until == lab.clock.now() + timedelta(seconds=30)
+        lab.ack("here", "A", "B")
+        await lab.clock.advance(30)
+        assert await lab.activation() == []
+
+    async def test_a_server_that_is_gone_for_good_excuses_nobody(self, lab: GuardLab) -> None:
+        """Its authorities have ended."""
+        over = lab.clock.now()
+        lab.known.append(lab.authority("B", AuthorityState.OLD, server="two", authority_id="theirs", not_after=over))
+        await lab.agent("gone")
+        assert reasons(await lab.activation()) == ["AGENT_SILENT"]
+
     async def test_workload_api_streams_get_their_time(self, lab: GuardLab) -> None:
         await lab.agent("one")
         lab.ack("one", "A", "B", workload_streams=4)
@@ -181,6 +203,19 @@ class TestRemoval:
         assert (blocker.reason, blocker.who) == ("SVID_NOT_REPLACED", "spiffe://example.org/web")
         assert "has not said that it has it" in blocker.detail
         lab.holds("one", B=1)
+        assert await lab.removal() == []
+
+    async def test_what_was_said_here_before_an_agent_went_to_another_server_counts_no_more(
+        self, lab: GuardLab
+    ) -> None:
+        lab.known.append(lab.authority("B", AuthorityState.ACTIVE, server="two", authority_id="theirs"))
+        one = await lab.agent("one", issuer="B")
+        await lab.workload("one", "web")
+        lab.holds("one", A=1)
+        await lab.workload("one", "web", "B")
+        lab.acks.connected.add(one)
+        assert reasons(await lab.removal()) == ["SVID_NOT_REPLACED"]
+        lab.acks.connected.discard(one)
         assert await lab.removal() == []
 
     async def test_so_must_have_its_envoys_until_the_old_one_ends_anyhow(self, lab: GuardLab) -> None:

@@ -45,6 +45,7 @@ class Watched(Bench):
             index=AuthorizedIndex(TD, self.clock.now),
             clock=self.clock,
             authorities=lambda: self.authority.journal.authorities,
+            server="one",
         )
         self.authority.guard = self.parts.guard
 
