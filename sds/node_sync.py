@@ -18,6 +18,9 @@ from sds.first_trust import ServerTrust
 from sds.server_link import ServerLink
 from sds.wire import read_resources
 
+ACK_PAUSE_SECONDS = 0.05
+"""Between acknowledgements: the server counts them, and several changes in a row need one."""
+
 KINDS = (ENTRY, BUNDLE)
 SETTLED_SECONDS = 1.0
 """A stream that stands this long on a verified connection is live, although nothing has changed to push."""
@@ -122,6 +125,7 @@ class SyncStream:
                 if error or self._sent.get(kind) != now:
                     await call.write(node_pb2.SyncRequest(ack=_ack(kind, now, error)))
                     self._sent[kind] = now
+            await self._clock.sleep(ACK_PAUSE_SECONDS)
 
 
 def _ack(kind: str, state: tuple[int, Held], error: str) -> node_pb2.Ack:

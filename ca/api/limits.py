@@ -23,6 +23,9 @@ RENEWALS_PER_SECOND = 2.0
 """Of one agent's own SVID, of which each stays alive, and on record, until its end; an agent renews it once in half of
 its life. They count among its X.509-SVIDs, too."""
 
+ACKS_PER_SECOND, ACKS_AT_ONCE = 100.0, 500.0
+"""Requests on the push streams of one agent; Burgee's agents send 40 a second when all changes all the time."""
+
 RENEWAL, ATTESTATION = 0.0, 1.0
 """Who has an identity to lose goes before who has none yet."""
 
@@ -66,6 +69,7 @@ class Limits:
         self._rates = {
             kind: TokenBuckets(per_second=rate, burst_seconds=config.burst_seconds) for kind, rate in rates.items()
         }
+        self._rates["ack"] = TokenBuckets(per_second=ACKS_PER_SECOND, burst_seconds=ACKS_AT_ONCE / ACKS_PER_SECOND)
 
     @asynccontextmanager
     async def attestation(self, challenge: Challenge) -> AsyncIterator[Challenge]:
@@ -96,6 +100,12 @@ class Limits:
         caller = current_caller()
         if not _local(caller):
             self._take("status", _identity(caller), 1)
+
+    def ack(self) -> None:
+        """Before one request of a push stream is looked at."""
+        caller = current_caller()
+        if not _local(caller):
+            self._take("ack", _identity(caller), 1)
 
     @contextmanager
     def stream(self) -> Iterator[None]:

@@ -98,6 +98,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 request = await context.read()
                 if not isinstance(request, pb.SyncRequest):
                     return
+                self._limits.ack()
                 if request.WhichOneof("step") == "ack":
                     self._acknowledge(svid, request.ack)
         finally:

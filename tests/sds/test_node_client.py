@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ca.runtime.clock import SystemClock
 from sds.condition import State
 from sds.feed import Consumers, ResumeToken
 from sds.keys import certificate_request, generate
+from sds.node_sync import ACK_PAUSE_SECONDS
 from tests.ca.identity.forge import TD
 from tests.sds.fake_server import FakeServer, entry, fresh_root
 from tests.sds.node_lab import Node, Proof, config_for, running, serving, until
@@ -111,6 +113,18 @@ async def test_acknowledgements_carry_the_consumers(node: Node, server: FakeServ
     await until(lambda: server.acks[-1].revision == 2)
     assert {a.kind for a in server.acks[count:]} == {"entry", "bundle"}, "an unchanged state is not sent again"
     assert len(server.acks) == count + 2
+
+
+async def test_many_changes_in_a_row_make_few_acknowledgements(node: Node, server: FakeServer) -> None:
+    """The server counts them, and must never have to refuse an agent that does as it should."""
+    await until(lambda: bool(server.acks))
+    count, began = len(server.acks), time.monotonic()
+    for number in range(200):
+        await server.push(upsert=(entry(f"e{number}"),))
+        await until(lambda number=number: f"e{number}" in node.feed.entries)
+    await until(lambda: server.acks[-1].revision == 201)
+    rounds = 2 + (time.monotonic() - began) / ACK_PAUSE_SECONDS
+    assert len(server.acks) - count <= 2 * rounds
 
 
 async def test_one_malformed_entry_does_not_keep_the_others_out(node: Node, server: FakeServer) -> None:

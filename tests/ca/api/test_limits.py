@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from ca.api import limits
 from ca.api.limits import RENEWALS_PER_SECOND, Limits
 from ca.errors import BurgeeError, Code
 from ca.proto.burgee import admin_pb2, node_pb2
@@ -97,6 +98,35 @@ async def test_statuses() -> None:
         _, caller = await server.agent()
         await caller.agents.PostStatus(server_agent_pb2.PostStatusRequest(agent_version="1"))
         await refusal(caller.agents.PostStatus(server_agent_pb2.PostStatusRequest(agent_version="1")))
+
+
+async def end_of(stream: Any) -> None:
+    async with asyncio.timeout(10):
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+        await stream.wait_for_connection()
+
+
+async def test_requests_on_a_push_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst passes, one more ends the stream, and the neighbour's goes on."""
+    monkeypatch.setattr(limits, "ACKS_PER_SECOND", 0.1)
+    monkeypatch.setattr(limits, "ACKS_AT_ONCE", 5.0)
+    async with limited() as server:
+        _, caller = await server.agent()
+        _, neighbour = await server.agent()
+        stream, other = await opened(caller), await opened(neighbour)
+        requests = [node_pb2.Ack(kind="entry", revision=1), None]  # one that acknowledges nothing counts as well
+        for number in range(5):
+            await stream.write(node_pb2.SyncRequest(ack=requests[number % 2]))
+        await asyncio.sleep(0.5)
+        assert not stream.done()
+        await stream.write(node_pb2.SyncRequest())
+        error = await refusal(end_of(stream))
+        assert error.reason == "RATE_LIMITED"
+        assert 5 < (error.retry_after_seconds or 0) < 16
+        await other.write(node_pb2.SyncRequest(ack=requests[0]))
+        await asyncio.sleep(0.2)
+        assert not other.done()
 
 
 async def opened(caller: Any) -> Any:
