@@ -184,6 +184,10 @@ def test_http2_abuse_on_the_tls_port_harms_nobody_else(server: Lone, anonymous: 
         assert slowest < NEIGHBOUR_SECONDS, kind
         assert peak - before < 100, kind
     server.tells()
+    assert server.refused("HEADERS_TOO_LARGE") > 0
+    assert "HEADERS_TOO_LARGE" in server.log()
+    if anonymous:
+        assert server.refused("ANONYMOUS_TOO_MUCH") > 0
     until("nothing is left of it", lambda: server.metric('burgee_gate_connections{listener="tcp"}') == 0)
 
 

@@ -36,7 +36,10 @@ class TestIssued:
         table = live("issued", "--spiffe-id", f"{ID}/m").out.splitlines()
         assert table[0].split("  ")[0] == "KIND"
         assert x509["serial_or_kid"] in table[2]
-        assert live("issued", "--authority", x509["authority_id"], "--limit", "1", "-o", "json").code == 0
+        by_authority = live("issued", "--authority", x509["authority_id"], "-o", "json").json["records"]
+        assert {record["authority_id"] for record in by_authority} == {x509["authority_id"]}
+        assert x509["serial_or_kid"] in {record["serial_or_kid"] for record in by_authority}
+        assert live("issued", "--authority", "nobodys").out == "nothing issued\n"
 
     def test_an_agents_share(self, live: Caadmin, running: Pair) -> None:
         agent = running.status().spiffe_id
