@@ -10,11 +10,14 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message import DecodeError
 
-from ca.errors import InvalidArgument
+from ca.errors import Exhausted, InvalidArgument
 from ca.runtime.rpc_handlers import Context
 
 V1, V1ALPHA = "grpc.reflection.v1", "grpc.reflection.v1alpha"
 SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
+
+MAX_REQUESTS = 1_000
+"""On one stream; a client asks for each service and file once."""
 
 Files = descriptor_pb2.FileDescriptorProto
 
@@ -106,7 +109,15 @@ def _add(pool: descriptor_pool.DescriptorPool, file: Any, added: set[str]) -> No
 async def _parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     from grpc_reflection.v1alpha import reflection_pb2
 
+    count = 0
     async for raw in requests:
+        count += 1
+        if count > MAX_REQUESTS:
+            raise Exhausted(
+                f"more than {MAX_REQUESTS} reflection requests on one stream",
+                reason="REFLECTION_LIMIT",
+                hint="begin another one",
+            )
         try:
             yield reflection_pb2.ServerReflectionRequest.FromString(raw)
         except DecodeError as error:

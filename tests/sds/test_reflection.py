@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
 
+from ca.runtime import reflection
 from ca.runtime.rpc import grpc_server
 from sds.reflection import SERVICES, Reflection
 from tests.sds.lab import status_of
@@ -41,6 +42,17 @@ async def ask(channel: grpc.aio.Channel, version: str, metadata: Any = (), **req
 async def test_the_services_are_listed(channel: grpc.aio.Channel, version: str, metadata: Any):
     answer = await ask(channel, version, metadata, list_services="")
     assert [service.name for service in answer.list_services_response.service] == list(SERVICES)
+
+
+async def test_a_stream_that_asks_without_end_is_ended(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reflection, "MAX_REQUESTS", 3)
+    call = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")()
+    for _ in range(3):
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString())
+        assert await call.read() is not grpc.aio.EOF
+    await call.write(b"")
+    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "3 reflection requests" in await call.details()
 
 
 async def files_of(channel: grpc.aio.Channel, symbol: str) -> list[descriptor_pb2.FileDescriptorProto]:
