@@ -9,6 +9,7 @@
 //	wire latency -admin S -sock S -td TD -parent P -n N      entry created -> its SVID on an open stream
 //	wire fanout  -admin S -sock S -td TD -parent P -streams N   entry created -> on the last of N open streams
 //	wire fleet   -addr A -admin S -td TD -dir D -n N -seconds N -pid PID   N agents attached (Burgee's push service), idle
+//	wire hold    -addr A -admin S -td TD -dir D -n N -size N   N agents with SVIDs each, which follow until its input ends; prints twice
 //	wire taint   -addr A -admin S -td TD -dir D -n N -size N   N agents with SVIDs each: authority tainted -> the last one replaced
 package main
 
@@ -34,10 +35,10 @@ func main() {
 	var o options
 	verbs := map[string]func(options) (report, error){
 		"attest": attest, "entries": entries, "batch": batch, "jwt": jwt,
-		"attach": attach, "latency": latency, "fanout": fanout, "fleet": fleet, "taint": taint,
+		"attach": attach, "latency": latency, "fanout": fanout, "fleet": fleet, "hold": hold, "taint": taint,
 	}
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: wire attest|entries|batch|jwt|attach|latency|fanout|fleet|taint [flags]")
+		fmt.Fprintln(os.Stderr, "usage: wire attest|entries|batch|jwt|attach|latency|fanout|fleet|hold|taint [flags]")
 		os.Exit(2)
 	}
 	f := flag.NewFlagSet(os.Args[1], flag.ExitOnError)

@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,7 +22,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const patience = 2 * time.Minute
+const (
+	patience    = 2 * time.Minute
+	taintSpread = time.Second
+)
 
 // node is one agent with SVIDs for its entries, which follows the push service as a real one does.
 type node struct {
@@ -34,15 +40,9 @@ type node struct {
 func taint(o options) (report, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	nodes := make([]*node, o.n)
-	for i := range nodes {
-		mine := o
-		mine.dir, mine.prefix = filepath.Join(o.dir, strconv.Itoa(i)), fmt.Sprintf("taint-%d", i)
-		var err error
-		if nodes[i], err = join(mine, ctx); err != nil {
-			return nil, err
-		}
-		defer nodes[i].conn.Close()
+	nodes, err := crowd(o, ctx)
+	if err != nil {
+		return nil, err
 	}
 	admin, err := local(o.admin)
 	if err != nil {
@@ -92,6 +92,42 @@ func rotate(client localauthorityv1.LocalAuthorityClient, ctx context.Context) (
 			return state.Active.AuthorityId, err
 		}
 	}
+}
+
+// crowd lets o.n agents of o.size SVIDs each follow a server until ctx ends.
+func crowd(o options, ctx context.Context) ([]*node, error) {
+	nodes := make([]*node, o.n)
+	for i := range nodes {
+		mine := o
+		mine.dir, mine.prefix = filepath.Join(o.dir, strconv.Itoa(i)), fmt.Sprintf("crowd-%d", i)
+		var err error
+		if nodes[i], err = join(mine, ctx); err != nil {
+			return nil, fmt.Errorf("agent %d: %w", i, err)
+		}
+		context.AfterFunc(ctx, func() { nodes[i].conn.Close() })
+	}
+	return nodes, nil
+}
+
+// hold prints one line when o.n agents of o.size SVIDs each follow a server, and keeps them until its input ends.
+func hold(o options) (report, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	start := time.Now()
+	nodes, err := crowd(o, ctx)
+	if err != nil {
+		return nil, err
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(report{"joined_s": time.Since(start).Seconds()})
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	for i, n := range nodes {
+		select {
+		case <-n.clean:
+			return nil, fmt.Errorf("the stream of agent %d ended, or its SVIDs were tainted", i)
+		default:
+		}
+	}
+	return report{"agents": o.n, "svids": o.n * o.size}, nil
 }
 
 func join(o options, ctx context.Context) (*node, error) {
@@ -164,7 +200,8 @@ func (n *node) issue(ctx context.Context) error {
 	return nil
 }
 
-// follow acknowledges each push, and replaces the SVIDs when who signed them is tainted.
+// follow acknowledges each push, and replaces the SVIDs when who signed them is tainted: at a random moment within taintSpread,
+// as our agents do.
 func (n *node) follow(stream grpc.ClientStream, ctx context.Context) {
 	defer close(n.clean)
 	for {
@@ -184,6 +221,7 @@ func (n *node) follow(stream grpc.ClientStream, ctx context.Context) {
 		}
 		for _, root := range bundle.GetX509Authorities() {
 			if root.Tainted && keyID(root) == n.issuer {
+				time.Sleep(rand.N(taintSpread))
 				if n.issue(ctx) != nil {
 					return
 				}
