@@ -11,7 +11,10 @@ FILES_PER_CONNECTION = 6
 """Those of the gate, and the pin of a process that has a single connection: its /proc directory and its pidfd."""
 
 RESERVED_FILES = 512
-"""The administrator's socket, the server's, what attestors read, what is saved."""
+"""The administrator's socket, the server's, what attestors read, what is saved, and processes of `MAX_IDLE`."""
+
+MAX_IDLE = 64
+"""Processes that stay pinned for a moment after their last call, when their connections may be gone: two files each."""
 
 
 class LimitsConfig(StrictModel):

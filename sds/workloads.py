@@ -24,7 +24,7 @@ from ca.ports import Clock, Process
 from ca.runtime import threads
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
-from sds.limits import LimitsConfig
+from sds.limits import MAX_IDLE, LimitsConfig
 from sds.memory import Charge, Memory, Room
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
 from sds.program import Program
@@ -102,6 +102,7 @@ class Workloads:
         self._clock = clock
         self._interval = interval_seconds
         self._known: dict[ProcessKey, Workload] = {}
+        self._idle: dict[ProcessKey, Workload] = {}
         self._share_of = share_of
         limits = limits or LimitsConfig()
         self.memory = Memory(limits.max_memory_bytes_per_workload)
@@ -140,6 +141,7 @@ class Workloads:
         """The calling process with fresh selectors; it stays pinned while the block runs."""
         workload = self._find(caller)
         workload.uses += 1
+        self._idle.pop(workload.process.key, None)
         try:
             with self._streams.place(workload.share):
                 if patient:
@@ -154,8 +156,7 @@ class Workloads:
         finally:
             workload.uses -= 1
             if not workload.uses:
-                # Kept a moment: the next call of the same process need not attest again.
-                asyncio.get_running_loop().call_later(FRESH_SECONDS, self._forget_if_idle, workload)
+                self._keep_a_moment(workload)
 
     async def run(self) -> None:
         """Attest the callers of open streams again, for ever."""
@@ -265,6 +266,15 @@ class Workloads:
             # It cannot be told any more who this is: fail closed, the workload may call again.
             self._remove(workload, attestation_failed)
 
+    def _keep_a_moment(self, workload: Workload) -> None:
+        """The next call of the same process need not attest again; of too many such processes the earliest goes."""
+        if self._known.get(workload.process.key) is not workload:
+            return
+        self._idle[workload.process.key] = workload
+        if len(self._idle) > MAX_IDLE:
+            self._remove(next(iter(self._idle.values())), caller_gone)
+        asyncio.get_running_loop().call_later(FRESH_SECONDS, self._forget_if_idle, workload)
+
     def _forget_if_idle(self, workload: Workload) -> None:
         if not workload.uses:
             self._remove(workload, caller_gone)
@@ -273,6 +283,7 @@ class Workloads:
         if self._known.get(workload.process.key) is not workload:
             return
         del self._known[workload.process.key]
+        self._idle.pop(workload.process.key, None)
         if workload.process.pidfd is not None:
             asyncio.get_running_loop().remove_reader(workload.process.pidfd)
         for subscription in workload.subscriptions:

@@ -136,6 +136,22 @@ async def test_processes_and_their_descriptors_are_let_go_of(lab: Lab, monkeypat
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+async def test_few_processes_stay_pinned_after_their_calls_and_those_that_call_are_none_of_them(
+    lab: Lab, children: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Their connections, by which open files are counted, may be gone: who comes and goes fast would take all files."""
+    monkeypatch.setattr("sds.workloads.MAX_IDLE", 2)
+    before = len(os.listdir("/proc/self/fd"))
+    async with lab.workloads.session(Me(), needs_svid=False) as subscription:
+        for pid in children:
+            async with lab.workloads.session(Me(pid=pid), needs_svid=False):
+                pass
+        pinned = [known.process.pid for known in lab.workloads._known.values()]
+        assert pinned == [os.getpid(), *children[-2:]], "the latest ones need not be attested again"
+        assert len(os.listdir("/proc/self/fd")) - before <= 2 * 3
+        assert not subscription.ended
+
+
 class Crowd:
     """Two cgroups of one user: a hostile one whose attestations never end, and a neighbour."""
 
