@@ -82,9 +82,8 @@ def plan(
     if svid is None or verdict is not None:
         return Attest(why=verdict)
     if now >= svid.not_after:
-        return Attest(
-            why=Denied(f"the agent's SVID expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}", reason="AGENT_EXPIRED")
-        )
+        times = f"expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}, the clock here says {now:%Y-%m-%d %H:%M:%SZ}"
+        return Attest(why=Denied(f"the agent's SVID {times}", reason="AGENT_EXPIRED"))
     if bundle is not None and not chains_to(svid, bundle, now):
         return Attest(
             why=Unauthenticated(

@@ -60,6 +60,10 @@ class TestPlan:
         assert isinstance(step, Attest)
         assert step.why is not None
         assert step.why.reason == "AGENT_EXPIRED"
+        ended = f"{T0 + HOUR:%Y-%m-%d %H:%M:%SZ}"
+        assert f"expired at {ended}, the clock here says {ended}" in step.why.detail, (
+            "is the SVID old or the clock wrong?"
+        )
 
     def test_a_servers_verdict_comes_first(self) -> None:
         verdict = Denied("no", reason="AGENT_NOT_ATTESTED")
