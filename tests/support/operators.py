@@ -13,6 +13,7 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ca.errors import BurgeeError
 from ca.identity.bundle import authority_id
 from ca.proto.burgee import authority_pb2, authority_pb2_grpc
 from ca.proto.spire import server_localauthority_pb2 as pb
@@ -68,6 +69,11 @@ class Operator:
             return getattr(stub, method)(getattr(pb, f"{method}Request")(**fields), timeout=CALL_SECONDS)
 
 
+def refused(error: grpc.RpcError) -> BurgeeError:
+    """What the server said, of a call that waited for its answer."""
+    return error_of(error)  # type: ignore[arg-type]  # what it looks at, errors of either kind of call have
+
+
 def when_allowed(step: Callable[[], T], *, seconds: float = ALLOWED_SECONDS) -> float:
     """Takes the step as soon as it would cut nobody off; the seconds that it was refused for."""
     began = time.monotonic()
@@ -75,8 +81,9 @@ def when_allowed(step: Callable[[], T], *, seconds: float = ALLOWED_SECONDS) -> 
         try:
             step()
         except grpc.RpcError as error:
-            if error_of(error).reason != "ROTATION_BLOCKED" or time.monotonic() - began > seconds:
-                raise AssertionError(f"refused: {error_of(error)}") from error
+            refusal = refused(error)
+            if refusal.reason != "ROTATION_BLOCKED" or time.monotonic() - began > seconds:
+                raise AssertionError(f"refused: {refusal}") from error
             time.sleep(0.2)
         else:
             return time.monotonic() - began
