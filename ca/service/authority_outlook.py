@@ -82,7 +82,7 @@ class Outlooks:
             last_hanging_not_after=hanging.last_not_after,
         )
         if authority.status == AuthorityState.PREPARED:
-            outlook = replace(outlook, behind=self._guard.behind(authority, picture))
+            outlook = replace(outlook, behind=self._guard.behind(authority, picture, states))
         return await self._scheduled(outlook, of_kind(of_server(known, self.server), authority.kind))
 
     async def _scheduled(self, outlook: Outlook, mine: Sequence[Authority]) -> Outlook:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Set
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
 from ca.store.values import IssuanceRecord
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Holder(StrEnum):
@@ -68,6 +70,8 @@ class LiveIndex:
     def __init__(self) -> None:
         self._slots: dict[tuple[str, str, str], _Slot] = {}
         self._tokens: dict[str, Tokens] = {}
+        self._soonest = _NEVER
+        """Until then nothing is to be forgotten."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -82,6 +86,7 @@ class LiveIndex:
 
     def _put(self, batch: int, live: Live) -> None:
         key = _key(live)
+        self._soonest = min(self._soonest, live.not_after)
         known = self._slots.get(key)
         if known is None:
             self._slots[key] = _Slot(batch, live)
@@ -94,9 +99,12 @@ class LiveIndex:
         if known is not None:
             count, last_not_after = known.number + count, max(known.last_not_after, last_not_after)
         self._tokens[sys.intern(authority_id)] = Tokens(count, last_not_after)
+        self._soonest = min(self._soonest, last_not_after)
 
     def expire(self, now: datetime) -> None:
-        """Forgets what has ended."""
+        """Forgets what has ended; looks through it only when something may have."""
+        if now < self._soonest:
+            return
         for key, slot in list(self._slots.items()):
             before = tuple(live for live in slot.before if live.not_after > now)
             if slot.live.not_after <= now and not before:
@@ -105,6 +113,13 @@ class LiveIndex:
                 self._slots[key] = slot._replace(before=before)
         for kid in [kid for kid, tokens in self._tokens.items() if tokens.last_not_after <= now]:
             del self._tokens[kid]
+        self._soonest = min((end for end in self._ends() if end > now), default=_NEVER)
+
+    def _ends(self) -> Iterator[datetime]:
+        """Of all that is kept, the successor included that ended before what it superseded."""
+        for slot in self._slots.values():
+            yield from (live.not_after for live in (slot.live, *slot.before))
+        yield from (tokens.last_not_after for tokens in self._tokens.values())
 
     def all(self, now: datetime) -> Iterator[Live]:
         """Everything but tokens."""

@@ -90,6 +90,9 @@ class _Lack:
     detail: str = ""
 
 
+_NOTHING = _Lack()
+
+
 def _by_ack(ack: Acknowledged, anchor: str | None) -> _Lack:
     if anchor is None or anchor not in ack.authorities:
         why = f": {ack.error}" if ack.error else ""
@@ -98,7 +101,7 @@ def _by_ack(ack: Acknowledged, anchor: str | None) -> _Lack:
         return _Lack(reason="AGENT_BEHIND", detail=f"could not apply the bundle: {ack.error}")
     missing = ack.consumers - ack.consumers_acked
     if missing <= 0:
-        return _Lack()
+        return _NOTHING
     named = f": {', '.join(ack.waiting)}" if ack.waiting else ""
     words = f"{missing} of its {ack.consumers} Envoy streams have not taken it over{named}"
     return _Lack(reason="ENVOY_BEHIND", detail=words)
@@ -106,6 +109,6 @@ def _by_ack(ack: Acknowledged, anchor: str | None) -> _Lack:
 
 def _by_poll(polled: datetime, since: datetime | None) -> _Lack:
     if since is not None and polled >= since:
-        return _Lack()
+        return _NOTHING
     words = f"asked last at {polled:%H:%M:%SZ}, before the authority was published"
     return _Lack(reason="AGENT_BEHIND", detail=words)

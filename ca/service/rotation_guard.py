@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -69,13 +69,14 @@ class RotationGuard:
 
     async def before_activation(self, authority: Authority) -> Sequence[Blocker]:
         """Agents that are behind, with what would break there, and kinds of consumers that are given time still."""
-        return self.behind(authority, await self._dependants.look())
+        picture = await self._dependants.look()
+        return self.behind(authority, picture, self._readiness.of(authority))
 
-    def behind(self, authority: Authority, picture: Picture) -> Sequence[Blocker]:
-        """The same for a picture that is at hand."""
-        states = self._readiness.of(authority)
-        names = _names(picture.alive)
-        behind = [_behind(state, names.get(str(state.agent_id), [])) for state in states if state.reason]
+    def behind(self, authority: Authority, picture: Picture, states: Sequence[AgentState]) -> Sequence[Blocker]:
+        """The same for what is at hand: the picture, and how far each agent is with the authority."""
+        late = {str(state.agent_id): state for state in states if state.reason}
+        names = _names(picture.alive, late)
+        behind = [_behind(state, names.get(agent, [])) for agent, state in late.items()]
         return [*behind, *self._waiting(authority, states, picture.alive)]
 
     async def before_removal(self, authority: Authority) -> Sequence[Blocker]:
@@ -124,11 +125,11 @@ class RotationGuard:
         return str(entry.spiffe_id) if entry is not None else live.spiffe_id
 
 
-def _names(alive: Iterable[Live]) -> dict[str, list[str]]:
-    """Workloads' SPIFFE IDs by agent."""
+def _names(alive: Iterable[Live], agents: Container[str]) -> dict[str, list[str]]:
+    """Workloads' SPIFFE IDs by agent, of these agents."""
     names: dict[str, list[str]] = {}
     for live in alive:
-        if live.holder is Holder.WORKLOAD:
+        if live.agent in agents and live.holder is Holder.WORKLOAD:
             names.setdefault(live.agent, []).append(live.spiffe_id)
     return names
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table. Values are in `unit`; None where nothing was measured or is asked. Smaller is better, or with
+    """One row of the table. Values are in `unit`; None where nothing was measured or is asked. Smaller is better, with
     `more` greater.
 
     A `ratio` is measured against a floor in the same run: missing its `must` makes the benchmark fail. Other figures

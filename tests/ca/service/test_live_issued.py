@@ -187,3 +187,23 @@ async def test_a_servers_root_is_nobodys_svid(lab: GuardLab) -> None:
     await lab.record("A", spiffe_id="spiffe://example.org", kind="ca")
     await lab.record("A", spiffe_id="spiffe://example.org/x")
     assert [live.holder for live in (await lab.live.look()).all(lab.clock.now())] == [Holder.MINTED]
+
+
+async def test_what_ends_is_forgotten_also_when_it_came_after_what_lasts_longer(lab: GuardLab) -> None:
+    """The index is looked through only when something may have ended."""
+    begun = lab.clock.now()
+    ends = {"long": 10 * HOUR, "short": HOUR, "middle": 2 * HOUR}
+    for entry, life in ends.items():
+        await lab.workload("n", entry, end=begun + life)
+    assert len(await lab.live.look()) == 3
+    await lab.clock.advance(HOUR.total_seconds())
+    assert len(await lab.live.look()) == 2
+    await lab.workload("n", "late", end=lab.clock.now() + HOUR / 2)
+    await lab.record("J", spiffe_id="spiffe://example.org/web", kind="jwt", end=lab.clock.now() + HOUR / 4)
+    assert (await lab.live.look()).tokens("J") is not None
+    await lab.clock.advance(HOUR.total_seconds() / 4)
+    index = await lab.live.look()
+    assert (len(index), index.tokens("J")) == (3, None)
+    await lab.clock.advance(HOUR.total_seconds())
+    assert await names(lab) == ["long"]
+    assert len(await lab.live.look()) == 1
