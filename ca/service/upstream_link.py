@@ -69,7 +69,10 @@ class UpstreamLink:
         async def minted() -> ProvedCa:
             answer = await self._upstream.mint(csr, need.ttl_seconds)
             now = self._clock.now()
-            return prove(answer, trust_domain=self._trust_domain, public_key_der=public_key_der, need=need, now=now)
+            # Signatures are checked: a hostile answer must not keep the event loop.
+            return await asyncio.to_thread(
+                prove, answer, trust_domain=self._trust_domain, public_key_der=public_key_der, need=need, now=now
+            )
 
         proved = await self._call("mint", minted(), MINT_SECONDS)
         for warning in proved.warnings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -42,7 +43,8 @@ async def rehearse(mint: Mint, host: AuthorityHost, *, ttl_seconds: int) -> Rehe
     key = ec.generate_private_key(ec.SECP256R1())
     try:
         answer = await mint(make_request(key, host.trust_domain), REHEARSAL_SECONDS)
-        proved = prove(
+        proved = await asyncio.to_thread(
+            prove,
             answer,
             trust_domain=host.trust_domain,
             public_key_der=key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),

@@ -6,6 +6,7 @@ issuing while Vault is away, and the trust bundle holds the root alone.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from ca.identity.bundle import JwtAuthority, X509Authority
 from ca.identity.bundle_pem import parse_certificates
 from ca.identity.certificate import is_issued_by, load_authority
 from ca.ports import AuthorityHost, Finding, UpstreamAuthorityPlugin, UpstreamBundle, UpstreamCa
-from ca.upstream.chain import arrange
+from ca.upstream.chain import MAX_CERTIFICATES, arrange
+from ca.upstream.links import refused
 from ca.upstream.rehearsal import USUAL_TTL_SECONDS, failure, rehearse
 from ca.upstream.request import read_request
 from ca.upstream.vault_check import Granted, left_behind, limit_of_mount, rights, token
@@ -143,8 +145,8 @@ class VaultPkiUpstream:
         above, roots = await self._mount()
         asked_seconds = self._within(ttl_seconds, above, roots)
         data = await self._client.write(self._path(), self._wanted(request, asked_seconds))
-        certificate, *others = _certificates(data, "certificate", "issuing_ca", "ca_chain")
-        chain, _ = arrange(certificate, (*others, *above, *roots))
+        names = ("certificate", "issuing_ca", "ca_chain")
+        certificate, chain, _ = await asyncio.to_thread(_arranged, data, names, (*above, *roots))
         lasts = load_authority(certificate).not_valid_after_utc - self._host.clock.now()
         return _Signed(
             answer=UpstreamCa(chain=(certificate, *chain), roots=roots),
@@ -208,8 +210,7 @@ class VaultPkiUpstream:
                 reason="UPSTREAM_ROOT_MISSING",
                 hint="is `mount` right, and was a root generated or imported there?",
             )
-        certificate, *others = _certificates(data, "certificate", "ca_chain")
-        above, roots = arrange(certificate, others)
+        certificate, above, roots = await asyncio.to_thread(_arranged, data, ("certificate", "ca_chain"))
         if not roots:
             raise FailedPrecondition(
                 f"the mount `{self._config.mount}` has no root above its issuer `{reference}`",
@@ -217,6 +218,14 @@ class VaultPkiUpstream:
                 hint=f"import the root's certificate there: `{self._config.mount}/issuers/import/cert`",
             )
         return (certificate, *above), roots
+
+
+def _arranged(
+    data: Mapping[str, Any], names: Sequence[str], known: Sequence[bytes] = ()
+) -> tuple[bytes, tuple[bytes, ...], tuple[bytes, ...]]:
+    """(the first certificate under these names, what is above it without the root, all roots). It takes time."""
+    certificate, *others = _certificates(data, *names)
+    return certificate, *arrange(certificate, (*others, *known))
 
 
 def _certificates(data: Mapping[str, Any], *names: str) -> list[bytes]:
@@ -227,6 +236,8 @@ def _certificates(data: Mapping[str, Any], *names: str) -> list[bytes]:
             value = data.get(name) or []
             for text in [value] if isinstance(value, str) else value:
                 found += parse_certificates(text)
+        if len(found) > MAX_CERTIFICATES:
+            raise refused(f"it holds more than {MAX_CERTIFICATES} certificates", "UPSTREAM_CHAIN_TOO_LONG")
         for der in found:
             load_authority(der)
     except (InvalidArgument, TypeError) as error:
