@@ -24,6 +24,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "bad-day.md"
 ASKED_SECONDS, GIVEN_UP_SECONDS = 1, 1
 """Instead of the server's own 60 and 20."""
 
+LATEST_SECONDS = 15.0
+"""On a busy machine, and far from what it would be without these."""
+
 
 async def metric(server: RunningServer, name: str) -> float:
     async with httpx.AsyncClient() as client:
@@ -56,9 +59,8 @@ async def test_it_is_ended_in_time_and_whoever_answers_stays(monkeypatch: pytest
             assert await metric(server, "burgee_connected_agents") == 2
             valve.swallow()
             began = time.monotonic()
-            await eventually(lambda: _is(open_connections(server), others + 1))
-            took = time.monotonic() - began
-            assert GIVEN_UP_SECONDS * 0.9 < took < 2 * (ASKED_SECONDS + GIVEN_UP_SECONDS)
+            await eventually(lambda: _is(open_connections(server), others + 1), seconds=LATEST_SECONDS)
+            assert time.monotonic() - began > GIVEN_UP_SECONDS / 2, "it was asked first"
             await eventually(lambda: _is(metric(server, "burgee_connected_agents"), 1))
             await asyncio.sleep(2 * (ASKED_SECONDS + GIVEN_UP_SECONDS))
             assert not streams[1].done(), "its client answers, however quiet it is"
@@ -89,7 +91,7 @@ async def test_a_call_that_waits_for_it_is_given_up_too(monkeypatch: pytest.Monk
         valve.swallow()
         with suppress(grpc.aio.AioRpcError):
             await caller.bundles.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=0.2)
-        await eventually(lambda: _is(open_connections(server), 0))
+        await eventually(lambda: _is(open_connections(server), 0), seconds=LATEST_SECONDS)
 
 
 def test_the_page_names_the_seconds() -> None:
