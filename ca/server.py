@@ -248,6 +248,7 @@ class Server:
             records=self.store.audit,
             server=self.issuer.settings.server,
             clock=self.clock,
+            token_id=self.store.tokens.id_of,
             reads=self.config.audit.reads,
         )
         self.pruner = Pruner(

@@ -36,6 +36,9 @@ MAX_TOKEN_TTL_SECONDS = 7 * 24 * 3600
 
 MIN_TOKEN_CHARACTERS = 16
 
+ID_METADATA = "burgee-token-id"
+"""Trailing metadata of CreateJoinToken: the token's ID."""
+
 _TOKEN = re.compile(r"[a-zA-Z0-9._-]{1,255}")
 
 _TOKEN_REASONS = {
@@ -108,6 +111,8 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
         await self._store.tokens.create(value, expires_at, agent_id=alias)
         if alias is not None:
             await self._follower.catch_up()
+        # SPIRE's answer has no room for it.
+        context.set_trailing_metadata(((ID_METADATA, self._store.tokens.id_of(value)),))
         return types_pb2.JoinToken(value=value, expires_at=seconds(expires_at))
 
     async def AttestAgent(  # type: ignore[override]  # grpc.aio's reader-writer form, which the stubs do not know

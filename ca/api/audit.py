@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ca.api.access import Access, Caller, current_caller
-from ca.api.audit_items import answered, asked
+from ca.api.audit_items import TokenId, answered, asked
 from ca.api.tiers import MANAGERS, TIERS, Tier
 from ca.errors import BurgeeError, Code, Denied, Unavailable
 from ca.identity.spiffe_id import SpiffeId
@@ -62,7 +62,8 @@ class Actor:
 class Auditor:
     """Writes records. `reads` may be changed at any time."""
 
-    def __init__(self, *, records: AuditLog, server: str, clock: Clock, reads: bool = False) -> None:
+    def __init__(self, *, records: AuditLog, server: str, clock: Clock, token_id: TokenId, reads: bool = False) -> None:
+        self.token_id = token_id
         self._records = records
         self._server = server
         self._clock = clock
@@ -171,14 +172,14 @@ class _Audited:
         async def recorded(request: Any, context: Context) -> Any:
             if not self._auditor.wants(method):
                 return await inner(request, context)
-            items = asked(request)
+            items = asked(request, self._auditor.token_id)
             number = await self._auditor.begin(method, current_caller(), items)
             try:
                 response = await inner(request, context)
             except BaseException as error:
                 await self._failed(number, error, items)
                 raise
-            await self._auditor.finish(number, "OK", "", answered(request, response))
+            await self._auditor.finish(number, "OK", "", answered(request, response, self._auditor.token_id))
             return response
 
         return recorded
@@ -189,7 +190,11 @@ class _Audited:
 
         async def recorded(request: Any, context: Context) -> AsyncIterator[Any]:
             wanted = self._auditor.wants(method)
-            number = await self._auditor.begin(method, current_caller(), asked(request)) if wanted else 0
+            number = (
+                await self._auditor.begin(method, current_caller(), asked(request, self._auditor.token_id))
+                if wanted
+                else 0
+            )
             responses: Any = inner(request, context)
             try:
                 async with aclosing(responses):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,18 +19,24 @@ _MintJwt = admin_pb2.MintJWTSVIDRequest | server_svid_pb2.MintJWTSVIDRequest
 _CODES = {0: "OK", **{number: code.value for code, (number, _) in STATUS.items()}}
 
 
-def asked(request: Any) -> list[AuditItem]:
+TokenId = Callable[[str], str]
+"""What a join token is called in the log."""
+
+
+def asked(request: Any, token_id: TokenId) -> list[AuditItem]:
     """The items that a request names. Only fields that are known to hold names are looked at: what a message of
     another kind holds might be a secret."""
+    if isinstance(request, server_agent_pb2.CreateJoinTokenRequest):
+        return [AuditItem(token_id(request.token) if request.token else "", _id(request.agent_id))]
     special = _SPECIAL.get(type(request).__name__)
     return special(request) if special else _named(request)
 
 
-def answered(request: Any, response: Any) -> list[AuditItem]:
+def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
     """The same items with their results; where a batch answers item by item, each with its own."""
     if isinstance(response, types_pb2.JoinToken):
-        return [AuditItem(_digest(response.value), item.about, "OK") for item in asked(request)]
-    items = asked(request)
+        return [AuditItem(token_id(response.value), item.about, "OK") for item in asked(request, token_id)]
+    items = asked(request, token_id)
     if "results" in _fields(response) and len(response.results) == len(items):
         return [_with_result(item, result) for item, result in zip(items, response.results, strict=True)]
     if "svid" in _fields(response):
@@ -115,15 +120,6 @@ _READERS: dict[str, Callable[[Any], AuditItem]] = {
 }
 
 
-def _join_token(request: server_agent_pb2.CreateJoinTokenRequest) -> list[AuditItem]:
-    """The token is a secret until it is used; its digest tells whether a token at hand is this one."""
-    return [AuditItem(_digest(request.token) if request.token else "", _id(request.agent_id))]
-
-
-def _digest(token: str) -> str:
-    return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
 def _mint_x509(request: _MintX509) -> list[AuditItem]:
     try:
         names = x509.load_der_x509_csr(request.csr).extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -150,7 +146,6 @@ def _rotation(request: authority_pb2.RotateRequest) -> list[AuditItem]:
 
 
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
-    "CreateJoinTokenRequest": _join_token,
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
     "StepRequest": _authority_step,

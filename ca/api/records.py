@@ -23,7 +23,6 @@ UNFINISHED_SECONDS = 60.0
 """A call that takes longer than this is shown to followers as it is."""
 MAX_WATCHED = 1000
 MAX_LIMIT = 10_000
-TOKEN_ID_DIGITS = 16
 
 
 async def issued(
@@ -116,7 +115,7 @@ def _condition(request: pb.ListAuditRequest) -> AuditFilter:
 def _token(token: StoredToken, now: datetime) -> pb.JoinTokenInfo:
     unused = "expired" if token.expires_at < now else "unused"
     return pb.JoinTokenInfo(
-        id=token.sha256.hex()[:TOKEN_ID_DIGITS],
+        id=token.id,
         spiffe_id="" if token.agent_id is None else str(token.agent_id),
         expires_at=seconds(token.expires_at),
         used_at=0 if token.used_at is None else seconds(token.used_at),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,9 @@ from ca.cli.output import Output, OutputOption, columns, emit, fields, timestamp
 
 if TYPE_CHECKING:
     from ca.proto.burgee import admin_pb2
+
+STRONG_BITS = 80
+"""A random token has more, a word or a name that somebody made up has not."""
 
 app = typer.Typer(help="Join tokens: each lets one agent attest, once.")
 
@@ -41,26 +45,32 @@ def create(
     """Create a join token and print it, or write it into a file."""
     from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc
 
+    if value and _bits(value) < STRONG_BITS:
+        print("warning: this token could be guessed, and whoever has it is a node of yours", file=sys.stderr)
+        print("hint: leave out `--token`, and the server makes a random one", file=sys.stderr)
     request = server_agent_pb2.CreateJoinTokenRequest(ttl=duration(ttl), token=value)
     if spiffe_id is not None:
         request.agent_id.CopyFrom(wire_id(spiffe_id))
     with channel(server_socket(socket)) as opened:
-        made = server_agent_pb2_grpc.AgentStub(opened).CreateJoinToken(request, timeout=CALL_SECONDS)
+        stub = server_agent_pb2_grpc.AgentStub(opened)
+        made, call = stub.CreateJoinToken.with_call(request, timeout=CALL_SECONDS)
+        metadata = dict(call.trailing_metadata() or ())
+    token_id = str(metadata.get("burgee-token-id", ""))
     expires_at = timestamp(made.expires_at)
-    token_id = hashlib.sha256(made.value.encode()).hexdigest()[:16]
     data = {"token": made.value, "id": token_id, "expires_at": expires_at}
     shown = ("Token", made.value)
     if write is not None:
         write_file(write, f"{data.pop('token')}\n".encode())
         data["file"], shown = str(write), ("Written to", str(write))
-    emit(data, output, lambda: fields([shown, ("ID", token_id), ("Expires", until(expires_at))]))
+    emit(data, output, lambda: fields([shown, ("ID", token_id or "-"), ("Expires", until(expires_at))]))
 
 
 @app.command("list")
 def list_(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List join tokens, by the time they expire: never a token itself, which only `token create` prints.
 
-    A token's ID is the beginning of its SHA-256. Used tokens stay for some minutes, expired ones for a week.
+    `token create` prints a token's ID, and the audit log calls it so. Used tokens stay for some minutes, expired ones
+    for a week.
     """
     from ca.proto.burgee import admin_pb2, admin_pb2_grpc
 
@@ -69,6 +79,11 @@ def list_(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> N
         pages = stub.ListJoinTokens(admin_pb2.ListJoinTokensRequest(), timeout=CALL_SECONDS)
         tokens = [_value(made) for page in pages for made in page.tokens]
     emit({"tokens": tokens}, output, lambda: _table(tokens))
+
+
+def _bits(value: str) -> float:
+    """At most: as if each character had been drawn from those that are there."""
+    return len(value) * math.log2(len(set(value)))
 
 
 def _value(made: admin_pb2.JoinTokenInfo) -> dict[str, Any]:

@@ -30,14 +30,16 @@ from ca.store.values import Snapshot
 class Store:
     """Made by `Store.open`; `close` it on the loop that opened it."""
 
-    def __init__(self, database: Database, lock: DatabaseLock | None, epoch: str, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, lock: DatabaseLock | None, epoch: str, token_id_key: bytes, clock: Clock
+    ) -> None:
         self._database = database
         self._lock = lock
         self.epoch = epoch
         """Random, made with the store: revisions of another epoch mean nothing here. Agents hold it with a mark."""
         self.entries = Entries(database, clock)
         self.agents = Agents(database)
-        self.tokens = Tokens(database, clock)
+        self.tokens = Tokens(database, clock, token_id_key)
         self.bundles = Bundles(database)
         self.authorities = Authorities(database)
         self.issuance = IssuanceLog(database, clock)
@@ -62,7 +64,7 @@ class Store:
         try:
             if database.backend == "sqlite":
                 lock = DatabaseLock(Path(parsed.database or ""))
-            store = cls(database, lock, await _prepare(database), clock)
+            store = cls(database, lock, *await _prepare(database), clock)
             await store.changes.start()
             return store
         except BaseException:
@@ -113,9 +115,15 @@ def _refuse_lost(path: Path) -> None:
         )
 
 
-async def _prepare(database: Database) -> str:
-    """Migrate, make the one row of the store if it is new, and return the epoch."""
-    first = {"id": 1, "epoch": secrets.token_hex(16), "revision": 0, "compacted": 0}
+async def _prepare(database: Database) -> tuple[str, bytes]:
+    """Migrate, make the one row of the store if it is new, and return (epoch, key of token IDs)."""
+    first = {
+        "id": 1,
+        "epoch": secrets.token_hex(16),
+        "revision": 0,
+        "compacted": 0,
+        "token_id_key": secrets.token_bytes(32),
+    }
     dialect = postgresql if database.backend == "postgresql" else sqlite
     with unavailable():
         async with database.engine.connect() as connection:
@@ -123,4 +131,5 @@ async def _prepare(database: Database) -> str:
             async with connection.begin():
                 await connection.run_sync(migrate)
                 await connection.execute(dialect.insert(store_table).values(first).on_conflict_do_nothing())
-                return str((await connection.execute(select(store_table.c.epoch))).scalar_one())
+                row = (await connection.execute(select(store_table.c.epoch, store_table.c.token_id_key))).one()
+                return str(row.epoch), bytes(row.token_id_key)

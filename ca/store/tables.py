@@ -19,6 +19,7 @@ store = Table(
     Column("epoch", String(64), nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("compacted", BigInteger, nullable=False),  # the highest revision whose change row is gone
+    Column("token_id_key", LargeBinary(32)),
 )
 
 changes = Table(

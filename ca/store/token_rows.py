@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, and_, delete, or_
@@ -18,12 +19,19 @@ REPEAT = timedelta(minutes=5)
 EXPIRED_KEPT = timedelta(days=7)
 """For so long an expired token that nobody used is told from one that never was."""
 
+ID_DIGITS = 16
+
 _PREFIX = f"{AGENT_PREFIX}join_token/"
 
 
 def token_digest(value: str) -> bytes:
     """Tokens are looked up by digest: no comparison of secrets takes a time that depends on them."""
     return hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+
+
+def token_id(digest: bytes, key: bytes) -> str:
+    """From a token's digest."""
+    return hmac.digest(key, digest, "sha256").hex()[:ID_DIGITS]
 
 
 def over(now: datetime) -> ColumnElement[bool]:

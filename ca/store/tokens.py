@@ -24,16 +24,22 @@ from ca.store.database import Database, WriteTransaction
 from ca.store.entry_create import create_entries
 from ca.store.rows import from_micros, spiffe_id, to_micros
 from ca.store.tables import join_tokens
-from ca.store.token_rows import REPEAT, over, replaceable, token_digest
+from ca.store.token_rows import REPEAT, over, replaceable, token_digest, token_id
 from ca.store.values import StoredToken
 
 
 class Tokens:
     """The join tokens of the store."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, id_key: bytes) -> None:
         self._database = database
         self._clock = clock
+        self._id_key = id_key
+
+    def id_of(self, value: str) -> str:
+        """What a token is called where it must not be told: a keyed digest, 16 hex digits. Without the store's key
+        nobody can try values against it."""
+        return token_id(token_digest(value), self._id_key)
 
     async def create(self, value: str, expires_at: datetime, agent_id: SpiffeId | None = None) -> None:
         """Accept `value` until `expires_at` (inclusive). Raises AlreadyExists JOIN_TOKEN_EXISTS.
@@ -77,7 +83,7 @@ class Tokens:
         """All that are not forgotten, used and expired ones too, by the time they expire."""
         query = select(join_tokens).order_by(join_tokens.c.expires_at, join_tokens.c.digest)
         async with self._database.read() as connection:
-            return [_stored(row) for row in await connection.execute(query)]
+            return [_stored(row, self._id_key) for row in await connection.execute(query)]
 
     async def prune(self, now: datetime) -> int:
         """Forget tokens that expired `EXPIRED_KEPT` before `now`, or were used and serve no more; returns how many."""
@@ -108,9 +114,9 @@ async def _take(transaction: WriteTransaction, digest: bytes, now: datetime, key
     return row
 
 
-def _stored(row: Row[Any]) -> StoredToken:
+def _stored(row: Row[Any], id_key: bytes) -> StoredToken:
     return StoredToken(
-        sha256=bytes(row.digest),
+        id=token_id(bytes(row.digest), id_key),
         expires_at=from_micros(row.expires_at),
         agent_id=None if row.agent_id is None else spiffe_id(row.agent_id),
         used_at=None if row.used_at is None else from_micros(row.used_at),

@@ -122,7 +122,7 @@ class AttestedAgent:
 class StoredToken:
     """What is known of a join token: never itself. `agent_id` is the alias that its agent gets."""
 
-    sha256: bytes
+    id: str
     expires_at: datetime
     agent_id: SpiffeId | None = None
     used_at: datetime | None = None

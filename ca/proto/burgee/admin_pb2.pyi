@@ -555,7 +555,9 @@ class JoinTokenInfo(_message.Message):
     USED_AT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The first 16 hex digits of the token's SHA-256, which the audit log has whole."""
+    """16 hex digits, a keyed digest of the token: the audit log calls it so, and CreateJoinToken's trailing metadata
+    `burgee-token-id`. The value cannot be guessed from it.
+    """
     spiffe_id: _builtins.str
     """The alias that its agent gets; empty without one."""
     expires_at: _builtins.int

@@ -79,7 +79,7 @@ async def add_expired(server: RunningServer, name: str, age: timedelta, **fields
     return str(agent.id)
 
 
-async def test_join_tokens_are_known_by_their_digest_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_join_tokens_are_known_by_their_id_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "PAGE", 2)
     async with running_server() as server:
 
@@ -96,7 +96,10 @@ async def test_join_tokens_are_known_by_their_digest_and_state(monkeypatch: pyte
         await server.attest(token=values["used"])
         found = await listed()
         assert [token.state for token in found] == list(values)
-        assert [token.id for token in found] == [sha256(value.encode()).hexdigest()[:16] for value in values.values()]
+        assert [token.id for token in found] == [store.tokens.id_of(value) for value in values.values()]
+        assert len({token.id for token in found}) == 3
+        for value, token in zip(values.values(), found, strict=True):
+            assert token.id not in sha256(value.encode()).hexdigest(), "who sees the list could try values"
         assert [token.spiffe_id for token in found] == ["", "", str(alias)]
         assert [token.used_at > 0 for token in found] == [False, True, False]
         assert [token.expires_at for token in found] == sorted(token.expires_at for token in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import stat
 from pathlib import Path
 
@@ -163,6 +164,14 @@ def test_a_join_token_is_printed_with_its_end(live: Caadmin) -> None:
     assert set(made.json) == {"token", "id", "expires_at"}
     assert live("entry", "count", "--spiffe-id", f"{ID}/first-node").out == "1\n"
     assert live("token", "create").out.startswith("Token    ")
+
+
+def test_a_token_that_could_be_guessed_is_warned_of(live: Caadmin) -> None:
+    weak = live("token", "create", "--token", "correct-horse-node1", "-o", "json")
+    assert (weak.code, weak.json["token"]) == (0, "correct-horse-node1")
+    assert "could be guessed" in weak.err
+    assert live("token", "create", "--token", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa").err.startswith("warning: ")
+    assert live("token", "create", "--token", secrets.token_hex(16)).err == ""
 
 
 def test_a_join_token_is_written_privately_and_then_not_printed(live: Caadmin, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ca.store.migrate import HEAD, alembic_config, current, migrate
 from ca.store.store import Store
 from ca.store.tables import metadata
 from tests.support.clock import FakeClock
-from tests.support.stores import BOTH, entry, opened, url_of
+from tests.support.stores import BOTH, HOUR, NOW, entry, opened, url_of
 
 
 @pytest.fixture(params=BOTH)
@@ -56,6 +56,24 @@ def test_migrations_go_up_down_and_up_again(url: str) -> None:
         migrate(connection)
         assert set(metadata.tables) <= set(inspect(connection).get_table_names())
     engine.dispose()
+
+
+async def test_a_store_from_before_gets_a_key_for_token_ids_and_keeps_it(url: str) -> None:
+    async with opened(url) as store:
+        await store.tokens.create("a-token-of-before", NOW + HOUR)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+    engine.dispose()
+    seen = []
+    for _ in range(2):
+        async with opened(url) as store:
+            [token] = await store.tokens.list()
+            assert token.id == store.tokens.id_of("a-token-of-before")
+            seen.append(token.id)
+    assert seen[0] == seen[1]
 
 
 def test_head_is_the_newest_migration() -> None:
