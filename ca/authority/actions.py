@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ca.authority.journal import Journal, KeyNote, UpstreamMember, depends_on
 from ca.authority.state import Authority, AuthorityKind, AuthorityState, of_server
 from ca.authority.story import state_of
 from ca.errors import AlreadyExists, FailedPrecondition, NotFound
+
+FORGOTTEN = timedelta(hours=24)
+"""How long after its end an authority of another server is left to that server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,17 @@ def _require_upstream(journal: Journal, authority_id: str) -> None:
                 f"upstream authority `{authority_id}` is above `{one.authority_id}`, which signs on server "
                 f"`{one.server}`: activate one below another root first"
             )
+
+
+def forget_others(journal: Journal, *, server: str, now: datetime) -> Journal:
+    """Without what servers left that never came back: authorities whose end was `FORGOTTEN` ago, and what the upstream
+    of a server named that has none any more. Their keys, if they are found again, are to be deleted."""
+    gone = [one for one in journal.authorities if one.server != server and now >= one.not_after + FORGOTTEN]
+    kept = tuple(one for one in journal.authorities if one not in gone)
+    alive = {server, *(one.server for one in kept)}
+    upstream = tuple(member for member in journal.upstream if member.server in alive)
+    unnoted = [one for one in gone if one.status != AuthorityState.REVOKED]
+    return _without_keys(replace(journal, authorities=kept, upstream=upstream), unnoted, now)
 
 
 def _ended(authority: Authority, now: datetime) -> Authority:

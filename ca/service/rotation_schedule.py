@@ -83,6 +83,7 @@ class Schedule:
         await self._journal.read()
         await self._steps.retire_lost()
         await self._keys.sweep(kinds)
+        await self._steps.forget_others()
         for _ in range(MAX_STEPS):
             actions = [action for kind in kinds for action in self._due(kind)]
             if not actions:

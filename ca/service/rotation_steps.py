@@ -6,7 +6,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 
-from ca.authority.actions import Action, Activate, Prune, Published, Retire, Revoke, RevokeUpstream, apply
+from ca.authority.actions import (
+    Action,
+    Activate,
+    Prune,
+    Published,
+    Retire,
+    Revoke,
+    RevokeUpstream,
+    apply,
+    forget_others,
+)
 from ca.authority.journal import Journal, condemned
 from ca.authority.state import Authority, AuthorityKind, AuthorityState
 from ca.errors import BurgeeError, FailedPrecondition
@@ -136,6 +146,16 @@ class Steps:
                 await self.retire(authority)
         if len(self._keys.signers) > known:
             self._journal.on_change()
+
+    async def forget_others(self) -> None:
+        """What servers left that never came back; mostly there is nothing, and then nothing is written."""
+
+        def forgotten(journal: Journal) -> Journal:
+            return forget_others(journal, server=self._journal.server, now=self._clock.now())
+
+        if forgotten(self._journal.journal) != self._journal.journal:
+            await self._journal.change(forgotten)
+            logger.info("authorities of servers that are gone were forgotten")
 
     async def longest_ttl(self, kind: AuthorityKind) -> timedelta:
         return await self._longest_ttl(kind)

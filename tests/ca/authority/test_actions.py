@@ -9,7 +9,7 @@ import pytest
 
 from ca.authority import actions
 from ca.authority.actions import Action, Activate, Prune, Published, Retire, Revoke, Taint
-from ca.authority.journal import Journal, KeyNote
+from ca.authority.journal import Journal, KeyNote, UpstreamMember
 from ca.authority.state import Authority, AuthorityKind, AuthorityState, find, of_kind, signing_authority
 from ca.errors import AlreadyExists, BurgeeError, FailedPrecondition, NotFound
 from ca.ports import KeyType
@@ -171,6 +171,18 @@ def test_old_authorities_of_a_server_that_is_gone_can_be_tainted_revoked_and_pru
     assert statuses(journal.authorities) == {"dead": "revoked"}
     assert [(note.server, note.key_id) for note in journal.keys] == [("s2", "key-dead")]
     assert journal_after(Journal(authorities=(dead,)), Prune("dead")).authorities == ()
+
+
+def test_what_a_server_left_that_never_came_back_is_forgotten_a_day_after_its_end() -> None:
+    dead = (authority("a", ACTIVE, server="s2"), authority("b", REVOKED, server="s2"))
+    own = authority("c", OLD)
+    named = UpstreamMember(server="s2", kind=AuthorityKind.X509, authority_id="r", material=b"r")
+    journal = Journal(authorities=(*dead, own), upstream=(named, replace(named, server="s1")))
+    end = START + timedelta(days=2)
+    assert actions.forget_others(journal, server="s1", now=end - timedelta(seconds=1)) == journal
+    left = actions.forget_others(journal, server="s1", now=end)
+    assert (left.authorities, [member.server for member in left.upstream]) == ((own,), ["s1"])
+    assert [(note.server, note.key_id) for note in left.keys] == [("s2", "key-a")]
 
 
 @pytest.mark.parametrize(

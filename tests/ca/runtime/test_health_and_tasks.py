@@ -56,6 +56,25 @@ async def test_ready_says_why_not_and_live_stays_alive() -> None:
         assert (await client.get("/ready")).status_code == 200
 
 
+async def test_what_may_not_work_for_long_is_shown_and_changes_nothing() -> None:
+    health = Health()
+    soon: list[Problem] = [DOWN]
+    health.warn("upstream", lambda: soon[0] if soon else None)
+    async with status(health) as (client, _):
+        answer = await client.get("/ready")
+        assert answer.status_code == 200
+        (warning,) = answer.json()["warnings"]
+        assert (warning["check"], warning["reason"]) == ("upstream", "STORE_DOWN")
+        assert "warnings" not in (await client.get("/live")).json()
+        soon.clear()
+        assert (await client.get("/ready")).json() == {"status": "ok", "problems": []}
+    health.warn("broken", lambda: Problem(no="such"))
+    assert health.warnings()["broken"].reason == "CHECK_FAILED"
+    assert health.ready
+    health.remove("broken")
+    assert health.warnings() == {}
+
+
 def test_a_broken_check_is_a_problem_and_a_removed_one_is_none() -> None:
     health = Health()
     health.add("broken", lambda: Problem(no="such"))

@@ -125,6 +125,7 @@ async def test_the_background_task_keeps_the_schedule(bench: Bench) -> None:
         assert not task.done()
     finally:
         task.cancel()
+        await asyncio.wait([task])
 
 
 class AwayKeys(MemoryKeyManager):
@@ -171,4 +172,5 @@ async def test_keys_out_of_reach_when_the_next_authority_is_due_are_asked_again_
     assert bench.authority.warning() is None
     assert bench.authority.journal.keys == (), "keys that were noted and could not be made are forgotten"
     task.cancel()
+    await asyncio.wait([task])
     await bench.stop()

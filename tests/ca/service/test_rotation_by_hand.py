@@ -180,6 +180,27 @@ class TestTwoAtOnce:
                 await one.stop()
                 await two.stop()
 
+    @pytest.mark.real("PostgreSQL")
+    async def test_what_a_server_left_that_never_came_back_is_cleared_away_by_another(self, tmp_path: Path) -> None:
+        with url_of("postgresql", tmp_path) as url:
+            one = Bench(tmp_path, MemoryKeyManager(), url=url, server="one")
+            two = Bench(tmp_path, MemoryKeyManager(), url=url, server="two", clock=one.clock)
+            await one.start()
+            await two.start()
+            left = one.active(X509)
+            await one.stop()
+            try:
+                await two.after(TTL + 86_399)
+                assert left.authority_id in {a.authority_id for a in two.authority.journal.authorities}
+                await two.after(1)
+                assert {a.server for a in two.authority.journal.authorities} == {"two"}
+                await one.start()
+                assert left.authority_id not in one.signing
+                assert await one.keys.get(left.key_id) is None, "it came back after all"
+            finally:
+                await two.stop()
+                await one.stop()
+
 
 class Meanwhile:
     """A guard during whose answer somebody does something, once."""
