@@ -37,7 +37,7 @@ def _lines(one: dict[str, Any], agents: int, of: str = "") -> Iterator[str]:
         yield _line("tainted", until(one["tainted_at"]) if one["tainted_at"] else "", DONE)
     if one["status"] == "old":
         yield _unused(one)
-    elif one["alive"] or one["hanging"]:
+    elif one["status"] == "active" and (one["alive"] or one["hanging"]):
         yield _line("signed", f"{_hanging(one)}", "   ")
     if one["next_step"] == "prepare":
         yield _line("successor", f"is made {until(one['next_at'])}", OPEN)

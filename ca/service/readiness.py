@@ -96,7 +96,8 @@ _NOTHING = _Lack()
 def _by_ack(ack: Acknowledged, anchor: str | None) -> _Lack:
     if anchor is None or anchor not in ack.authorities:
         why = f": {ack.error}" if ack.error else ""
-        return _Lack(reason="AGENT_BEHIND", detail=f"holds bundle {ack.sequence}, in which the authority is not{why}")
+        words = f"said at {ack.at:%H:%M:%SZ} that it holds bundle {ack.sequence}, in which the authority is not{why}"
+        return _Lack(reason="AGENT_BEHIND", detail=words)
     if ack.error:
         return _Lack(reason="AGENT_BEHIND", detail=f"could not apply the bundle: {ack.error}")
     missing = ack.consumers - ack.consumers_acked
