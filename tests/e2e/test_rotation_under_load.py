@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.real("OpenBao"),
     pytest.mark.real("envoy"),
     pytest.mark.xdist_group("envoy"),
+    pytest.mark.timeout(300),
 ]
 
 REQUIRED_PER_SECOND = 200

@@ -119,12 +119,7 @@ class Workloads(threading.Thread):
         self.failed: list[str] = []
 
     def run(self) -> None:
-        while not self._done.is_set():
-            try:
-                asyncio.run(self._one_agent())
-            except Exception as error:
-                self.failed.append(f"{datetime.now(UTC):%H:%M:%S} {self._words(error)}")
-                time.sleep(EVERY_SECONDS)
+        asyncio.run(self._agents())
 
     def finish(self) -> None:
         self._done.set()
@@ -137,6 +132,14 @@ class Workloads(threading.Thread):
     @staticmethod
     def _words(error: Exception) -> str:
         return str(refused(error)) if isinstance(error, grpc.RpcError) else repr(error)
+
+    async def _agents(self) -> None:
+        while not self._done.is_set():
+            try:
+                await self._one_agent()
+            except Exception as error:
+                self.failed.append(f"{datetime.now(UTC):%H:%M:%S} {self._words(error)}")
+                await asyncio.sleep(EVERY_SECONDS)
 
     async def _one_agent(self) -> None:
         server, key = self._server, ec.generate_private_key(ec.SECP256R1())
