@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ca.cli.caadmin import main
+from ca.cli.caadmin import program
+from ca.cli.exits import run
 from tests.support.pair import Pair, pair
 
 
@@ -39,7 +40,7 @@ class Caadmin:
         self._monkeypatch.setattr(sys, "argv", ["caadmin", *arguments])
         self._capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main()
+            run(program(*arguments[:1]), "caadmin")
         captured = self._capsys.readouterr()
         return Ran(int(ended.value.code or 0), captured.out, captured.err)
 
