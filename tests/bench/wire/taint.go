@@ -109,9 +109,10 @@ func crowd(o options, ctx context.Context) ([]*node, error) {
 	return nodes, nil
 }
 
-// hold prints one line when o.n agents of o.size SVIDs each follow a server, and keeps them until its input ends.
+// hold prints one line when o.n agents of o.size SVIDs each follow a server, and keeps them until its input ends, for ten
+// minutes at most.
 func hold(o options) (report, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 5*patience)
 	defer cancel()
 	start := time.Now()
 	nodes, err := crowd(o, ctx)
