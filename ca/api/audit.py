@@ -14,6 +14,7 @@ from ca.api.tiers import MANAGERS, TIERS, Tier
 from ca.errors import BurgeeError, Code, Denied, Unavailable
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import Clock
+from ca.proto.burgee import authority_pb2
 from ca.runtime import log, metrics
 from ca.runtime.gate import Peer
 from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, Yielding
@@ -23,7 +24,7 @@ from ca.store.authorized import AuthorizedIndex
 
 logger = log.get("audit")
 
-READS = ("Get", "List", "Count")
+READS = ("Get", "List", "Count", "Explain")
 _NEVER = ("/grpc.health.v1.", "/grpc.reflection.")
 
 DENIALS_BURST = 50
@@ -43,6 +44,11 @@ def administrative(method: str) -> bool:
 def reads(method: str) -> bool:
     """It changes nothing and issues nothing."""
     return method.startswith("GET ") or method.rpartition("/")[2].startswith(READS)
+
+
+def looks(request: object) -> bool:
+    """A rotation that only waits looks every second for hours: that would bury what was done."""
+    return isinstance(request, authority_pb2.RotateRequest) and request.dry_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,8 @@ class Auditor:
         self._denials = float(DENIALS_BURST)
         self._denials_at = clock.monotonic()
 
-    def wants(self, method: str) -> bool:
-        return administrative(method) and (self.reads or not reads(method))
+    def wants(self, method: str, request: object = None) -> bool:
+        return administrative(method) and (self.reads or not (reads(method) or looks(request)))
 
     async def begin(self, method: str, caller: Caller, items: list[AuditItem]) -> int:
         """Raises Unavailable (AUDIT_UNAVAILABLE): a call that cannot be recorded does not run."""
@@ -170,7 +176,7 @@ class _Audited:
             return inner
 
         async def recorded(request: Any, context: Context) -> Any:
-            if not self._auditor.wants(method):
+            if not self._auditor.wants(method, request):
                 return await inner(request, context)
             items = asked(request, self._auditor.token_id)
             number = await self._auditor.begin(method, current_caller(), items)

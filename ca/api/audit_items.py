@@ -43,6 +43,8 @@ def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
         items = [_issued(item, response.svid) for item in items or [AuditItem("")]]
     if not items:
         items = _named(response)
+    if isinstance(response, authority_pb2.RotateResponse):
+        items = [_stepped(item, response) for item in items]
     if "dry_run" in _fields(request) and request.dry_run:
         return [AuditItem(item.name, "dry run", "OK") for item in items]
     return [AuditItem(item.name, item.about, "OK") for item in items]
@@ -143,6 +145,11 @@ def _authority_step(request: authority_pb2.StepRequest) -> list[AuditItem]:
 def _rotation(request: authority_pb2.RotateRequest) -> list[AuditItem]:
     words = [request.kind, *["taint"] * request.taint, *["forced"] * request.force]
     return [AuditItem(request.replacing, ", ".join(words))]
+
+
+def _stepped(item: AuditItem, response: authority_pb2.RotateResponse) -> AuditItem:
+    """Which authority goes, also where the server chose it, and the step that was taken."""
+    return AuditItem(response.replacing, f"{item.about}: {response.step}" if response.done else item.about)
 
 
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {

@@ -84,13 +84,17 @@ class _Walk:
         try:
             while not data.get("finished"):
                 data = self._next(request, data)
-                request.replacing, request.force = data["replacing"], False
+                looked = request.dry_run
+                request.replacing, request.force, request.dry_run = data["replacing"], False, False
                 if force and data["waits_for"]:
                     confirm(_losses(data), yes=yes)
                     request.force = True
                     continue
+                if looked and not data["waits_for"]:
+                    continue
                 self._tell(data)
                 if not data["done"] and not data["finished"]:
+                    request.dry_run = bool(data["waits_for"])  # looking is not recorded
                     time.sleep(LOOK_SECONDS)
             return data
         except KeyboardInterrupt:
@@ -136,7 +140,7 @@ class _Walk:
 def _done(data: dict[str, Any]) -> str:
     about = data["successor"] if data["step"] == "activate" else data["replacing"]
     words = {
-        "prepare": "a successor is made and published",
+        "prepare": f"a successor of {plain(about)} is made and published",
         "activate": f"{plain(about)} signs now",
         "taint": f"{plain(about)} is tainted: what hangs on it is replaced",
         "revoke": f"{plain(about)} is revoked",

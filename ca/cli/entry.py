@@ -13,7 +13,7 @@ from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.entry_batches import Sent, batches, creating, outcome, send, show_batch, updating
 from ca.cli.entry_warnings import warn
 from ca.cli.exits import exit_of_batch, leave
-from ca.cli.output import Output, OutputOption, columns, emit, fields, until
+from ca.cli.output import Output, OutputOption, columns, emit, fields, span, until
 from ca.cli.values import entry_value, status_value
 from ca.errors import InvalidArgument
 
@@ -248,8 +248,8 @@ def _details(entry: dict[str, Any]) -> str:
             ("SPIFFE ID", entry["spiffe_id"]),
             ("Parent ID", entry["parent_id"]),
             ("Selectors", entry["selectors"]),
-            ("X509-SVID TTL", entry["x509_svid_ttl_seconds"] or "default"),
-            ("JWT-SVID TTL", entry["jwt_svid_ttl_seconds"] or "default"),
+            ("X509-SVID TTL", _ttl(entry["x509_svid_ttl_seconds"])),
+            ("JWT-SVID TTL", _ttl(entry["jwt_svid_ttl_seconds"])),
             ("Federates with", entry["federates_with"]),
             ("DNS names", entry["dns_names"]),
             ("Hint", entry["hint"]),
@@ -259,3 +259,7 @@ def _details(entry: dict[str, Any]) -> str:
             ("Created", entry["created_at"]),
         ]
     )
+
+
+def _ttl(seconds: int) -> str:
+    return span(seconds) if seconds else "default"

@@ -8,7 +8,7 @@ import typer
 
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.exits import Exit, leave
-from ca.cli.output import Output, OutputOption, columns, emit, green, plain, red, span, timestamp, until
+from ca.cli.output import Output, OutputOption, bold, emit, green, plain, red, span, timestamp, until
 
 if TYPE_CHECKING:
     from ca.proto.burgee import foresight_pb2
@@ -118,15 +118,20 @@ def _loss_value(one: foresight_pb2.Loss) -> dict[str, Any]:
 def _budget_table(data: dict[str, Any]) -> str:
     parts = []
     for key, title in {"server": "if the server stopped now:", "authority": "if it got no further authority:"}.items():
-        rows = [[one["what"], until(one["at"]), *_spread(one), one["who"] or "-"] for one in data[key]]
-        parts.append(f"{title}\n{columns(['WHAT FAILS', 'FIRST', 'HALF', 'ALL', 'WHO FIRST'], rows, empty='nothing')}")
+        width = max((len(until(one["at"])) for one in data[key]), default=0)
+        lines = [line for one in data[key] for line in _loss_lines(one, width)]
+        parts.append("\n".join([bold(title), *(lines or ["  nothing fails"])]))
     return "\n\n".join(parts)
 
 
-def _spread(one: dict[str, Any]) -> list[str]:
-    if one["count"] < 2:
-        return ["-", "-"]
-    return [until(one["half_at"]), f"{until(one['last_at'])}, {one['count']} of them"]
+def _loss_lines(one: dict[str, Any], width: int) -> list[str]:
+    """When and what; below it who is first, and when the others follow. IDs are long, so each has a line."""
+    lines = [f"  {until(one['at']).ljust(width)}  {plain(one['what'])}"]
+    if one["who"]:
+        lines.append(f"    first: {plain(one['who'])}")
+    if one["count"] > 1:
+        lines.append(f"    half of {one['count']}: {until(one['half_at'])}; all: {until(one['last_at'])}")
+    return lines
 
 
 def _findings_table(data: dict[str, Any]) -> str:

@@ -116,4 +116,4 @@ def _advice(asked: Asked, active: Authority, ca_ttl_seconds: int) -> str:
     where = f"entry `{asked.entry_id}`" if asked.by == "entry" else asked.by
     needed = asked.seconds * 6
     raised = f"ca_ttl_seconds of {needed} or more, or " if longest_svid_ttl(needed) >= asked.seconds else ""
-    return f"{raised}{longest} or less in {where}: an authority is replaced when a sixth of its life is left"
+    return f"{raised}{longest} s or less in {where}: an authority is replaced when a sixth of its life is left"

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from ca.errors import BurgeeError
 from ca.identity.issuer import Issuer, load_issuer
@@ -25,6 +26,8 @@ USUAL_TTL_SECONDS = 86_400
 
 SHARE_LEFT = 10
 """A certificate above that has less than a tenth of its life left wants to be renewed."""
+
+_NAMES = {NameOID.SERIAL_NUMBER: "serialNumber"}
 
 Mint = Callable[[bytes, int], Awaitable[UpstreamCa]]
 
@@ -77,7 +80,7 @@ def _link(what: str, issuer: Issuer, *, now: datetime, ttl_seconds: int = 0) -> 
     left = issuer.not_after - now
     length = "any path length" if issuer.path_length is None else f"path length {issuer.path_length}"
     detail = (
-        f"{quote(issuer.certificate.subject.rfc4514_string())}, {_key_of(issuer)}, {length}, ends "
+        f"{quote(issuer.certificate.subject.rfc4514_string(_NAMES))}, {_key_of(issuer)}, {length}, ends "
         f"{issuer.not_after:%Y-%m-%dT%H:%M:%SZ} (in {span(left)})"
     )
     hint = ""

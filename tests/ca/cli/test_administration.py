@@ -40,6 +40,7 @@ def test_an_entry_lives_from_create_to_delete(live: Caadmin) -> None:
     entry = updated.json["results"][0]["entry"]
     assert (entry["jwt_svid_ttl_seconds"], entry["x509_svid_ttl_seconds"], entry["dns_names"]) == (60, 600, [])
     assert entry["revision_number"] == shown["revision_number"] + 1
+    assert "X509-SVID TTL  10m\nJWT-SVID TTL   1m\n" in live("entry", "show", entry_id).out
     assert live("entry", "delete", entry_id).out == f"{entry_id} deleted\n"
     gone = live("entry", "show", entry_id)
     assert (gone.code, gone.out) == (3, "")

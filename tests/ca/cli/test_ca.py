@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,11 @@ def authorities(live: Caadmin, kind: str = "x509") -> dict[str, list[dict[str, A
 
 def active(live: Caadmin, kind: str = "x509") -> str:
     return str(authorities(live, kind)["active"][0]["authority_id"])
+
+
+def recorded(live: Caadmin, call: str) -> list[list[dict[str, str]]]:
+    """What such calls in the audit log were about, the oldest first."""
+    return [record["items"] for record in live("audit", "--call", call, "--limit", "0", "-o", "json").json["records"]]
 
 
 class TestStatus:
@@ -113,6 +119,9 @@ class TestRotate:
         now = authorities(live)
         assert now["active"][0]["authority_id"] != old
         assert [one["authority_id"] for one in now["revoked"]] == [old]
+        done_to_it = [item["about"] for (item,) in recorded(live, "Rotate") if item["name"] == old]
+        steps = [about.partition(": ")[2] for about in done_to_it if ": " in about]
+        assert steps[-3:] == ["activate", "taint", "revoke"]
         assert running.status().state == "OK"
         assert (
             now["active"][0]["hanging"] == now["active"][0]["alive"] == 3
@@ -134,7 +143,12 @@ class TestRotate:
                 said.append(line)
                 if line.startswith("waiting: 0 of 1 agents have it"):
                     break
+            before = recorded(live, "Rotate")
+            assert {"name": old, "about": "x509: prepare", "code": "OK"} in [item for (item,) in before]
+            time.sleep(3)
+            assert recorded(live, "Rotate") == before, "it looks every second, which would bury what was done"
             process.send_signal(signal.SIGINT)
+            assert said[0] == f"a successor of {old} is made and published\n"
             said += process.stderr.readlines()
             assert process.wait(20) == 1
             assert said[-1] == f"stopped; nothing is undone. go on with: caadmin ca rotate x509 --replacing {old}\n"
@@ -156,10 +170,11 @@ class TestForesight:
         assert jwt["granted_seconds"] == jwt["asked_seconds"] == 300
         shown = live("ttl", "explain", f"{ID}/greedy").out
         assert "X.509-SVID: asked 1d 1h (entry " in shown
-        assert f"to mend it: ca_ttl_seconds of 540000 or more, or 14400 or less in entry `{entry}`" in shown
+        assert f"to mend it: ca_ttl_seconds of 540000 or more, or 14400 s or less in entry `{entry}`" in shown
         agent = live("ttl", "explain", running.status().spiffe_id).out
         assert agent.startswith("X.509-SVID: asked 1h (agent_ttl_seconds), granted 1h\n  in use: 1")
         assert live("ttl", "explain", f"{ID}/nobody").code == 3
+        assert recorded(live, "ExplainTtl") == [], "it only reads"
         running.delete_entry(entry)
 
     def test_outage_budget(self, live: Caadmin, running: Pair) -> None:
@@ -170,8 +185,11 @@ class TestForesight:
         assert [one["at"] for one in budget["server"]] == sorted(one["at"] for one in budget["server"])
         assert {"no more X.509-SVIDs", "no more JWT-SVIDs"} <= {one["what"] for one in budget["authority"]}
         shown = live("outage-budget").out
-        assert "if the server stopped now:\nWHAT FAILS" in shown
-        assert f"{ID}/web on {running.status().spiffe_id}" in shown
+        assert re.match(r"if the server stopped now:\n  20\S+ \(.*\) +new nodes, new entries, new JWT-SVIDs\n", shown)
+        who = f"    first: {ID}/web on {running.status().spiffe_id}"
+        assert who in shown.splitlines()
+        wide = [line for line in shown.splitlines() if len(line) > 100 and not line.startswith("    first: ")]
+        assert wide == [], "only an ID may be wider than a terminal"
 
     def test_upstream_check_without_an_upstream(self, live: Caadmin) -> None:
         assert live("upstream", "check").out == (

@@ -65,7 +65,7 @@ def test_what_will_be_cut_short_is_said_before_it_is() -> None:
     found = explained(Asked(kind=X509, seconds=6 * 3600, by="entry", entry_id="e"), one())
     assert (found.granted_seconds, found.caps) == (6 * 3600, ())
     assert found.cut_from == START + 18 * HOUR
-    assert found.advice.startswith("ca_ttl_seconds of 129600 or more, or 14400 or less in entry `e`")
+    assert found.advice.startswith("ca_ttl_seconds of 129600 or more, or 14400 s or less in entry `e`")
 
 
 def test_what_is_cut_short_names_what_cuts_it() -> None:
@@ -83,7 +83,7 @@ def test_an_upstream_that_gives_less_is_named() -> None:
 
 def test_more_than_seven_days_never_fits() -> None:
     found = explained(Asked(kind=X509, seconds=8 * DAY, by="entry", entry_id="e"), one())
-    assert found.advice.startswith("14400 or less in entry `e`")
+    assert found.advice.startswith("14400 s or less in entry `e`")
 
 
 def test_at_its_end_an_authority_grants_nothing() -> None:
