@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ca.proto.burgee import foresight_pb2
 
 CHECK_SECONDS = 90.0
+_WHO = {"server": "first", "authority": "authority"}
 
 ttl = typer.Typer(help="How long SVIDs live.")
 upstream = typer.Typer(help="The authority above this server's.")
@@ -119,16 +120,16 @@ def _budget_table(data: dict[str, Any]) -> str:
     parts = []
     for key, title in {"server": "if the server stopped now:", "authority": "if it got no further authority:"}.items():
         width = max((len(until(one["at"])) for one in data[key]), default=0)
-        lines = [line for one in data[key] for line in _loss_lines(one, width)]
+        lines = [line for one in data[key] for line in _loss_lines(one, width, _WHO[key])]
         parts.append("\n".join([bold(title), *(lines or ["  nothing fails"])]))
     return "\n\n".join(parts)
 
 
-def _loss_lines(one: dict[str, Any], width: int) -> list[str]:
+def _loss_lines(one: dict[str, Any], width: int, label: str) -> list[str]:
     """When and what; below it who is first, and when the others follow. IDs are long, so each has a line."""
     lines = [f"  {until(one['at']).ljust(width)}  {plain(one['what'])}"]
     if one["who"]:
-        lines.append(f"    first: {plain(one['who'])}")
+        lines.append(f"    {label}: {plain(one['who'])}")
     if one["count"] > 1:
         lines.append(f"    half of {one['count']}: {until(one['half_at'])}; all: {until(one['last_at'])}")
     return lines

@@ -188,6 +188,7 @@ class TestForesight:
         assert re.match(r"if the server stopped now:\n  20\S+ \(.*\) +new nodes, new entries, new JWT-SVIDs\n", shown)
         who = f"    first: {ID}/web on {running.status().spiffe_id}"
         assert who in shown.splitlines()
+        assert f"    authority: {active(live)}" in shown.splitlines()
         wide = [line for line in shown.splitlines() if len(line) > 100 and not line.startswith("    first: ")]
         assert wide == [], "only an ID may be wider than a terminal"
 
