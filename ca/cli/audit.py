@@ -55,6 +55,8 @@ def audit(
             return
         records = list(found)
     emit({"records": records}, output, lambda: columns(_HEADERS, map(_cells, records), empty="no calls"))
+    if limit and len(records) == limit:
+        print(f"these are the newest {limit}; --limit 0 shows all", file=sys.stderr)
 
 
 def _since(text: str) -> int:

@@ -63,6 +63,8 @@ class TestAudit:
         assert f"{entry_id} {ID}/audited" in shown[1]
         assert "nope NotFound" in shown[2]
         assert live("audit", "--call", "BanAgent").out == "no calls\n"
+        assert live("audit", "--limit", "1").err == "these are the newest 1; --limit 0 shows all\n"
+        assert live("audit", "--limit", "0").err == ""
         assert live("audit", "--since", "2060-01-01T00:00:00Z").out == "no calls\n"
 
     @pytest.mark.parametrize("since", ["soon", "1969-01-01"])
