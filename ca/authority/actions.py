@@ -168,7 +168,9 @@ def _tainted_upstream(journal: Journal, authority_id: str, now: datetime) -> Jou
     _require_upstream(journal, authority_id)
     if any(m.authority_id == authority_id and m.tainted for m in journal.upstream):
         raise _refused(f"upstream authority `{authority_id}` is tainted already")
-    return taint_root(journal, authority_id, now)
+    tainted = taint_root(journal, authority_id, now)
+    upstream = tuple(replace(m, gone_at=m.gone_at or now) if _is_root(m, authority_id) else m for m in tainted.upstream)
+    return replace(tainted, upstream=upstream)
 
 
 def taint_root(journal: Journal, authority_id: str, now: datetime) -> Journal:

@@ -28,8 +28,8 @@ class UpstreamMember:
 
     `material` is DER: certificate (x509) or SubjectPublicKeyInfo (jwt). A root that is made anew with the same key has
     the same `authority_id`: what is tainted is the key, so both are; what comes and goes is each. `gone_at`: since
-    when the upstream names it no more. `revoked_at`: it was revoked here, and what the upstream says does not bring it
-    back.
+    when the upstream names it no more; one that an operator taints counts as gone until it is named again.
+    `revoked_at`: it was revoked here, and what the upstream says does not bring it back.
     """
 
     server: str

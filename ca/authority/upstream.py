@@ -16,7 +16,8 @@ def polled(journal: Journal, answer: Sequence[UpstreamMember], *, server: str, n
 
     What it names no more goes after `GONE_PATIENCE`; at once if it was tainted before. But a root stays while something
     unexpired hangs on it, for chains that lead there are in use; a tainted one, while something that signs hangs on it:
-    its successor comes first. What was tainted or revoked here stays so.
+    its successor comes first. One that an operator tainted and the upstream names no more is an operator's to revoke.
+    What was tainted or revoked here stays so.
     """
     named = [_remembered(journal, member) for member in answer if not member.has_ended(now)]
     known = {member.place for member in named}
@@ -65,11 +66,18 @@ def _absent(journal: Journal, member: UpstreamMember, now: datetime) -> Upstream
         return None
     if member.revoked_at is not None:
         return member
+    dependents = _dependents(journal, member, now)
+    states = {one.status for one in dependents}
+    by_hand = any(_tainted_by_hand(one, member.gone_at) for one in dependents)
     member = replace(member, gone_at=member.gone_at or now)
-    states = {one.status for one in _dependents(journal, member, now)}
-    if member.tainted:
+    if member.tainted and not by_hand:
         return member if AuthorityState.ACTIVE in states else None
     return member if states or not member.is_gone(now) else None
+
+
+def _tainted_by_hand(authority: Authority, gone_at: datetime | None) -> bool:
+    """Whether the taint is no word of the upstream's, which had said nothing when it dropped the root."""
+    return gone_at is not None and authority.tainted_at is not None and authority.tainted_at >= gone_at
 
 
 def _dependents(journal: Journal, member: UpstreamMember, now: datetime) -> list[Authority]:

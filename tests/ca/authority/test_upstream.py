@@ -226,6 +226,23 @@ def test_an_operator_taints_and_revokes_a_root_and_no_answer_brings_it_back() ->
     assert roots_of(back, away) == {"r2": False}
 
 
+@pytest.mark.parametrize("dropped", ["before the taint", "after it"])
+def test_a_root_that_an_operator_tainted_is_not_taken_away_by_an_upstream_that_has_another(dropped: str) -> None:
+    """It was replaced there before, which is no revocation: SVIDs that hang on it are first issued anew."""
+    journal = poll(Journal(authorities=(below("a", "r1", OLD), below("b", "r2"))), root("r1"), root("r2"))
+    minute = timedelta(minutes=1)
+    if dropped == "before the taint":
+        journal = poll(journal, root("r2"))
+    tainted = do(journal, TaintUpstream("r1"), now=START + minute)
+    for after in (minute, 3 * minute):
+        kept = poll(tainted, root("r2"), now=START + after)
+        assert roots_of(kept, journal) == {"r1": True, "r2": False}
+        assert kept.authorities[0].status == OLD
+    assert roots_of(do(kept, RevokeUpstream("r1")), kept) == {"r2": False}
+    ended = poll(kept, root("r2"), now=START + DAY)
+    assert roots_of(ended, kept) == {"r2": False}
+
+
 R1 = Journal(authorities=(below("a", "r1"), below("o", "r2", OLD)), upstream=(root("r1"), root("r2")))
 
 
