@@ -86,7 +86,7 @@ class AuthoritiesService(authority_pb2_grpc.AuthoritiesServicer):
 
     async def Rotate(self, request: pb.RotateRequest, context: Context) -> pb.RotateResponse:
         kind = _kind(request.kind)
-        replacing = request.replacing or to_be_replaced(self._manager.authorities, kind)
+        replacing = request.replacing or to_be_replaced(self._manager.authorities, kind, taint=request.taint)
         found = self._walk(request, replacing)
         try:
             blockers = await self._in_the_way(found, kind)

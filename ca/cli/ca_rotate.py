@@ -34,7 +34,13 @@ def rotate(
     taint: Annotated[
         bool, typer.Option("--taint", help="Its key is stolen: have everything replaced at once, and revoke it.")
     ] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the old authority in the bundle until its end.")] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Leave the old authority in the bundle until its end; with --taint it is tainted and not revoked.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the next step is and what it waits for.")
     ] = False,

@@ -37,8 +37,20 @@ class Walk:
     root: bool = False
 
 
-def to_be_replaced(own: Sequence[Authority], kind: AuthorityKind) -> str:
-    """The ID of the authority that signs. Raises FailedPrecondition (NO_AUTHORITY)."""
+def to_be_replaced(own: Sequence[Authority], kind: AuthorityKind, *, taint: bool = False) -> str:
+    """The ID of the authority that signs, where none is named. Raises FailedPrecondition (NO_AUTHORITY).
+
+    Whoever begins anew to cut off a stolen key, though one is tainted and not revoked yet, most likely wants to go on
+    with that one: the good key that signs by now would be replaced, and the stolen one stay (ROTATION_UNFINISHED).
+    """
+    begun = [one.authority_id for one in of_kind(own, kind) if one.status == AuthorityState.OLD and one.tainted]
+    if taint and begun:
+        raise FailedPrecondition(
+            f"{kind} authority `{begun[0]}` is tainted and not yet revoked",
+            reason="ROTATION_UNFINISHED",
+            hint=f"go on with `caadmin ca rotate {kind} --taint --replacing {begun[0]}`; to replace "
+            "the one that signs, name it",
+        )
     active = find(own, AuthorityState.ACTIVE, kind)
     if active is None:
         raise FailedPrecondition(

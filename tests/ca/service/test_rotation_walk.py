@@ -49,6 +49,17 @@ def test_it_begins_with_what_signs() -> None:
     assert refused.value.reason == "NO_AUTHORITY"
 
 
+def test_a_stolen_key_that_is_not_revoked_yet_is_gone_on_with() -> None:
+    own = [one("a", OLD, tainted=True), one("b", ACTIVE)]
+    with pytest.raises(FailedPrecondition) as refused:
+        to_be_replaced(own, X509, taint=True)
+    assert refused.value.reason == "ROTATION_UNFINISHED"
+    assert "--replacing a" in refused.value.hint
+    assert to_be_replaced(own, X509) == "b"
+    assert to_be_replaced([one("a", REVOKED, tainted=True), one("b", ACTIVE)], X509, taint=True) == "b"
+    assert to_be_replaced([*own, one("c", ACTIVE, kind=JWT)], JWT, taint=True) == "c"
+
+
 def test_a_whole_rotation() -> None:
     assert step(one("a", ACTIVE)) == (WalkStep.PREPARE, "", False)
     assert step(one("a", ACTIVE), one("b", PREPARED)) == (WalkStep.ACTIVATE, "b", False)
