@@ -67,7 +67,7 @@ async def test_an_agent_that_is_gone_for_ever(bench: Bench, capsys: pytest.Captu
     bench.authority.guard = guard
     await to(bench, due)
     assert bench.signing[0] == active.authority_id
-    assert "ROTATION_HELD" in (said := capsys.readouterr().out)
+    assert "ROTATION_HELD" in (said := "".join(capsys.readouterr()))
     assert BEHIND.who in said
     assert metric("rotation_blockers", kind="x509") == 1
     problem = bench.authority.warning()
@@ -81,7 +81,7 @@ async def test_an_agent_that_is_gone_for_ever(bench: Bench, capsys: pytest.Captu
     await to(bench, last)
     assert bench.signing[0] != active.authority_id
     assert rotations.labels("x509", "activate", "overdue")._value.get() == before + 1
-    assert "ROTATION_OVERDUE" in (said := capsys.readouterr().out)
+    assert "ROTATION_OVERDUE" in (said := "".join(capsys.readouterr()))
     assert BEHIND.who in said
     assert metric("rotation_blockers", kind="x509") == 0
     assert bench.authority.warning() is None
