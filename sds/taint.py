@@ -1,4 +1,4 @@
-"""Which of the SVIDs held hang on a tainted authority, and from when on they are replaced."""
+"""Which of the SVIDs held hang on a tainted authority, or on one that is gone, and from when on they are replaced."""
 
 from __future__ import annotations
 
@@ -38,11 +38,21 @@ class TaintWatch:
         bundle = self._cache.bundle(self._cache.trust_domain)
         if bundle is self._bundle:
             return
-        before, self._bundle, self._taints = self._taints, bundle, Taints.of(bundle)
+        before, self._bundle, self._taints = self._taints, bundle, self._after(bundle)
         if fresh := self._taints.tainted - before.tainted:
             self._begins = self._clock.monotonic() + taint_delay(self._jitter())
             count = sum(map(self.hits, self._cache.svids()))
             log.warning("an authority is tainted", reason="AUTHORITY_TAINTED", authorities=sorted(fresh), svids=count)
+
+    def _after(self, bundle: TrustBundle | None) -> Taints:
+        """With what was taken out of the bundle while SVIDs hang on it: no peer believes those any more, and a removal
+        may be all that is seen of a taint."""
+        now = Taints.of(bundle)
+        if not now.clean:
+            return now
+        gone = (self._taints.tainted | self._taints.clean) - now.clean
+        used = {issuer for svid in self._cache.svids() for issuer in svid.issuer_ids}
+        return Taints(now.tainted | (gone & used), now.clean)
 
     def hits(self, svid: WorkloadSvid) -> bool:
         """Whether an SVID hangs on a tainted authority."""

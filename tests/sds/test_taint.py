@@ -62,6 +62,43 @@ async def test_svids_of_a_tainted_authority_are_replaced_within_a_second_but_not
     await lab.keys.close()
 
 
+async def test_svids_of_an_authority_that_is_gone_are_replaced_too():
+    """Taint and removal may come as one."""
+    clock = FakeClock()
+    lab = Lab(clock=clock)
+    lab.snapshot(entry("a"))
+    await lab.rotator.round()
+    new = Authority(now=clock.now())
+    lab.server.authority = new
+    lab.put(bundles=(new.bundle(),))
+    await lab.rotator.round()
+    await clock.advance(SPREAD_SECONDS)
+    await lab.rotator.round()
+    assert issuer_of(lab, "a") == authority_id(new.der)
+    assert len(lab.server.asked) == 2
+    await clock.advance(10)
+    await lab.rotator.round()
+    assert len(lab.server.asked) == 2
+    await lab.keys.close()
+
+
+async def test_an_authority_that_goes_when_nothing_hangs_on_it_is_no_news():
+    clock = FakeClock()
+    lab = Lab(clock=clock)
+    old, new = lab.authority, Authority(now=clock.now())
+    lab.server.authority = new
+    lab.put(bundles=(old.bundle(new),))
+    lab.snapshot(entry("a"))
+    lab.put(bundles=(old.bundle(new),))
+    await lab.rotator.round()
+    lab.put(bundles=(new.bundle(),))
+    await lab.rotator.round()
+    await clock.advance(10)
+    await lab.rotator.round()
+    assert len(lab.server.asked) == 1
+    await lab.keys.close()
+
+
 async def test_a_fleet_does_not_come_at_once():
     begun = {taint_delay(jitter / 10) for jitter in range(-10, 11)}
     assert len(begun) == 21
