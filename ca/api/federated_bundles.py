@@ -27,6 +27,7 @@ MAX_BATCH = 1000
 """Bundles of one batch call."""
 
 _MODES = {0: DeleteMode.RESTRICT, 1: DeleteMode.DELETE, 2: DeleteMode.DISSOCIATE}
+_LIST = "`caadmin bundle list` shows those that there are"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Write = Callable[[TrustBundle], Awaitable[TrustBundle]]
@@ -59,7 +60,7 @@ class FederatedBundleMethods(server_bundle_pb2_grpc.BundleServicer):
         )
         bundle = self._trust.get(domain)
         if bundle is None:
-            raise NotFound("bundle not found", reason="BUNDLE_NOT_FOUND")
+            raise NotFound(f"there is no bundle of `{domain.name}`", reason="BUNDLE_NOT_FOUND", hint=_LIST)
         return bundle_message(bundle, optional_mask(request, "output_mask"))
 
     async def BatchCreateFederatedBundle(
@@ -130,7 +131,7 @@ class FederatedBundleMethods(server_bundle_pb2_grpc.BundleServicer):
             domain = self._foreign(name, "removing the bundle for the server trust domain is not allowed")
             name = domain.name
             if not await self._store.bundles.delete(domain, mode):
-                raise NotFound("bundle not found", reason="BUNDLE_NOT_FOUND")
+                raise NotFound(f"there is no bundle of `{domain.name}`", reason="BUNDLE_NOT_FOUND", hint=_LIST)
         except BurgeeError as error:
             return result(status=failed(error), trust_domain=name)
         return result(status=ok(), trust_domain=name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ca.cli.ca_calls import STEP_SECONDS, status_value, step_value
+from ca.cli.ca_calls import STEP_SECONDS, Kind, KindArgument, status_value, step_value
 from ca.cli.ca_rotate import rotate
 from ca.cli.ca_status import blockers_table, status_table
 from ca.cli.confirm import YesOption, confirm
@@ -25,14 +24,6 @@ app.command()(rotate)
 SHOWN = 20
 
 
-class Kind(StrEnum):
-    """What an authority signs."""
-
-    X509 = "x509"
-    JWT = "jwt"
-
-
-KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="x509 or jwt.", show_choices=True)]
 IdArgument = Annotated[str, typer.Argument(metavar="AUTHORITY_ID", help="As `caadmin ca status` shows it.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and whom it would cut off.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Also when it cuts somebody off; asks first.")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ca.cli.output import timestamp
 
@@ -11,6 +14,16 @@ if TYPE_CHECKING:
 
 STEP_SECONDS = 120.0
 """A new authority may be an upstream's, which may be slow."""
+
+
+class Kind(StrEnum):
+    """What an authority signs."""
+
+    X509 = "x509"
+    JWT = "jwt"
+
+
+KindArgument = Annotated[Kind, typer.Argument(metavar="KIND", help="x509 or jwt.", show_choices=True)]
 
 
 def status_value(status: pb.AuthoritiesStatus) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ca.cli.ca_calls import STEP_SECONDS, rotate_value
+from ca.cli.ca_calls import STEP_SECONDS, KindArgument, rotate_value
 from ca.cli.ca_status import blocker_line, blockers_table
 from ca.cli.confirm import YesOption, confirm
 from ca.cli.connection import SocketOption, channel, server_socket
@@ -24,7 +24,7 @@ NAMED = 20
 
 
 def rotate(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="x509 or jwt.")],
+    kind: KindArgument,
     replacing: Annotated[
         str,
         typer.Option(
@@ -57,7 +57,7 @@ def rotate(
     """
     from ca.proto.burgee import authority_pb2, authority_pb2_grpc
 
-    request = authority_pb2.RotateRequest(kind=kind, replacing=replacing, taint=taint, keep=keep, dry_run=dry_run)
+    request = authority_pb2.RotateRequest(kind=kind.value, replacing=replacing, taint=taint, keep=keep, dry_run=dry_run)
     with channel(server_socket(socket)) as opened:
         stub = authority_pb2_grpc.AuthoritiesStub(opened)
 

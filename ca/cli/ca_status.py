@@ -55,7 +55,9 @@ def _acknowledged(one: dict[str, Any], agents: int) -> Iterator[str]:
 
 def _active(one: dict[str, Any]) -> Iterator[str]:
     if one["activated_at"]:
-        yield _line("active since" if one["status"] == "active" else "was active", until(one["activated_at"]), DONE)
+        yield _line(
+            "active since" if one["status"] == "active" else "was active from", until(one["activated_at"]), DONE
+        )
     elif one["status"] == "prepared" and one["next_step"] == "activate":
         late = f", at the latest {until(one['last_safe_at'])}" if one["behind_total"] and one["last_safe_at"] else ""
         yield _line("signs", f"by schedule {until(one['next_at'])}{late}", OPEN)

@@ -185,7 +185,7 @@ async def test_get(server: RunningServer) -> None:
             assert await call(pb.GetFederatedBundleRequest(trust_domain=name)) == fed(server)
     masked = await get(pb.GetFederatedBundleRequest(trust_domain="fed.org", output_mask=Mask(refresh_hint=True)))
     assert masked == types_pb2.Bundle(trust_domain="fed.org", refresh_hint=300)
-    with refused(Code.NOT_FOUND, "bundle not found"):
+    with refused(Code.NOT_FOUND, "there is no bundle of `nope.org`"):
         await get(pb.GetFederatedBundleRequest(trust_domain="nope.org"))
     with refused(Code.INVALID_ARGUMENT, "own trust domain is not allowed"):
         await get(pb.GetFederatedBundleRequest(trust_domain="example.org"))
