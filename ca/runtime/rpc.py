@@ -22,11 +22,11 @@ MAX_STREAMS_PER_CONNECTION = 4096
 """Many workloads may share one connection to an agent. A server whose callers need no certificate grants fewer: an
 open call costs 15 kB here, and its caller next to nothing."""
 
-PENDING_CALLS = 20_000
-PENDING_CALLS_HARD = 40_000
+PENDING_CALLS = 2_000
+PENDING_CALLS_HARD = 4_000
 """Calls that gRPC keeps until they are looked at. By default it cancels some at random beyond a thousand, whoever's
-they are: one caller could have all others' calls cancelled. What a caller may begin is bounded elsewhere, by the gate
-and by the calls that are open on one connection."""
+they are: one caller could have all others' calls cancelled. Each costs some 15 kB, so there is an end. What one caller
+may begin is bounded elsewhere, by the gate and by the calls that are open on one connection."""
 
 FIRST_FRAMES_SECONDS = 20
 """For a client's HTTP/2 preface and settings, however slowly they drip."""

@@ -17,7 +17,7 @@ from ca.errors import BurgeeError, Code, Denied, FailedPrecondition, Internal
 from ca.proto.spire import types_pb2
 from ca.runtime import log
 from ca.runtime.metrics import REGISTRY
-from ca.runtime.rpc import connect, grpc_server
+from ca.runtime.rpc import PENDING_CALLS, connect, grpc_server
 from ca.runtime.rpc_errors import DETAILS_KEY, STATUS_CODES, status_details
 from ca.runtime.rpc_handlers import _wrap
 from ca.runtime.rpc_observer import CallObserver
@@ -169,12 +169,12 @@ def test_a_handler_that_is_not_async_is_a_fault_that_shows() -> None:
 
 
 async def test_calls_that_come_while_the_server_is_busy_wait_and_none_is_cancelled(tmp_path: Path) -> None:
-    """gRPC's own limit is a thousand; beyond it some are cancelled at random, beyond three thousand all."""
+    """gRPC's own limit is a thousand; beyond it some are cancelled at random."""
 
     async def answer(request: Any, context: Any) -> bytes:
         return b""
 
-    calls = 3500
+    calls = PENDING_CALLS - 100
     tmp_path.chmod(0o700)
     server = grpc_server(tmp_path / "s")
     handlers = {"answer": grpc.unary_unary_rpc_method_handler(answer)}

@@ -122,6 +122,9 @@ class _Nothing:
     async def authorize(self, svid: X509Svid) -> object:
         return object()
 
+    def ack(self) -> None:
+        """Implements ca.api.limits.Limits: as many as come."""
+
     def check(self, svid: X509Svid) -> None:
         return None
 
