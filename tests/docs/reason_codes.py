@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from tests.docs.syntax import parse
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("ca", "sds", "attestor", "policy")
 NO_REASONS = {"SPIFFE_ENDPOINT_SOCKET"}
@@ -24,7 +26,7 @@ def reason_codes() -> dict[str, set[str]]:
     A reason is what stands in an argument `reason`, by name or by place; in an attribute `reason`; or in a constant
     whose name says that it holds reasons.
     """
-    trees = {path: ast.parse(path.read_bytes()) for path in _files()}
+    trees = {path: parse(path) for path in _files()}
     places = _reason_places(trees.values())
     found: dict[str, set[str]] = {}
     for path, tree in trees.items():

@@ -12,6 +12,7 @@ import pytest
 from ca.store.tables import metadata
 from tests.docs.pages import spans
 from tests.docs.reason_codes import ROOT
+from tests.docs.syntax import parse
 
 PAGE = ROOT / "docs/security.md"
 TEXT = PAGE.read_text()
@@ -23,7 +24,7 @@ named = sorted({(file, test) for span in spans(PAGE) for file, test in LINK.find
 @cache
 def functions(file: Path) -> frozenset[str]:
     """Names of all functions in a file, those of classes too."""
-    tree = ast.parse(file.read_bytes())
+    tree = parse(file)
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
