@@ -67,6 +67,8 @@ class Listener:
         self._rest(PAUSE_SECONDS)
 
     def _rest(self, seconds: float) -> None:
+        if self._closed:  # by what the last of those accepted set off
+            return
         self._loop.remove_reader(self.sock)
         self._loop.call_later(seconds, self._go_on)
 

@@ -63,10 +63,8 @@ class Pace:
             return 0.0
         account = self._account(share, now)
         if account.calls < 1:
-            next_call, all_had_theirs = (
-                now + (1 - account.calls) / self._rate,
-                now + max(len(account.held), 1) / self._rate,
-            )
+            next_call = now + (1 - account.calls) / self._rate
+            all_had_theirs = now + max(len(account.held), 1) / self._rate
             account.turn = min(max(next_call, account.turn + 1 / self._rate), all_had_theirs)
             return account.turn - now
         return max(0.0, account.moved + LOST_SECONDS - now)
