@@ -18,8 +18,8 @@ from ca.errors import BurgeeError, ConfigError, FailedPrecondition
 from ca.keys.key_id import check_key_id, in_use
 from ca.keys.pkcs11_signer import Pkcs11Signer
 from ca.keys.pkcs11_token import REOPEN_SECONDS, Pkcs11Token
+from ca.keys.shared_names import SharedNames
 from ca.keys.signer import key_type_of
-from ca.keys.transit_name import TransitNames
 from ca.ports import AuthorityHost, Clock, KeyManagerPlugin, KeyType, Signer
 from ca.runtime.config import StrictModel
 from ca.runtime.files import read_private
@@ -68,7 +68,7 @@ class Pkcs11KeyManager:
     remote = True
 
     def __init__(
-        self, token: Pkcs11Token, names: TransitNames, *, clock: Clock, jitter: Callable[[], float] = random.random
+        self, token: Pkcs11Token, names: SharedNames, *, clock: Clock, jitter: Callable[[], float] = random.random
     ) -> None:
         """`jitter` gives 0 to 1."""
         self._token = token
@@ -256,7 +256,7 @@ def _manager(config: Pkcs11KeysConfig, host: AuthorityHost) -> Pkcs11KeyManager:
         pin=lambda: _pin(config),
         sessions=config.sessions,
     )
-    return Pkcs11KeyManager(token, TransitNames.of(host), clock=host.clock)
+    return Pkcs11KeyManager(token, SharedNames.of(host), clock=host.clock)
 
 
 plugin = KeyManagerPlugin(name="pkcs11", config=Pkcs11KeysConfig, manager=_manager)

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from ca.errors import BurgeeError, ConfigError, Denied, NotFound, Unavailable
 from ca.keys.key_id import check_key_id, in_use
+from ca.keys.shared_names import SharedNames
 from ca.keys.transit_key import TYPES, read_creation_time, read_transit_key
-from ca.keys.transit_name import TransitNames
 from ca.keys.transit_signer import TransitSigner
 from ca.ports import AuthorityHost, Clock, KeyManagerPlugin, KeyType, Signer
 from ca.runtime import log
@@ -58,7 +58,7 @@ class TransitKeyManager:
     def __init__(
         self,
         vault: VaultClient,
-        names: TransitNames,
+        names: SharedNames,
         *,
         mount: str,
         clock: Clock,
@@ -193,7 +193,7 @@ async def _usable(call: Awaitable[T]) -> T:
 
 def _manager(config: VaultTransitConfig, host: AuthorityHost) -> TransitKeyManager:
     vault = VaultClient(config, clock=host.clock, purpose="keys")
-    return TransitKeyManager(vault, TransitNames.of(host), mount=config.mount, clock=host.clock)
+    return TransitKeyManager(vault, SharedNames.of(host), mount=config.mount, clock=host.clock)
 
 
 plugin = KeyManagerPlugin(name="vault_transit", config=VaultTransitConfig, manager=_manager)

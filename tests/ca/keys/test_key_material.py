@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from ca.keys.transit_name import TransitNames
+from ca.keys.shared_names import SharedNames
 from ca.proto.spire import server_bundle_pb2, server_svid_pb2
 from ca.runtime.rpc import connect
 from tests.ca.keys.test_vault_transit import import_key
@@ -77,7 +77,7 @@ async def test_an_imported_key_is_neither_in_memory_nor_in_files(bao: OpenBao, t
     require("root", os.geteuid() == 0, "run the tests as root: the server's memory is closed to its own user")
     mount, policy = new_transit(bao)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = TransitNames.of(authority_host(tmp_path)).name(KEY_ID)
+    name = SharedNames.of(authority_host(tmp_path)).name(KEY_ID)
     import_key(bao, mount, f"{mount}/keys/{name}", key)
     command = [sys.executable, "-c", SERVER, "--config", str(config(bao, tmp_path, mount, policy))]
     server = start(command, tmp_path / "d" / "log")

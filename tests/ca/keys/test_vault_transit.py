@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from ca.errors import AlreadyExists, BurgeeError, ConfigError, FailedPrecondition, Internal, Unavailable
 from ca.keys import vault_transit
+from ca.keys.shared_names import SharedNames
 from ca.keys.transit_key import TransitKey, read_creation_time, read_transit_key
-from ca.keys.transit_name import TransitNames
 from ca.keys.transit_signer import TransitSigner
 from ca.keys.vault_transit import TransitKeyManager
 from ca.ports import Dated, KeyType, Signer
@@ -50,7 +50,7 @@ class Bench:
         return made
 
     def path(self, key_id: str) -> str:
-        return f"{self.mount}/keys/{TransitNames.of(self.host).name(key_id)}"
+        return f"{self.mount}/keys/{SharedNames.of(self.host).name(key_id)}"
 
     def configure(self, key_id: str, **options: Any) -> None:
         self.bao.call("POST", f"{self.path(key_id)}/config", options)
@@ -242,8 +242,8 @@ def root_file(bao: OpenBao, directory: Path) -> str:
     return str(directory / "root")
 
 
-def names(trust_domain: str, server: str) -> TransitNames:
-    return TransitNames.of(authority_host(Path("/nowhere"), trust_domain=trust_domain, server=server))
+def names(trust_domain: str, server: str) -> SharedNames:
+    return SharedNames.of(authority_host(Path("/nowhere"), trust_domain=trust_domain, server=server))
 
 
 def test_names_are_read_back_and_others_are_not() -> None:

@@ -1,5 +1,5 @@
-"""Names of our keys in a Transit engine that others use, too: two servers never share one, and none is taken for ours
-that is somebody else's."""
+"""Names of our keys in a place that others use, too (a Transit engine, a token): two servers never share one, and none
+is taken for ours that is somebody else's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_READABLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class TransitNames:
+class SharedNames:
     """`burgee-<trust domain>-<server>-<key id>-<digest>`.
 
     The digest is of trust domain and server in full: the readable parts are cut, and dashes in them could be read in
@@ -24,12 +24,12 @@ class TransitNames:
     suffix: str
 
     @staticmethod
-    def of(host: AuthorityHost) -> TransitNames:
+    def of(host: AuthorityHost) -> SharedNames:
         """The names of one server's keys."""
         domain, server = host.trust_domain.name, host.server
         digest = hashlib.sha256(f"{domain}\0{server}".encode()).hexdigest()[:DIGEST_CHARACTERS]
         readable = f"burgee-{domain[:MAX_READABLE_CHARACTERS]}-{server[:MAX_READABLE_CHARACTERS]}-"
-        return TransitNames(readable, f"-{digest}")
+        return SharedNames(readable, f"-{digest}")
 
     def name(self, key_id: str) -> str:
         """For a key id that passed `check_key_id`; at most 246 characters."""
