@@ -48,7 +48,7 @@ class NodeCalls:
         The chain it showed must verify against the bundle it gave, else the bundle is of no use; against what was
         dropped before it counts for nothing.
         """
-        async with self._link(None) as link:
+        async with self._link(None, first=True) as link:
             stub = server_bundle_pb2_grpc.BundleStub(link.channel)
             message = await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS)
             bundle, chain = bundle_from_wire(message), link.relay.server_chain
@@ -89,9 +89,13 @@ class NodeCalls:
 
     @asynccontextmanager
     async def _link(
-        self, svid: AgentSvid | None, *, refused: Callable[[BurgeeError], BurgeeError] = lambda error: error
+        self,
+        svid: AgentSvid | None,
+        *,
+        first: bool = False,
+        refused: Callable[[BurgeeError], BurgeeError] = lambda error: error,
     ) -> AsyncIterator[ServerLink]:
-        link = await ServerLink.open(config=self._config, trust=self._trust, clock=self._clock, svid=svid)
+        link = await ServerLink.open(config=self._config, trust=self._trust, clock=self._clock, svid=svid, first=first)
         try:
             yield link
         except grpc.aio.AioRpcError as error:
@@ -102,11 +106,12 @@ class NodeCalls:
     def _accept(self, message: types_pb2.X509SVID, key: WorkloadKey, *, reattestable: bool) -> AgentSvid:
         """What the server made must be ours: an agent's ID, our key, a chain to the bundle we hold."""
         chain, now, bundle = tuple(message.cert_chain), self._clock.now(), self._trust.bundle
+        if bundle is None:
+            raise Unauthenticated("the trust bundle was dropped meanwhile", reason="NO_TRUST_BUNDLE")
         found = parse_x509_svid(chain)
         # A server whose clock is ahead must not cost us a token that has been used up: it becomes valid soon.
         moment = max(now, found.not_before)
-        if bundle is not None:
-            found = verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=moment)
+        found = verify_x509_svid(chain, {bundle.trust_domain: bundle}, now=moment)
         if found.id.trust_domain != self._config.domain or not is_agent_path(found.id.path):
             raise Unauthenticated(
                 f"the server issued `{found.id}`, which is no agent's ID", reason="AGENT_SVID_UNUSABLE"

@@ -51,11 +51,16 @@ class ServerLink:
         self._trust = trust
 
     @classmethod
-    async def open(cls, *, config: AgentConfig, trust: ServerTrust, clock: Clock, svid: AgentSvid | None) -> ServerLink:
-        """Returns at once: a server is dialled when the first call is made."""
+    async def open(
+        cls, *, config: AgentConfig, trust: ServerTrust, clock: Clock, svid: AgentSvid | None, first: bool = False
+    ) -> ServerLink:
+        """Returns at once: a server is dialled when the first call is made.
+
+        `first`: nothing but the first bundle is asked for, which `insecure_bootstrap` takes from any server.
+        """
         relay = TlsRelay(
             servers=config.servers,
-            verify=partial(trust.verify_server, first=svid is None),
+            verify=partial(trust.verify_server, first=first),
             material=None if svid is None else _material(svid),
             directory=relay_directory(config),
             clock=clock,

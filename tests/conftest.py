@@ -7,7 +7,15 @@ import re
 
 import pytest
 
+from ca.runtime import log
+
 REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test begins with the log as it is by default: some set it for the whole process, as programs do."""
+    log.configure()
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -26,6 +26,7 @@ from ca.runtime.config import from_values
 from sds.condition import State
 from sds.config import AgentConfig, TrustConfig
 from sds.first_trust import MAX_BUNDLE_BYTES, ServerTrust, read_source
+from sds.node_attest import NodeCalls
 from sds.state import open_store
 from tests.ca.identity.forge import OTHER, TD, Authority, Cert, key
 from tests.sds.fake_server import SERVER_ID, FakeServer, fresh_root, leaf_of
@@ -395,6 +396,17 @@ class TestRollback:
         with pytest.raises(BurgeeError) as caught:
             trust.verify_server(chain)
         assert caught.value.reason == "NO_TRUST_BUNDLE"
+
+    async def test_no_proof_is_shown_to_it(self, tmp_path: Path, server: FakeServer) -> None:
+        """Where the bundle is dropped while the agent attests, the next server that answers gets nothing of it."""
+        config = config_for(tmp_path, server, trust={"insecure_bootstrap": True}, rebootstrap="always")
+        trust = ServerTrust(config=config, clock=SystemClock(), store=open_store(config))
+        await trust.start()
+        with pytest.raises(BurgeeError) as caught:
+            await NodeCalls(config=config, trust=trust, clock=SystemClock()).attest("join_token", Proof(b"t1"))
+        assert caught.value.reason == "NO_TRUST_BUNDLE"
+        assert server.calls == []
+        assert server.tokens == {"t1"}
 
 
 class TestInsecure:
