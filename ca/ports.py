@@ -16,7 +16,7 @@ from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 
 if TYPE_CHECKING:  # the command line imports this page at its start, and a bundle imports cryptography
-    from ca.identity.bundle import JwtAuthority, X509Authority
+    from ca.identity.bundle import JwtAuthority, TrustBundle, X509Authority
 
 
 class Clock(Protocol):
@@ -119,6 +119,21 @@ class NodeHost(Protocol):
     @property
     def trust_domain(self) -> TrustDomain: ...
 
+    @property
+    def clock(self) -> Clock: ...
+
+    async def trust_bundle(self) -> TrustBundle:
+        """The own trust domain's, as it is now."""
+        ...
+
+    async def use_once(self, kind: str, key: str, until: datetime) -> None:
+        """Durable and in one transaction: of all servers of this store, one caller with this key comes through.
+
+        Raises Denied EVIDENCE_USED for every other. `key` is remembered as a hash, until `until`: what it stands for
+        must have ended by then.
+        """
+        ...
+
     async def consume_join_token(self, value: str) -> JoinToken:
         """Check and use up in one transaction; raises Denied for an unknown, used or expired token."""
         ...
@@ -126,7 +141,10 @@ class NodeHost(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AttestedNode:
-    """A node attestor's finding. `path` is everything after `spiffe://<trust domain>`, e.g. /spire/agent/x/y."""
+    """A node attestor's finding. `path` is everything after `spiffe://<trust domain>`, e.g. /spire/agent/x/y.
+
+    Where `reattestable` is False the first who comes is that node: the server lets no other attest as the same agent.
+    """
 
     path: str
     selectors: frozenset[Selector] = frozenset()

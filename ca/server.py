@@ -261,7 +261,7 @@ class Server:
         self.admin, self._services = made.admin, made.all
 
     def _attestation(self) -> NodeAttestation:
-        host = Host(self.trust_domain, self.store, self.clock)
+        host = Host(self.trust, self.store, self.clock)
         return NodeAttestation(
             trust_domain=self.trust_domain,
             verifiers=load_verifiers(self.config.node_attestors, host),

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from ca.errors import BurgeeError, Denied, FailedPrecondition, Internal, InvalidArgument
+from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
 from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlugin, NodeVerifier
@@ -17,6 +19,8 @@ from ca.runtime.config import from_values
 from ca.service.issuance import IssuedX509, Issuer
 from ca.service.peers import AgentTable
 from ca.service.rates import TokenBuckets
+from ca.service.trust import Trust
+from ca.store.agents import already_attested
 from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
@@ -27,6 +31,9 @@ MAX_VERSION_CHARACTERS = 255
 _attesting_key: ContextVar[bytes | None] = ContextVar("burgee_attesting_key", default=None)
 """SHA-256 of the public key in the CSR of the attestation that runs now; its possession has been proven."""
 VERSIONS_AT_ONCE = 3
+
+LOST_ANSWER = timedelta(minutes=5)
+"""How long the same key may attest again with evidence that serves once; certificates begin a little before now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +47,27 @@ class Attestation:
 class Host:
     """Implements ca.ports.NodeHost over the store."""
 
-    def __init__(self, trust_domain: TrustDomain, store: Store, clock: Clock) -> None:
-        self._trust_domain = trust_domain
+    def __init__(self, trust: Trust, store: Store, clock: Clock) -> None:
+        self._trust = trust
         self._store = store
         self._clock = clock
 
     @property
     def trust_domain(self) -> TrustDomain:
-        return self._trust_domain
+        return self._trust.trust_domain
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    async def trust_bundle(self) -> TrustBundle:
+        return self._trust.own
 
     async def consume_join_token(self, value: str) -> JoinToken:
         return await self._store.tokens.consume(value, self._clock.now(), key_sha256=_attesting_key.get())
+
+    async def use_once(self, kind: str, key: str, until: datetime) -> None:
+        await self._store.evidence.use(kind, key, until, now=self._clock.now(), key_sha256=_attesting_key.get())
 
 
 def load_verifiers(configs: Mapping[str, Mapping[str, Any]], host: Host) -> dict[str, NodeVerifier]:
@@ -100,8 +117,9 @@ class NodeAttestation:
         node = await self._verify(verifier, kind, payload, challenge)
         agent_id = self._agent_id(kind, node)
         self._refuse_banned(agent_id)
+        successor_of = None if node.reattestable else await self._first_use(agent_id, request.key.der)
         svid = await self._issuer.for_agent(agent_id, request)
-        await self._remember(agent_id, kind, node, svid)
+        await self._remember(agent_id, kind, node, svid, successor_of)
         logger.info("agent attested", spiffe_id=str(agent_id), attestor=kind, not_after=svid.not_after.isoformat())
         return Attestation(svid=svid, reattestable=node.reattestable)
 
@@ -162,7 +180,26 @@ class NodeAttestation:
         if known is not None and known.banned:
             raise _banned()
 
-    async def _remember(self, agent_id: SpiffeId, kind: str, node: AttestedNode, svid: IssuedX509) -> None:
+    async def _first_use(self, agent_id: SpiffeId, key_der: bytes) -> str:
+        """Evidence that anybody on the node can read proves a node once: trust on first use. The serial that the new
+        SVID may take the place of: none, or the one given to the same key a moment ago, whose answer may have been
+        lost on its way. Raises Denied AGENT_ALREADY_ATTESTED.
+        """
+        known = await self._store.agents.get(agent_id)
+        if known is None:
+            return ""
+        now, key = self._clock.now(), hashlib.sha256(key_der).digest()
+        async for page in self._store.issuance.pages(spiffe_id=str(agent_id), live_at=now):
+            for record in page:
+                if record.serial_or_kid == known.serial and record.key_sha256 == key:
+                    return known.serial
+                if record.not_before < now - LOST_ANSWER:
+                    raise already_attested(agent_id)
+        raise already_attested(agent_id)
+
+    async def _remember(
+        self, agent_id: SpiffeId, kind: str, node: AttestedNode, svid: IssuedX509, successor_of: str | None
+    ) -> None:
         agent = AttestedAgent(
             id=agent_id,
             attestation_type=kind,
@@ -172,9 +209,9 @@ class NodeAttestation:
             reattestable=node.reattestable,
         )
         try:
-            await self._store.agents.upsert(agent)
-        except Denied as denied:  # banned since we looked
-            raise _banned() from denied
+            await self._store.agents.upsert(agent, successor_of=successor_of)
+        except Denied as denied:  # since we looked
+            raise (_banned() if denied.reason == "AGENT_BANNED" else denied) from denied
         await self._agents.refresh(agent_id)
 
 

@@ -37,10 +37,14 @@ class Agents:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def upsert(self, agent: AttestedAgent) -> AttestedAgent:
+    async def upsert(self, agent: AttestedAgent, *, successor_of: str | None = None) -> AttestedAgent:
         """Store an attestation's outcome whole. Raises Denied AGENT_BANNED when the stored agent is banned: the check
-        and the write are one transaction, so a ban cannot be lost to an attestation that was already under way."""
-        return await self._database.write(lambda transaction: _upsert(transaction, agent))
+        and the write are one transaction, so a ban cannot be lost to an attestation that was already under way.
+
+        With `successor_of` only if the stored agent's serial is that one, or there is none where it is empty; else
+        Denied AGENT_ALREADY_ATTESTED: of two that come at once the first is the node.
+        """
+        return await self._database.write(lambda transaction: _upsert(transaction, agent, successor_of))
 
     async def get(self, agent_id: SpiffeId) -> AttestedAgent | None:
         return (await self.get_many([agent_id])).get(agent_id)
@@ -176,7 +180,7 @@ def _row(agent: AttestedAgent) -> dict[str, Any]:
     }
 
 
-async def _upsert(transaction: WriteTransaction, agent: AttestedAgent) -> AttestedAgent:
+async def _upsert(transaction: WriteTransaction, agent: AttestedAgent, successor_of: str | None) -> AttestedAgent:
     connection = transaction.connection
     row = _row(agent)
     old = (await connection.execute(select(agents).where(agents.c.id == row["id"]))).one_or_none()
@@ -186,6 +190,8 @@ async def _upsert(transaction: WriteTransaction, agent: AttestedAgent) -> Attest
         await connection.execute(insert(agents).values(position=position, **row))
     else:
         _refuse_banned(old)
+        if successor_of not in (None, old.serial):
+            raise already_attested(agent.id)
         position = old.position
         await connection.execute(update(agents).where(agents.c.position == position).values(row))
         await connection.execute(delete(agent_selectors).where(agent_selectors.c.position == position))
@@ -229,6 +235,15 @@ async def _set(transaction: WriteTransaction, agent_id: SpiffeId, **columns: Any
     await transaction.connection.execute(update(agents).where(agents.c.id == str(agent_id)).values(**columns))
     transaction.change("agent", str(agent_id))
     return agent_of(await _must_get(transaction.connection, agent_id))
+
+
+def already_attested(agent_id: SpiffeId) -> Denied:
+    """Somebody is this agent already, and its evidence serves once."""
+    return Denied(
+        f"`{agent_id}` has attested already, and its method trusts the first who comes only",
+        reason="AGENT_ALREADY_ATTESTED",
+        hint=f"if the node lost its state, an administrator lets it in again: `caadmin agent evict {agent_id}`",
+    )
 
 
 def _refuse_banned(row: Row[Any]) -> None:

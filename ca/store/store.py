@@ -24,6 +24,7 @@ from ca.store.migrate import migrate
 from ca.store.prune import Pruning
 from ca.store.tables import store as store_table
 from ca.store.tokens import Tokens
+from ca.store.used_evidence import UsedEvidence
 from ca.store.values import Snapshot
 
 
@@ -40,6 +41,7 @@ class Store:
         self.entries = Entries(database, clock)
         self.agents = Agents(database)
         self.tokens = Tokens(database, clock, token_id_key)
+        self.evidence = UsedEvidence(database)
         self.bundles = Bundles(database)
         self.authorities = Authorities(database)
         self.issuance = IssuanceLog(database, clock)

@@ -112,6 +112,15 @@ join_tokens = Table(
     Column("used_key_sha256", LargeBinary(32)),
 )
 
+used_evidence = Table(  # what proves a node or a caller once
+    "used_evidence",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("until", BigInteger, nullable=False, index=True),
+    Column("used_at", BigInteger, nullable=False),
+    Column("used_key_sha256", LargeBinary(32)),
+)
+
 bundles = Table(
     "bundles",
     metadata,

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attestor.node.join_token import AgentConfig, JoinTokenProver, JoinTokenVerifier, ServerConfig, plugin
-from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument
-from ca.identity.spiffe_id import TrustDomain
-from ca.ports import JoinToken
+from ca.errors import BurgeeError, ConfigError, FailedPrecondition, InvalidArgument
 from ca.runtime.config import from_values
 from tests.contracts.attestors import NodeSample
-
-
-class Host:
-    """Lends tokens as a server would."""
-
-    trust_domain = TrustDomain("example.org")
-
-    def __init__(self, *tokens: str) -> None:
-        self.tokens = set(tokens)
-        self.asked: list[str] = []
-
-    async def consume_join_token(self, value: str) -> JoinToken:
-        self.asked.append(value)
-        if value not in self.tokens:
-            raise Denied("unknown", reason="JOIN_TOKEN_UNKNOWN")
-        self.tokens.discard(value)
-        return JoinToken(value=value, expires_at=datetime(2030, 1, 1, tzinfo=UTC))
+from tests.support.node_host import FakeHost
 
 
 def contract_sample() -> NodeSample:
-    return NodeSample(host=Host("t-1"), agent={"token": "t-1"})
+    return NodeSample(host=FakeHost("t-1"), agent={"token": "t-1"})
 
 
 async def no_challenge(_: bytes) -> bytes:
@@ -97,12 +78,12 @@ async def test_no_challenge_is_answered() -> None:
 
 
 async def test_a_good_token_names_the_node() -> None:
-    node = await JoinTokenVerifier(ServerConfig(), Host("t-1")).verify(b"t-1", no_challenge)
+    node = await JoinTokenVerifier(ServerConfig(), FakeHost("t-1")).verify(b"t-1", no_challenge)
     assert (node.path, node.selectors, node.reattestable) == ("/spire/agent/join_token/t-1", frozenset(), False)
 
 
 async def test_of_fifty_uses_one_wins() -> None:
-    verifier = JoinTokenVerifier(ServerConfig(), Host("t-1"))
+    verifier = JoinTokenVerifier(ServerConfig(), FakeHost("t-1"))
     results = await asyncio.gather(*(verifier.verify(b"t-1", no_challenge) for _ in range(50)), return_exceptions=True)
     assert sum(not isinstance(r, BaseException) for r in results) == 1
     assert {r.reason for r in results if isinstance(r, BurgeeError)} == {"JOIN_TOKEN_UNKNOWN"}
@@ -110,7 +91,7 @@ async def test_of_fifty_uses_one_wins() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 1025, b"\xff", b"a b", b"../server", b"a/b", b".."])
 async def test_what_cannot_be_a_token_is_refused_before_the_store_is_asked(payload: bytes) -> None:
-    host = Host(payload.decode("latin-1"))
+    host = FakeHost(payload.decode("latin-1"))
     with pytest.raises(InvalidArgument):
         await JoinTokenVerifier(ServerConfig(), host).verify(payload, no_challenge)
     assert not host.asked

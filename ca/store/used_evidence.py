@@ -1,0 +1,53 @@
+"""Evidence that serves once: remembered by its digest until it has ended by itself."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+from sqlalchemy import delete, insert, select
+
+from ca.errors import Denied
+from ca.store.database import Database, WriteTransaction
+from ca.store.rows import to_micros
+from ca.store.tables import used_evidence
+from ca.store.token_rows import REPEAT
+
+
+class UsedEvidence:
+    """What has been used of the store's trust domain, by any of its servers."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def use(
+        self, kind: str, key: str, until: datetime, *, now: datetime, key_sha256: bytes | None = None
+    ) -> None:
+        """Atomically: of any number of callers at most one comes through. Raises Denied EVIDENCE_USED.
+
+        With `key_sha256`, of a key whose possession was proven, the same key comes through again for five minutes: an
+        answer may have been lost on its way. What ended before `now` is forgotten on the way.
+        """
+
+        async def work(transaction: WriteTransaction) -> None:
+            execute = transaction.connection.execute
+            await execute(delete(used_evidence).where(used_evidence.c.until < to_micros(now)))
+            digest = _digest(kind, key)
+            row = (await execute(select(used_evidence).where(used_evidence.c.digest == digest))).one_or_none()
+            if row is None:
+                values = {"until": to_micros(until), "used_at": to_micros(now), "used_key_sha256": key_sha256}
+                await execute(insert(used_evidence).values(digest=digest, **values))
+                return
+            repeated = key_sha256 is not None and row.used_key_sha256 == key_sha256
+            if not repeated or not to_micros(now - REPEAT) <= row.used_at <= to_micros(now):
+                raise Denied(
+                    "this evidence has been used already, and serves once",
+                    reason="EVIDENCE_USED",
+                    hint="get a new one from where it came",
+                )
+
+        await self._database.write(work)
+
+
+def _digest(kind: str, key: str) -> bytes:
+    return hashlib.sha256(b"\0".join(part.encode("utf-8", "surrogatepass") for part in (kind, key))).digest()
