@@ -119,6 +119,8 @@ class HttpClient:
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             content = response.read(self._max_bytes + 1)
+            if len(content) <= self._max_bytes and response.length:  # read(n) takes an early end for the end
+                raise http.client.IncompleteRead(content, response.length)
         except BaseException:
             connection.close()
             raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ca.errors import Denied
 from ca.identity.selector import Selector
@@ -110,3 +113,53 @@ def _agent_id(server: RunningServer) -> Any:
     from ca.identity.spiffe_id import SpiffeId
 
     return SpiffeId(server.server.trust_domain, "/spire/agent/riddle/one")
+
+
+class Seen:
+    """A verifier of what anybody on the node can read: the first who shows it is the node."""
+
+    async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode:
+        return AttestedNode(path=f"/spire/agent/riddle/{payload.decode()}")
+
+
+class TestTrustOnFirstUse:
+    async def test_nobody_else_becomes_that_node(self, server: RunningServer, install: Any) -> None:
+        install(Seen())
+        first = await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+        assert not first.reattestable
+        with refused(Code.PERMISSION_DENIED, "has attested already", "AGENT_ALREADY_ATTESTED") as why:
+            await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+        assert why.error is not None
+        assert "agent evict" in why.error.hint
+        agent = await server.local.agents.GetAgent(pb.GetAgentRequest(id=first.svid.id))
+        assert agent.x509svid_serial_number == str(serial_of(first.svid.cert_chain[0]))
+        await server.local.agents.DeleteAgent(pb.DeleteAgentRequest(id=first.svid.id))
+        assert await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+
+    async def test_of_two_at_once_one_is_the_node(self, server: RunningServer, install: Any) -> None:
+        install(Seen())
+        callers = [await server.caller() for _ in range(4)]
+        tries = (attest(caller, b"one", make_csr(), kind="riddle") for caller in callers)
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        assert len([outcome for outcome in outcomes if not isinstance(outcome, Exception)]) == 1
+
+    async def test_a_lost_answer_is_given_again_to_the_same_key(self, server: RunningServer, install: Any) -> None:
+        install(Seen())
+        key = ec.generate_private_key(ec.SECP256R1())
+        await attest(await server.caller(), b"one", make_csr(key), kind="riddle")
+        again = await attest(await server.caller(), b"one", make_csr(key), kind="riddle")
+        with refused(Code.PERMISSION_DENIED, "has attested already", "AGENT_ALREADY_ATTESTED"):
+            await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+        agent = await server.local.agents.GetAgent(pb.GetAgentRequest(id=again.svid.id))
+        assert agent.x509svid_serial_number == str(serial_of(again.svid.cert_chain[0]))
+
+    async def test_a_banned_node_stays_banned(self, server: RunningServer, install: Any) -> None:
+        install(Seen())
+        first = await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+        await server.local.agents.BanAgent(pb.BanAgentRequest(id=first.svid.id))
+        with refused(Code.PERMISSION_DENIED, "agent is banned"):
+            await attest(await server.caller(), b"one", make_csr(), kind="riddle")
+
+
+def serial_of(der: bytes) -> int:
+    return x509.load_der_x509_certificate(der).serial_number
