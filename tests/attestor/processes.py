@@ -17,19 +17,24 @@ SLEEP = shutil.which("sleep") or "/bin/sleep"
 
 
 class Pinned:
-    """Implements ca.ports.Process for a pid that the test controls: as if it had connected as the user it is now."""
+    """Implements ca.ports.Process for a pid that the test controls: as if it had connected as the user it is now.
 
-    def __init__(self, pid: int) -> None:
+    `tree` stands for the process's /proc directory, for what no test can make a process of its own be in.
+    """
+
+    def __init__(self, pid: int, tree: Path | None = None) -> None:
         self.pid = pid
-        self.proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
-        owner = os.fstat(self.proc)
+        owner = os.stat(f"/proc/{pid}")
         self.uid, self.gid = owner.st_uid, owner.st_gid
+        self.proc = os.open(tree or f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+        self._tree = tree
         self.checks = 0
         self.dies_at_check = 0
 
     def ensure_alive(self) -> None:
         self.checks += 1
-        if self.dies_at_check and self.checks >= self.dies_at_check:
+        gone = self._tree is not None and not os.path.exists(f"/proc/{self.pid}")
+        if gone or (self.dies_at_check and self.checks >= self.dies_at_check):
             raise Unauthenticated("the calling process is gone", reason="CALLER_GONE")
 
     def close(self) -> None:
@@ -37,8 +42,8 @@ class Pinned:
 
 
 @contextmanager
-def pinned(pid: int) -> Iterator[Pinned]:
-    process = Pinned(pid)
+def pinned(pid: int, tree: Path | None = None) -> Iterator[Pinned]:
+    process = Pinned(pid, tree)
     try:
         yield process
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,9 +30,13 @@ class NodeSample:
 
 @dataclass(kw_only=True)
 class WorkloadSample:
-    """A configuration with which the attestor finds something about the test's own process."""
+    """A configuration with which the attestor finds something about the test's own process.
+
+    `tree` is what stands for its /proc directory where the test's process cannot be what the attestor looks for.
+    """
 
     config: Mapping[str, Any] = field(default_factory=dict)
+    tree: Path | None = None
 
 
 def sample(kind: str, name: str) -> Any:

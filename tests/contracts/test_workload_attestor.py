@@ -50,22 +50,26 @@ def test_its_configuration_is_strict_and_documented(
         from_values({**given_sample.config, "no_such_key": 1}, plugin.config)
 
 
-async def test_it_finds_selectors_of_its_own_type(plugin: WorkloadAttestorPlugin, attestor: WorkloadAttestor) -> None:
-    with pinned(os.getpid()) as process:
+async def test_it_finds_selectors_of_its_own_type(
+    plugin: WorkloadAttestorPlugin, given_sample: WorkloadSample, attestor: WorkloadAttestor
+) -> None:
+    with pinned(os.getpid(), given_sample.tree) as process:
         found = await attestor.attest(process)
         assert found == (await attest_all({plugin.name: attestor}, process)).selectors
     assert found
     assert {selector.type for selector in found} == {plugin.name}
 
 
-async def test_the_same_process_gives_the_same_answer_at_the_same_time(attestor: WorkloadAttestor) -> None:
-    with pinned(os.getpid()) as process:
+async def test_the_same_process_gives_the_same_answer_at_the_same_time(
+    attestor: WorkloadAttestor, given_sample: WorkloadSample
+) -> None:
+    with pinned(os.getpid(), given_sample.tree) as process:
         answers = await asyncio.gather(*(attestor.attest(process) for _ in range(8)))
     assert len(set(answers)) == 1
 
 
-async def test_a_process_that_has_gone_gets_nothing(attestor: WorkloadAttestor) -> None:
-    with child([SLEEP, "60"]) as process, pinned(process.pid) as pin:
+async def test_a_process_that_has_gone_gets_nothing(attestor: WorkloadAttestor, given_sample: WorkloadSample) -> None:
+    with child([SLEEP, "60"]) as process, pinned(process.pid, given_sample.tree) as pin:
         process.kill()
         process.wait()
         with pytest.raises((Unauthenticated, Unavailable)):
@@ -73,9 +77,11 @@ async def test_a_process_that_has_gone_gets_nothing(attestor: WorkloadAttestor) 
 
 
 @pytest.mark.parametrize("check", [1, 2])
-async def test_it_asks_whether_the_caller_is_still_there(attestor: WorkloadAttestor, check: int) -> None:
+async def test_it_asks_whether_the_caller_is_still_there(
+    attestor: WorkloadAttestor, given_sample: WorkloadSample, check: int
+) -> None:
     """Before it looks, and after."""
-    with pinned(os.getpid()) as process:
+    with pinned(os.getpid(), given_sample.tree) as process:
         process.dies_at_check = check
         with pytest.raises(Unauthenticated):
             await attestor.attest(process)
