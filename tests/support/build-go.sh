@@ -29,3 +29,23 @@ if [ "$(cat "$CACHE/bin/grpcurl.state" 2>/dev/null)" != "$grpcurl" ]; then
     echo "grpcurl could not be had; the tests that need it will say so" >&2
   fi
 fi
+
+# A Kubernetes API server to ask for real: etcd, kube-apiserver, kube-controller-manager, by the go.sum of a module of
+# ours that has no Go source. The first time takes ten minutes of two cores; nobody else is to wait for it, hence `nice`.
+module=tests/support/kubernetes
+release=$(sed -n 's|^[[:space:]]*k8s.io/kubernetes v\([0-9.]*\).*|\1|p' "$module/go.mod" | head -1)
+state=$(cat "$module/go.mod" "$module/go.sum" | sha256sum | cut -d' ' -f1)
+stamp=k8s.io/component-base/version
+flags="-s -w -X $stamp.gitVersion=v$release -X $stamp.gitMajor=${release%%.*} -X $stamp.gitMinor=$(cut -d. -f2 <<<"$release")"
+for part in go.etcd.io/etcd/server/v3:etcd k8s.io/kubernetes/cmd/kube-apiserver:kube-apiserver \
+  k8s.io/kubernetes/cmd/kube-controller-manager:kube-controller-manager; do
+  package=${part%:*} name=${part#*:}
+  [ "$(cat "$CACHE/bin/$name.state" 2>/dev/null)" = "$state" ] && continue
+  echo "building $name"
+  if (cd "$module" && CGO_ENABLED=0 nice -n 15 go build -trimpath -ldflags "$flags" -o "$CACHE/bin/$name.new" "$package"); then
+    mv "$CACHE/bin/$name.new" "$CACHE/bin/$name"
+    echo "$state" > "$CACHE/bin/$name.state"
+  else
+    echo "$name could not be built; the tests that need it will say so" >&2
+  fi
+done

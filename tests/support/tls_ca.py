@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,15 +49,21 @@ class TlsCa:
             name = x509.DNSName(host)
         return self._leaf(host, [name], ExtendedKeyUsageOID.SERVER_AUTH, lifetime)
 
-    def client(self, name: str) -> Certified:
-        """For somebody who connects."""
-        return self._leaf(name, [x509.DNSName(name)], ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(days=1))
+    def client(self, name: str, *groups: str) -> Certified:
+        """For somebody who connects; Kubernetes reads groups from the organizations of the subject."""
+        names: list[x509.GeneralName] = [x509.DNSName(name)]
+        return self._leaf(name, names, ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(days=1), groups)
 
     def _leaf(
-        self, name: str, names: list[x509.GeneralName], usage: x509.ObjectIdentifier, lifetime: timedelta
+        self,
+        name: str,
+        names: list[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        lifetime: timedelta,
+        organizations: Sequence[str] = (),
     ) -> Certified:
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(name), self._name, key, lifetime)
+        builder = _builder(_name(name, *organizations), self._name, key, lifetime)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         return Certified(
@@ -66,8 +73,9 @@ class TlsCa:
         )
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+def _name(text: str, *organizations: str) -> x509.Name:
+    above = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization) for organization in organizations]
+    return x509.Name([*above, x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _builder(
