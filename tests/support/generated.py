@@ -1,6 +1,7 @@
 """Regenerates every generated file, or with --check says which of them are not what their source makes.
 
-Generated: the protobuf messages, the CLI reference, the configuration tables and JSON Schemas.
+Generated: the protobuf messages, the CLI reference, the configuration tables, those in the pages of plugins too, and
+JSON Schemas.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.plugin_pages import write_pages  # noqa: E402 (run as a script, it has its own folder on the path)
+
 PROTOS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "ca/proto").glob("*/*.proto"))
 
 # What is printed by a module of ours: file → module and arguments.
@@ -55,6 +60,7 @@ def printed(target: Path) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(done.stdout)
+    write_pages(ROOT, target)
 
 
 def main() -> int:
