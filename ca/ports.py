@@ -164,6 +164,31 @@ class NodeVerifier(Protocol):
     async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProvenToken:
+    """What a token of a foreign issuer proves. `issuer` is the name that the configuration gives its issuer, `subject`
+    whom it is about, for records. `evidence` is what serves once, until `valid_until`."""
+
+    issuer: str
+    subject: str
+    selectors: frozenset[Selector]
+    evidence: str
+    valid_until: datetime
+
+
+@runtime_checkable
+class TokenVerifier(Protocol):
+    """What a node verifier can be besides: one whose tokens serve callers without an agent, too.
+
+    `prove_token` uses nothing up; `issuer`, where it is given, is the only one whose token will do. `use_up_token`
+    uses it up among all servers, for nodes and other callers together. Both raise as `verify` does.
+    """
+
+    async def prove_token(self, token: bytes, issuer: str | None) -> ProvenToken: ...
+
+    async def use_up_token(self, proven: ProvenToken) -> None: ...
+
+
 class NodeProver(Protocol):
     """Agent half of a node attestor.
 

@@ -58,8 +58,8 @@ def sign_with_secret(header: str, claims: str, secret: bytes) -> str:
 
 
 class OidcIssuer:
-    """Serves while its context lasts. `asked` counts requests by path; `answers` replaces some of them; `down` makes
-    all of them fail with 503. `clock` gives the seconds that its tokens go by."""
+    """Serves while its context lasts. `asked` counts requests by path, `headers` has the last one's; `answers`
+    replaces some of them; `down` makes all of them fail with 503. `clock` gives the seconds that its tokens go by."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time, path: str = "") -> None:
         self._clock = clock
@@ -68,6 +68,7 @@ class OidcIssuer:
         self.keys: dict[str, Key] = {"key-1": self.key}
         self.asked: Counter[str] = Counter()
         self.answers: dict[str, tuple[int, bytes]] = {}
+        self.headers: dict[str, dict[str, str]] = {}
         self.down = False
         self.delay_seconds = 0.0
         self._path = path
@@ -151,6 +152,7 @@ class OidcIssuer:
             timeout = 30
 
             def do_GET(self) -> None:
+                issuer.headers[self.path] = {name.lower(): value for name, value in self.headers.items()}
                 status, body = issuer.answer(self.path)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
