@@ -29,6 +29,8 @@ _POD = re.compile(
 _MONITOR = re.compile(r"(?:^|[-_])conmon(?:$|[-_])")
 """podman's and CRI-O's monitors bear the container's id in their cgroup's name and are not inside."""
 
+_PODMANS = "libpod_parent"
+
 _LOGIN = re.compile(r"user-(\d+)\.slice|user@(\d+)\.service")
 _MACHINE = re.compile(r"lxc(?:\.payload.*)?|machine-.*\.scope|.*\.service")
 _RUNTIME = re.compile(r"containerd|docker|crio|cri-o|kubelet|k3s|k0s|rke2|podman|libpod")
@@ -37,11 +39,13 @@ _RUNTIME = re.compile(r"containerd|docker|crio|cri-o|kubelet|k3s|k0s|rke2|podman
 @dataclass(frozen=True, kw_only=True)
 class Container:
     """`login_uid` is set when it stands below that login user's slice: he chose its name, and only his own rootless
-    runtime knows it. `found_in` says in which file and line, for those who ask why."""
+    runtime knows it. `hidden` when what stands above it, such as its pod, may be outside of the agent's cgroup
+    namespace. `found_in` says in which file and line, for those who ask why."""
 
     pod_uid: str | None
     container_id: str
     login_uid: int | None = None
+    hidden: bool = False
     found_in: str = ""
 
 
@@ -108,7 +112,7 @@ def _candidate(path: str, own: Iterable[str], found_in: str) -> _Candidate | Non
     """The container in one path; `own` are the agent's paths, what of them is above both is around us."""
     parts = path.strip("/").split("/")
     around = max((_common(parts, ours.strip("/").split("/")) for ours in own), default=0)
-    named = [(n, found) for n, part in enumerate(parts) if (found := _container_id(part))]
+    named = [(n, found) for n, part in enumerate(parts) if (found := _container_id(part, parts[n - 1] if n else ""))]
     inside = [one for one in named if one[0] >= around]
     if not named:
         return None
@@ -118,6 +122,7 @@ def _candidate(path: str, own: Iterable[str], found_in: str) -> _Candidate | Non
         pod_uid=_pod_uid(parts[: n + 1]),
         container_id=container_id,
         login_uid=_login(parts[around:n]),
+        hidden=parts[0] == "..",
         found_in=found_in,
     )
     return _Candidate(container=container, around_us=not inside)
@@ -129,7 +134,9 @@ def _common(parts: list[str], own: list[str]) -> int:
     return next(shared, min(len(parts), len(own)))
 
 
-def _container_id(part: str) -> str | None:
+def _container_id(part: str, parent: str) -> str | None:
+    if part.endswith(".slice") or (parent == _PODMANS and not part.startswith("libpod")):
+        return None  # a group of containers, such as a pod of podman's
     found = set(_ID.findall(part))
     if len(found) > 1:
         raise _ambiguous()
