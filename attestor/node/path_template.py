@@ -68,7 +68,7 @@ class PathTemplate:
         shown = ", ".join(f"`.{name}`" for name in sorted(names)) or "a text"
         if not found:
             raise _refused(f"{shown} came out empty")
-        if "/" in found and not names & self._paths:
+        if "/" in found and not any(name in self._paths or _family(name) in self._paths for name in names):
             raise _refused(f"{shown} came out as {quote(found)}, which holds a slash")
         return found
 
@@ -86,6 +86,11 @@ def _evaluate(expression: Expression, values: Mapping[str, str]) -> str:
     if len(found) > MAX_VALUE_CHARACTERS:
         raise _refused(f"a value is longer than {MAX_VALUE_CHARACTERS} characters")
     return found
+
+
+def _family(name: str) -> str:
+    """`X.*` for `X.y`."""
+    return f"{name.rpartition('.')[0]}.*"
 
 
 def _refused(what: str) -> Denied:
