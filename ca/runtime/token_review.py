@@ -98,8 +98,10 @@ def _why_not(token: str, audiences: Sequence[str], said: str, now: datetime) -> 
     if not set(_texts([meant] if isinstance(meant, str) else meant)) & set(audiences):
         note("audience", f"wanted one of {', '.join(audiences)}; the token says {quote(str(meant))}")
         return Denied("the token is for another audience", reason="K8S_TOKEN_AUDIENCE")
-    if "invalidated" in said or "deleted" in said:
+    if "invalidated" in said:
         return Denied("the pod that the token was made for is gone", reason="K8S_POD_DELETED")
+    if "pod UID" in said:
+        return Denied("the token was made for another pod of this name", reason="K8S_POD_UID")
     return Denied("the cluster's API server does not accept the token", reason="K8S_TOKEN_INVALID")
 
 

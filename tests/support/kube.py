@@ -166,18 +166,23 @@ class Cluster:
         node: str = "",
         account: str = "default",
         labels: Mapping[str, str] | None = None,
+        audience: str = "spire-server",
         spec: Mapping[str, Any] | None = None,
         status: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Object:
         """A pod that is said to run, bound to `node` where one is named; gives it as the API server has it.
 
+        Its projected token is for `audience`: a kubelet may ask for tokens for audiences that a pod mounts, no others.
         `spec`, `status` and `metadata` override what is there, key by key.
         """
         value = _object("v1", "Pod", name or fresh("pod"), namespace, labels=labels)
         value["metadata"] |= metadata or {}
         containers = [{"name": "main", "image": "registry.test/main:1"}]
-        value["spec"] = {"serviceAccountName": account, "containers": containers} | dict(spec or {})
+        token = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 600, "path": "token"}}
+        volumes = [{"name": "token", "projected": {"sources": [token]}}]
+        given = {"serviceAccountName": account, "containers": containers, "volumes": volumes}
+        value["spec"] = given | dict(spec or {})
         if node:
             value["spec"]["nodeName"] = node
         made = self.admin.call("POST", f"/api/v1/namespaces/{namespace}/pods", value)

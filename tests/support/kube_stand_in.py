@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import ssl
 import sys
 import tempfile
@@ -58,12 +59,13 @@ class KubeStandIn:
         self.url = f"https://127.0.0.1:{self._server.server_port}"
 
     def start(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def kubeconfig(self, **user: Any) -> Path:
         """A kubeconfig that leads here, with a token unless another way in is given."""

@@ -1,0 +1,336 @@
+"""Node attestation by a projected service account token of Kubernetes: the pod that runs the agent proves its node.
+
+The payload is SPIRE's, `{"cluster": …, "token": …}`. The cluster's API server says whether the token holds; the pod and
+the node that it was made for are looked up there, and must be the very ones (by UID) that exist now.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from ca.errors import BurgeeError, Denied, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from ca.identity.selector import Selector
+from ca.identity.text import quote
+from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.runtime.config import StrictModel
+from ca.runtime.kube import KubeClient, object_path
+from ca.runtime.notes import note
+from ca.runtime.token_review import MAX_TOKEN_BYTES, ReviewedToken, is_token, review
+
+NAME = "k8s_psat"
+PATH_PREFIX = f"/spire/agent/{NAME}/"
+TOKEN_PATH = Path("/var/run/secrets/tokens/spire-agent")
+MAX_PAYLOAD_BYTES = MAX_TOKEN_BYTES + 1024
+ENDED = ("Succeeded", "Failed")
+"""Phases of a pod in which nothing of it runs any more."""
+
+_ACCOUNT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?:[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def _account(text: str) -> str:
+    if _ACCOUNT.fullmatch(text) is None:
+        raise ValueError("must be `namespace:service-account`")
+    return text
+
+
+ClusterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}\z")]
+"""One segment of the agent's SPIFFE ID."""
+
+
+class ClusterConfig(StrictModel):
+    """One cluster whose pods may attest."""
+
+    service_account_allow_list: tuple[Annotated[str, AfterValidator(_account)], ...] = Field(
+        min_length=1,
+        description="The service accounts whose pods may be agents, each `namespace:service-account`. Whoever can make "
+        "pods with one of them can make agents.",
+    )
+    audience: tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...] = Field(
+        default=("spire-server",), min_length=1, description="The token must be for one of these audiences."
+    )
+    kube_config_file: Path | None = Field(
+        default=None,
+        description="A kubeconfig whose current context leads to the cluster's API server, by token, token file or "
+        "client certificate. Without one the server runs in a pod of this cluster and comes as its service account.",
+    )
+    allowed_node_label_keys: tuple[str, ...] = Field(
+        default=(), description="Labels of the node that become selectors. Kubelets can set some of their own."
+    )
+    allowed_pod_label_keys: tuple[str, ...] = Field(
+        default=(), description="Labels of the agent's pod that become selectors."
+    )
+    use_pod_uid_for_agent_id: bool = Field(
+        default=False,
+        description="Name agents after their pod instead of their node: for several agents on one node, or nodes "
+        "without a UID of their own. A new pod is then a new agent.",
+    )
+    timeout_seconds: float = Field(
+        default=10.0, gt=0, le=30, description="For each of the three questions to the API server."
+    )
+
+
+class ServerConfig(StrictModel):
+    """The clusters whose nodes may attest, by the name that their agents say."""
+
+    clusters: dict[ClusterName, ClusterConfig] = Field(min_length=1, description="The clusters, by name.")
+
+
+class AgentConfig(StrictModel):
+    """What the agent in a pod presents."""
+
+    cluster: ClusterName = Field(description="The cluster's name in the server's configuration.")
+    token_path: Path = Field(
+        default=TOKEN_PATH,
+        description="The projected service account token. The kubelet renews it; it is read at each attestation.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The pod and the node that a token was made for, as the API server has them now."""
+
+    token: ReviewedToken
+    pod: Mapping[str, Any]
+    node: Mapping[str, Any]
+
+    @property
+    def pod_name(self) -> str:
+        return _text(self.pod, "metadata", "name")
+
+    @property
+    def pod_uid(self) -> str:
+        return _text(self.pod, "metadata", "uid")
+
+    @property
+    def node_name(self) -> str:
+        return _text(self.node, "metadata", "name")
+
+    @property
+    def node_uid(self) -> str:
+        return _text(self.node, "metadata", "uid")
+
+
+class PsatVerifier:
+    """Server half."""
+
+    def __init__(self, config: ServerConfig, host: NodeHost) -> None:
+        self._host = host
+        self._clusters = {name: _Cluster(name, cluster) for name, cluster in config.clusters.items()}
+
+    async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode:
+        name, token = _parse(payload)
+        cluster = self._clusters.get(name)
+        if cluster is None:
+            raise Denied(
+                f"no cluster {quote(name)} is configured here",
+                reason="K8S_CLUSTER_UNKNOWN",
+                hint="compare the agent's `cluster` with the server's `clusters`",
+            )
+        try:
+            found = await cluster.find(token, self._host)
+        except BurgeeError as error:
+            note("refused", f"{error.reason}: {error.detail}")
+            if (outward := cluster.outward(error)) is error:
+                raise
+            raise outward from error
+        return cluster.attested(found)
+
+
+class _Cluster:
+    def __init__(self, name: str, config: ClusterConfig) -> None:
+        self._name = name
+        self._config = config
+        source, seconds = f"the API server of cluster {quote(name)}", config.timeout_seconds
+        if config.kube_config_file is None:
+            self._api = KubeClient.in_cluster(source=source, timeout_seconds=seconds)
+        else:
+            self._api = KubeClient.from_kubeconfig(config.kube_config_file, source=source, timeout_seconds=seconds)
+
+    async def find(self, text: str, host: NodeHost) -> Found:
+        """Token, service account, pod, node, in this order: each is worth asking for only if what it rests on holds."""
+        token = await review(self._api, text, self._config.audience, now=host.clock.now())
+        self._check_account(token)
+        pod = await self._pod(token)
+        node = await self._node(token, _text(pod, "spec", "nodeName"))
+        return Found(token=token, pod=pod, node=node)
+
+    def attested(self, found: Found) -> AttestedNode:
+        uid = found.pod_uid if self._config.use_pod_uid_for_agent_id else found.node_uid
+        form = "pod/" if self._config.use_pod_uid_for_agent_id else ""
+        return AttestedNode(
+            path=f"{PATH_PREFIX}{self._name}/{form}{uid}", selectors=self._selectors(found), reattestable=True
+        )
+
+    def outward(self, error: BurgeeError) -> BurgeeError:
+        """What the agent may know of an error: of the API server's own no more than that it is ours to mend."""
+        match error.reason:
+            case "KUBE_UNAUTHENTICATED" | "KUBE_FORBIDDEN" | "KUBE_CREDENTIALS":
+                return Unavailable(
+                    f"the server lacks rights in cluster {quote(self._name)} to attest anybody",
+                    reason="K8S_API_DENIED",
+                    hint="its log names the permission",
+                )
+            case _ if isinstance(error, Unavailable):
+                return Unavailable(
+                    f"the server cannot ask the API server of cluster {quote(self._name)} now",
+                    reason="K8S_API_UNREACHABLE",
+                    retry_after_seconds=error.retry_after_seconds,
+                )
+        return error
+
+    def _check_account(self, token: ReviewedToken) -> None:
+        account = f"{token.namespace}:{token.account}"
+        note("service account", account)
+        if account not in self._config.service_account_allow_list:
+            raise Denied(
+                f"service account {quote(account)} may not attest nodes",
+                reason="K8S_SERVICE_ACCOUNT",
+                hint="see the server's `service_account_allow_list`",
+            )
+
+    async def _pod(self, token: ReviewedToken) -> Mapping[str, Any]:
+        """The pod that the token was made for: the same UID, the same service account, and not going away."""
+        if token.pod_name is None or token.pod_uid is None:
+            raise Denied("the token is not bound to a pod", reason="K8S_TOKEN_UNBOUND", hint="mount a projected volume")
+        try:
+            pod = await self._api.get(object_path("/api/v1/namespaces", token.namespace, "pods", token.pod_name))
+        except NotFound as error:
+            raise Denied("the pod that the token was made for is gone", reason="K8S_POD_DELETED") from error
+        uid = _text(pod, "metadata", "uid")
+        note("pod", f"{token.namespace}/{token.pod_name}: token for UID {token.pod_uid}, there is {uid or 'none'}")
+        if uid != token.pod_uid or _UID.fullmatch(uid) is None:
+            raise Denied("the token was made for another pod of this name", reason="K8S_POD_UID")
+        account = _text(pod, "spec", "serviceAccountName")
+        if account != token.account:
+            note("pod's service account", account)
+            raise Denied("the pod has another service account than the token", reason="K8S_POD_ACCOUNT")
+        _refuse_ended(pod)
+        return pod
+
+    async def _node(self, token: ReviewedToken, name: str) -> Mapping[str, Any]:
+        """The node that the pod is bound to. What the token says of it, where it does, must be the same."""
+        if not name:
+            raise Denied("the pod is not bound to a node yet", reason="K8S_POD_UNBOUND")
+        try:
+            node = await self._api.get(object_path("/api/v1/nodes", name))
+        except NotFound as error:
+            raise Denied("the node of the pod is not known to its cluster", reason="K8S_NODE_UNKNOWN") from error
+        uid = _text(node, "metadata", "uid")
+        token_node = f"token for {token.node_name or 'any'} (UID {token.node_uid or 'any'})"
+        note("node", f"{token_node}, the pod is bound to {name} (UID {uid or 'none'})")
+        if _UID.fullmatch(uid) is None:
+            raise Unavailable("the node has no UID that could be a name", reason="KUBE_ANSWER")
+        if token.node_name not in (None, name) or token.node_uid not in (None, uid):
+            raise Denied("the token was made for another node", reason="K8S_NODE_MISMATCH")
+        return node
+
+    def _selectors(self, found: Found) -> frozenset[Selector]:
+        values = {
+            f"cluster:{self._name}",
+            f"agent_ns:{found.token.namespace}",
+            f"agent_sa:{found.token.account}",
+            f"agent_pod_name:{found.pod_name}",
+            f"agent_pod_uid:{found.pod_uid}",
+            f"agent_node_name:{found.node_name}",
+            f"agent_node_uid:{found.node_uid}",
+        }
+        if address := _text(found.pod, "status", "hostIP"):
+            values.add(f"agent_node_ip:{address}")
+        values |= _labels("agent_pod_label", found.pod, self._config.allowed_pod_label_keys)
+        values |= _labels("agent_node_label", found.node, self._config.allowed_node_label_keys)
+        return frozenset(Selector(NAME, value) for value in values)
+
+
+class PsatProver:
+    """Agent half: reads the token anew each time, for the kubelet renews it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+
+    @property
+    def can_reattest(self) -> bool:
+        return True
+
+    async def payload(self) -> bytes:
+        return json.dumps({"cluster": self._config.cluster, "token": self._token()}).encode()
+
+    async def answer(self, challenge: bytes) -> bytes:
+        raise FailedPrecondition(
+            "the server sent a challenge, which service account tokens do not have", reason="UNEXPECTED_CHALLENGE"
+        )
+
+    def _token(self) -> str:
+        path = self._config.token_path
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_TOKEN_BYTES + 2).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        if not is_token(text):
+            raise FailedPrecondition(
+                f"there is no service account token in {quote(str(path))}",
+                reason="K8S_TOKEN_MISSING",
+                hint="mount a projected volume with a serviceAccountToken there",
+            )
+        return text
+
+
+def _parse(payload: bytes) -> tuple[str, str]:
+    """Cluster and token: two texts, each once, and nothing else."""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise InvalidArgument(f"the payload has at most {MAX_PAYLOAD_BYTES} bytes", reason="ATTESTATION_PAYLOAD")
+    try:
+        pairs = json.loads(payload.decode("utf-8"), object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument("the payload is no JSON", reason="ATTESTATION_PAYLOAD") from error
+    fields = dict(pairs) if isinstance(pairs, tuple) and len(pairs) == 2 else {}
+    cluster, token = fields.get("cluster"), fields.get("token")
+    if not isinstance(cluster, str) or not isinstance(token, str):
+        raise InvalidArgument("the payload is not a `cluster` and a `token`", reason="ATTESTATION_PAYLOAD")
+    if not is_token(token):
+        raise InvalidArgument("the payload's token is no JWT", reason="ATTESTATION_PAYLOAD")
+    return cluster, token
+
+
+def _refuse_ended(pod: Mapping[str, Any]) -> None:
+    """The API server honours a token until its pod is out of the store, which may be long after it was told to go."""
+    if deleted := _text(pod, "metadata", "deletionTimestamp"):
+        note("pod's deletion", deleted)
+        raise Denied("the pod that the token was made for is being deleted", reason="K8S_POD_DELETED")
+    phase = _text(pod, "status", "phase")
+    note("pod's phase", phase)
+    if phase in ENDED:
+        raise Denied("the pod that the token was made for has ended", reason="K8S_POD_ENDED")
+
+
+def _labels(kind: str, value: Mapping[str, Any], allowed: tuple[str, ...]) -> set[str]:
+    meta = value.get("metadata")
+    labels = meta.get("labels") if isinstance(meta, dict) else None
+    if not isinstance(labels, dict):
+        return set()
+    return {f"{kind}:{key}:{labels[key]}" for key in allowed if isinstance(labels.get(key), str)}
+
+
+def _text(value: Mapping[str, Any], *keys: str) -> str:
+    """What stands at the end of these keys, or nothing where it is no text."""
+    here: Any = value
+    for key in keys:
+        here = here.get(key) if isinstance(here, dict) else None
+    return here if isinstance(here, str) else ""
+
+
+plugin = NodeAttestorPlugin(
+    name=NAME,
+    server_config=ServerConfig,
+    agent_config=AgentConfig,
+    verifier=PsatVerifier,
+    prover=PsatProver,
+)
