@@ -80,7 +80,7 @@ lock: $(VENV)/.dev ## Renew both lock files (names and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
 	  --extra demo --group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
-	  --no-strip-markers --extra demo --extra postgres --extra vault --extra pkcs11 --group build --group test --group dev \
+	  --no-strip-markers --extra demo --extra postgres --extra vault --extra pkcs11 --extra systemd --group build --group test --group dev \
 	  --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove everything that was made here, state of `make up` included
