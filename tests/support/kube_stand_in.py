@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +48,7 @@ class KubeStandIn:
         self.reviewed: list[str] = []
         self.change: Object = {}
         self.directory = Path(tempfile.mkdtemp(prefix="bg-kube-"))
+        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.ca = TlsCa("Kubernetes stand-in")
         self.ca_file = self.directory / "ca.pem"
         self.ca_file.write_bytes(self.ca.pem)
@@ -65,7 +67,6 @@ class KubeStandIn:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def kubeconfig(self, **user: Any) -> Path:
         """A kubeconfig that leads here, with a token unless another way in is given."""
