@@ -5,6 +5,7 @@ set -euo pipefail
 wanted=()
 [ -x /usr/lib/postgresql/15/bin/postgres ] || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || wanted+=(postgresql)
 command -v openssl >/dev/null || wanted+=(openssl)
+command -v ssh-keygen >/dev/null || wanted+=(openssh-client)
 command -v softhsm2-util >/dev/null || wanted+=(softhsm2)
 command -v dbus-daemon >/dev/null || wanted+=(dbus-daemon)
 [ ${#wanted[@]} -eq 0 ] && exit 0
