@@ -204,6 +204,16 @@ class NodeProver(Protocol):
     async def answer(self, challenge: bytes) -> bytes: ...
 
 
+@runtime_checkable
+class Lasting(Protocol):
+    """What a prover can be besides: one whose evidence does not run out, although a server believes it once alone
+    (trust on first use). Its `can_reattest` is False: an operator has to evict the agent, and need give it nothing new.
+    """
+
+    @property
+    def evidence_lasts(self) -> bool: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeAttestorPlugin:
     """What the entry point group `burgee.node_attestors` names. Configs are strict pydantic models."""
@@ -237,6 +247,14 @@ class WorkloadAttestor(Protocol):
     """
 
     async def attest(self, process: Process) -> frozenset[Selector]: ...
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """What a workload attestor can be besides: one that, as it is configured, may take longer than others do."""
+
+    @property
+    def deadline_seconds(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +336,18 @@ class FindingLevel(StrEnum):
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What either half of a node attestor, or a workload attestor, can be besides: one that can look at what it needs
+    (`caadmin doctor`): a permission, a token's audience, a socket.
+
+    `check` asks outside as an attestation would, changes nothing, and takes seconds at most. What it finds wrong is a
+    finding with its fix, and not raised; no secret is in it.
+    """
+
+    async def check(self) -> Sequence[Finding]: ...
 
 
 class UpstreamAuthority(Protocol):

@@ -19,6 +19,8 @@ from ca.runtime.config_reference import print_reference
 from ca.runtime.config_values import HostPort
 from sds.limits import LimitsConfig
 
+MAX_DEADLINE_SECONDS = 300
+
 
 class AdminSocketConfig(StrictModel):
     """Who may administer this agent, and where."""
@@ -133,6 +135,11 @@ class AgentConfig(StrictModel):
     workload_attestors: dict[str, dict[str, Any]] = Field(
         default={"unix": {}}, min_length=1, description="Workload attestors by name, each with its own configuration."
     )
+    attestor_deadlines_seconds: dict[str, float] = Field(
+        default={},
+        description="How long each workload attestor, by name, may take for a caller. One that is late is left out of "
+        "that attestation: the caller has the selectors of the others. Default: what the attestor says itself, else 5.",
+    )
     cache: CacheConfig = Field(default=CacheConfig(), description="What is kept for a restart without a server.")
     authorized_delegates: tuple[str, ...] = Field(
         default=(),
@@ -151,7 +158,18 @@ class AgentConfig(StrictModel):
     )
     log: LogConfig = Field(default=LogConfig(), description="Logging.")
     attest_interval_seconds: float = Field(
-        default=10.0, ge=0.1, le=3600, description="How often an open stream's caller is attested again."
+        default=5.0,
+        ge=0.1,
+        le=3600,
+        description="How often an open stream's caller is attested again: so soon does one whose container was "
+        "relabelled gain and lose identities.",
+    )
+    attest_cpu_share: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="How much of one processor core that may take. Where it is not enough for all callers within the "
+        "interval, the interval gets longer for all of them alike (`ATTESTATION_BEHIND` in the log).",
     )
 
     @field_validator("trust_domain")
@@ -194,6 +212,15 @@ class AgentConfig(StrictModel):
         if len(value) != 1:
             raise ValueError("name exactly one node attestor")
         return value
+
+    @model_validator(mode="after")
+    def _known_deadlines(self) -> AgentConfig:
+        for name, seconds in self.attestor_deadlines_seconds.items():
+            if name not in self.workload_attestors:
+                raise ValueError(f"`attestor_deadlines_seconds` names `{name}`, which is not in `workload_attestors`")
+            if not 0 < seconds <= MAX_DEADLINE_SECONDS:
+                raise ValueError(f"the deadline of `{name}` must be above 0 and at most {MAX_DEADLINE_SECONDS} seconds")
+        return self
 
     @property
     def domain(self) -> TrustDomain:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ca.ports import NodeAttestorPlugin, NodeProver, WorkloadAttestor, WorkloadAttestorPlugin
+from collections.abc import Mapping
+
+from attestor.workload.run import TIMEOUT_SECONDS
+from ca.ports import NodeAttestorPlugin, NodeProver, Patient, WorkloadAttestor, WorkloadAttestorPlugin
 from ca.runtime import plugins
 from ca.runtime.config import from_values
 from sds.config import AgentConfig
@@ -22,3 +25,12 @@ def workload_attestors(config: AgentConfig) -> dict[str, WorkloadAttestor]:
         plugin = plugins.load(plugins.WORKLOAD_ATTESTORS, name, WorkloadAttestorPlugin)
         found[name] = plugin.attestor(from_values(settings, plugin.config, name=f"workload_attestors.{name}"))
     return found
+
+
+def deadlines(config: AgentConfig, attestors: Mapping[str, WorkloadAttestor]) -> dict[str, float]:
+    """What each attestor may take, in seconds: as configured, else as it says itself, else as most."""
+    return {name: config.attestor_deadlines_seconds.get(name, _own(attestor)) for name, attestor in attestors.items()}
+
+
+def _own(attestor: WorkloadAttestor) -> float:
+    return attestor.deadline_seconds if isinstance(attestor, Patient) else TIMEOUT_SECONDS

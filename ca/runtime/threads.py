@@ -17,6 +17,8 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, ParamSpec, TypeVar
 
+from ca.runtime.cpu import counted
+
 KEEP_IDLE = 16
 """Threads that are kept for the next calls; further ones end with theirs."""
 
@@ -29,7 +31,7 @@ _watched: ContextVar[list[Begun] | None] = ContextVar("watched", default=None)
 
 async def to_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As asyncio.to_thread, but no other call waits for its thread. When it is cancelled the thread goes on."""
-    begun: Future[T] = _threads.begin(partial(copy_context().run, work, *args, **kwargs))
+    begun: Future[T] = _threads.begin(partial(copy_context().run, partial(counted, work, *args, **kwargs)))
     watched = _watched.get()
     if watched is not None:
         watched.append(begun)
