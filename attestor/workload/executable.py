@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from ca.runtime.log import get
+from ca.runtime.notes import note
 
 MAX_REMEMBERED = 1024
 CHUNK_BYTES = 1 << 20
@@ -63,10 +64,12 @@ class Executables:
 
     def _hash_of(self, proc: int, file: os.stat_result) -> str:
         if file.st_size > self._limit:
+            note("sha256 withheld", f"the file has {file.st_size} bytes, `hash_size_limit_bytes` is {self._limit}")
             return ""
         try:
             descriptor = os.open("exe", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-        except OSError:
+        except OSError as error:
+            note("sha256 withheld", f"the file cannot be read: {error.strerror}")
             return ""  # may be run, not read
         try:
             # The process may have begun another program since: then this is not the file whose path was found.
@@ -123,4 +126,5 @@ def _digest(descriptor: int, limit: int) -> str:
 
 
 def _withheld(why: str, what: str) -> None:
+    note("path and sha256 withheld", f"`{what}` {why}")
     log.debug("path and sha256 withheld", reason="EXECUTABLE_WITHHELD", detail=why, executable=what)

@@ -20,6 +20,7 @@ from ca.identity.selector import Selector
 from ca.ports import Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
 from ca.runtime.log import get
+from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
 NAME = "unix"
@@ -59,6 +60,7 @@ class UnixAttestor:
 
     def _look(self, process: Process) -> list[str]:
         ids = read_ids(process.proc)
+        note("connected as", f"uid {process.uid}, gid {process.gid}")
         _require_same_user(ids, process)
         values = self._identity(ids)
         if self._config.path:
@@ -73,6 +75,7 @@ class UnixAttestor:
         values = [f"uid:{ids.uid}", f"gid:{ids.gid}"]
         groups = ids.groups
         if len(groups) > MAX_GROUPS:
+            note("supplementary groups withheld", f"there are {len(groups)}, more than {MAX_GROUPS}")
             log.debug("supplementary groups withheld", reason="GROUPS_WITHHELD", uid=ids.uid, groups=len(groups))
             groups = ()
         values += [f"supplementary_gid:{gid}" for gid in groups]

@@ -18,6 +18,7 @@ from attestor.workload.executable import SETTLED_SECONDS, Executables
 from attestor.workload.names import Names
 from attestor.workload.unix import MAX_GROUPS, Config, UnixAttestor, plugin
 from ca.errors import Unauthenticated, Unavailable
+from ca.runtime.notes import collecting
 from tests.attestor.processes import SLEEP, child, copy_of_sleep, pinned, runs
 from tests.contracts.attestors import WorkloadSample
 
@@ -260,3 +261,16 @@ def test_names_are_remembered_briefly() -> None:
 def test_the_plugin_is_found_by_its_name() -> None:
     assert plugin.name == "unix"
     assert isinstance(plugin.attestor(plugin.config()), UnixAttestor)
+
+
+async def test_what_is_withheld_is_noted_for_administrators(tmp_path: Path) -> None:
+    """Otherwise nobody could tell why an entry with `unix:path` is not this workload's."""
+    program = copy_of_sleep(tmp_path / "web")
+    with child([program, "60"]) as process, collecting() as notes:
+        await selectors(process.pid, Config(hash_size_limit_bytes=1))
+        program.unlink()
+        await selectors(process.pid)
+    told = {note.what: note.value for note in notes}
+    assert "hash_size_limit_bytes" in told["sha256 withheld"]
+    assert str(program) in told["path and sha256 withheld"]
+    assert told["connected as"] == f"uid {os.geteuid()}, gid {os.getegid()}"
