@@ -102,7 +102,8 @@ class AuthoritiesService(authority_pb2_grpc.AuthoritiesServicer):
 
     def _walk(self, request: pb.RotateRequest, replacing: str) -> Walk:
         own, kind = self._manager.authorities, _kind(request.kind)
-        return walk(own, kind=kind, replacing=replacing, taint=request.taint, keep=request.keep)
+        roots = self._manager.roots_to_build_on
+        return walk(own, kind=kind, replacing=replacing, taint=request.taint, keep=request.keep, roots=roots)
 
     async def _rotated(
         self, replacing: str, found: Walk, blockers: Sequence[Blocker], *, done: bool

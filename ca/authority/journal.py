@@ -76,3 +76,9 @@ def condemned(journal: Journal, server: str, *, now: datetime) -> frozenset[str]
     named = {member.authority_id for member in own if not member.is_gone(now)}
     gone = {member.authority_id for member in own} - named
     return frozenset(gone.union(member.authority_id for member in roots if member.tainted or member.revoked_at))
+
+
+def sound(journal: Journal, server: str, *, now: datetime) -> frozenset[str]:
+    """Roots of this server's own upstream on which it may build."""
+    own = {one.authority_id for one in journal.upstream if one.server == server and one.kind == AuthorityKind.X509}
+    return frozenset(own - condemned(journal, server, now=now))

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from ca.authority.actions import Activate, Prune, Revoke, RevokeUpstream, Taint, TaintUpstream
-from ca.authority.journal import Journal
+from ca.authority.journal import Journal, sound
 from ca.authority.state import Authority, AuthorityKind, AuthorityState, find
 from ca.errors import BurgeeError, FailedPrecondition
 from ca.identity.bundle import JwtAuthority, TrustBundle
@@ -59,6 +59,7 @@ class AuthorityManager:
         upstream: UpstreamLink | None = None,
     ) -> None:
         self._upstream = upstream
+        self._clock = clock
         self._trust = follower.trust
         self._journal = JournalKeeper(
             store=store,
@@ -103,6 +104,11 @@ class AuthorityManager:
     def journal(self) -> Journal:
         """Everything that is written down, of all servers."""
         return self._journal.journal
+
+    @property
+    def roots_to_build_on(self) -> frozenset[str]:
+        """Those of the upstream that can still be above something new; none without an upstream."""
+        return sound(self.journal, self._journal.server, now=self._clock.now())
 
     @property
     def guard(self) -> Guard:

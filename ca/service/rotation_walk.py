@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -61,11 +61,20 @@ def to_be_replaced(own: Sequence[Authority], kind: AuthorityKind, *, taint: bool
     return active.authority_id
 
 
-def walk(own: Sequence[Authority], *, kind: AuthorityKind, replacing: str, taint: bool, keep: bool) -> Walk:
-    """The next step for a server with these authorities.
+def walk(
+    own: Sequence[Authority],
+    *,
+    kind: AuthorityKind,
+    replacing: str,
+    taint: bool,
+    keep: bool,
+    roots: Collection[str] = (),
+) -> Walk:
+    """The next step for a server with these authorities, below an upstream with these `roots` that can be built on.
 
     `replacing` names the authority that goes: the active one first, then the old one that it became. Raises NotFound
-    (AUTHORITY_UNKNOWN) and FailedPrecondition (AUTHORITY_STATE, ROOT_IS_SHARED).
+    (AUTHORITY_UNKNOWN) and FailedPrecondition (AUTHORITY_STATE, ROOT_IS_SHARED: before anything is done, if it can be
+    known by then).
     """
     mine = of_kind(own, kind)
     active = find(mine, AuthorityState.ACTIVE, kind)
@@ -84,7 +93,13 @@ def walk(own: Sequence[Authority], *, kind: AuthorityKind, replacing: str, taint
         )
     if old.status == AuthorityState.ACTIVE:
         prepared = find(mine, AuthorityState.PREPARED, kind)
-        if prepared is None or prepared.tainted:
+        if prepared is not None and prepared.tainted:
+            prepared = None
+        if taint and old.upstream_authority_id:
+            ahead = set(roots) if prepared is None else {prepared.upstream_authority_id}
+            if ahead <= {old.upstream_authority_id}:
+                raise _shared(old)
+        if prepared is None:
             return Walk(step=WalkStep.PREPARE, replacing=old)
         return Walk(step=WalkStep.ACTIVATE, replacing=old, successor=prepared, target=prepared)
     if old.status == AuthorityState.REVOKED:
@@ -95,14 +110,19 @@ def walk(own: Sequence[Authority], *, kind: AuthorityKind, replacing: str, taint
 def _after_activation(old: Authority, active: Authority | None, *, taint: bool, keep: bool) -> Walk:
     root = bool(old.upstream_authority_id) and (taint or old.tainted)
     if root and active is not None and active.upstream_authority_id == old.upstream_authority_id:
-        raise FailedPrecondition(
-            f"root `{old.upstream_authority_id}` of the upstream is above both `{old.authority_id}` and its successor",
-            reason="ROOT_IS_SHARED",
-            hint="rotate the upstream's root first; a stolen key of an intermediate is cut off by its root alone",
-        )
+        raise _shared(old)
     if taint and not old.tainted:
         return Walk(step=WalkStep.TAINT, replacing=old, successor=active, target=old, root=root)
     if keep:
         return Walk(step=WalkStep.FINISHED, replacing=old, successor=active)
     step = WalkStep.REVOKE if old.tainted else WalkStep.PRUNE
     return Walk(step=step, replacing=old, successor=active, target=old, root=root and old.tainted)
+
+
+def _shared(old: Authority) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"root `{old.upstream_authority_id}` of the upstream is above both `{old.authority_id}` and its successor",
+        reason="ROOT_IS_SHARED",
+        hint=f"rotate the upstream's root first, then `caadmin ca prepare {old.kind}`; a stolen key of an intermediate "
+        "is cut off by its root alone",
+    )

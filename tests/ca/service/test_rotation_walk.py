@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,9 +37,11 @@ def one(name: str, status: AuthorityState, **changes: Any) -> Authority:
     return Authority(**values | changes)
 
 
-def step(*own: Authority, replacing: str = "a", taint: bool = False, keep: bool = False) -> tuple[WalkStep, str, bool]:
+def step(
+    *own: Authority, replacing: str = "a", taint: bool = False, keep: bool = False, roots: Collection[str] = ()
+) -> tuple[WalkStep, str, bool]:
     """(step, whom it is about, whether about the root above)."""
-    found = walk(own, kind=X509, replacing=replacing, taint=taint, keep=keep)
+    found = walk(own, kind=X509, replacing=replacing, taint=taint, keep=keep, roots=roots)
     return found.step, found.target.authority_id if found.target else "", found.root
 
 
@@ -130,3 +133,20 @@ class TestBelowAnUpstream:
         with pytest.raises(FailedPrecondition) as refused:
             step(old, active, taint=True)
         assert refused.value.reason == "ROOT_IS_SHARED"
+
+    @pytest.mark.parametrize("prepared", ["r", None])
+    def test_which_is_foreseen(self, prepared: str | None) -> None:
+        """Nothing is prepared or activated for a rotation that cannot end."""
+        own = [one("a", ACTIVE, upstream_authority_id="r")]
+        own += [one("b", PREPARED, upstream_authority_id=prepared)] if prepared else []
+        with pytest.raises(FailedPrecondition) as refused:
+            step(*own, taint=True, roots={"r"})
+        assert refused.value.reason == "ROOT_IS_SHARED"
+        assert "caadmin ca prepare x509" in refused.value.hint
+        assert step(*own)[0] in (WalkStep.PREPARE, WalkStep.ACTIVATE)  # without a taint the root stays
+
+    def test_another_root_is_a_way(self) -> None:
+        active = one("a", ACTIVE, upstream_authority_id="r")
+        assert step(active, taint=True, roots={"r", "s"}) == (WalkStep.PREPARE, "", False)
+        prepared = one("b", PREPARED, upstream_authority_id="s")
+        assert step(active, prepared, taint=True, roots={"r"}) == (WalkStep.ACTIVATE, "b", False)
