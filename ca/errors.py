@@ -48,11 +48,13 @@ class BurgeeError(Exception):
 
     `detail` is shown to the caller; `reason` is a stable UPPER_SNAKE code for logs, metrics and programs;
     `hint` says what to do next; `retry_after_seconds`, where it is known, how long to wait before the same call is
-    worth another try. What must stay inside goes into `__cause__`.
+    worth another try. What must stay inside goes into `__cause__`. `request_id` is the id that another program gave to
+    the call that it refused so.
     """
 
     code: Code = Code.INTERNAL
     reason: str = "INTERNAL"
+    request_id: str = ""
 
     def __init__(
         self, detail: str, *, reason: str | None = None, hint: str = "", retry_after_seconds: float | None = None

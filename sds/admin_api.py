@@ -7,11 +7,13 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from ca.ports import Clock
-from ca.proto.burgee import agent_pb2, agent_pb2_grpc
+from ca.proto.burgee import agent_pb2, agent_pb2_grpc, doctor_pb2
 from sds.cache import Cache
 from sds.condition import Condition
+from sds.doctor import Doctor
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_subscriber import ResourceStatus
+from sds.explain_api import Explainer
 from sds.follower import Follower
 from sds.jwt_cache import JwtCache
 from sds.workloads import Context
@@ -25,11 +27,9 @@ def agent_version() -> str:
         return "unknown"
 
 
-class AgentApi(agent_pb2_grpc.AgentServicer):
-    """The service on the admin socket.
-
-    `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address, `sync_mode` push or poll.
-    """
+class AgentState:
+    """What the agent says of itself. `identity` gives (SPIFFE ID, notAfter, reattestable), `server` an address,
+    `sync_mode` push or poll."""
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
         self._sync_mode = sync_mode
         self._started_at = clock.now()
 
-    async def GetStatus(self, request: agent_pb2.GetStatusRequest, context: Context) -> agent_pb2.Status:
+    def status(self) -> agent_pb2.Status:
+        """As of now."""
         spiffe_id, not_after, reattestable = self._identity()
         problem = self._condition.problem
         now = self._clock.now()
@@ -82,10 +83,37 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
             sync_mode=self._sync_mode(),
         )
 
+
+class AgentApi(agent_pb2_grpc.AgentServicer):
+    """The service on the admin socket."""
+
+    def __init__(self, *, state: AgentState, clients: SdsClients, explainer: Explainer, doctor: Doctor) -> None:
+        self._state = state
+        self._clients = clients
+        self._explainer = explainer
+        self._doctor = doctor
+
+    async def GetStatus(self, request: agent_pb2.GetStatusRequest, context: Context) -> agent_pb2.Status:
+        return self._state.status()
+
     async def ListSdsClients(
         self, request: agent_pb2.ListSdsClientsRequest, context: Context
     ) -> agent_pb2.ListSdsClientsResponse:
         return agent_pb2.ListSdsClientsResponse(clients=[_client(client) for client in self._clients.all()])
+
+    async def ExplainWorkload(
+        self, request: agent_pb2.ExplainWorkloadRequest, context: Context
+    ) -> agent_pb2.WorkloadExplanation:
+        return await self._explainer.explain(request)
+
+    async def Doctor(self, request: doctor_pb2.DoctorRequest, context: Context) -> doctor_pb2.DoctorResponse:
+        findings = await self._doctor.findings()
+        return doctor_pb2.DoctorResponse(
+            findings=[
+                doctor_pb2.Finding(what=one.what, level=one.level.value, detail=one.detail, hint=one.hint)
+                for one in findings
+            ]
+        )
 
 
 def _client(client: SdsClient) -> agent_pb2.SdsClient:

@@ -17,23 +17,17 @@ if __name__ == "__main__":
 
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from attestor.workload.run import attest_all
 from ca.errors import BurgeeError, ConfigError
-from ca.identity.selector import Selector
-from ca.ports import Clock, Process
-from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
-from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
+from ca.ports import Clock
 from ca.runtime import memory, notify
 from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
 from ca.runtime.config import load_yaml
-from ca.runtime.debug_report import DebugReport
 from ca.runtime.health import Health
 from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.log import configure, get
@@ -41,15 +35,15 @@ from ca.runtime.log_levels import LogLevels
 from ca.runtime.reload import reload
 from ca.runtime.status_server import StatusServer, serve_metrics_and_health
 from ca.runtime.tasks import Tasks
-from sds.admin_api import AgentApi, agent_version
+from sds.admin_api import agent_version
+from sds.admin_services import add_admin_services
 from sds.agent_metrics import expose
+from sds.attestation_ring import telling
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.data_dir import take_data_dir
-from sds.debug_api import DebugApi
 from sds.delegated import SERVICE as DELEGATED
-from sds.delegated import DelegatedIdentityApi
 from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
 from sds.first_trust import ServerTrust
@@ -57,10 +51,9 @@ from sds.follower import Follower, Keeper, follow_with
 from sds.health import delivery_problem, health_handler, no_service, serving
 from sds.jwt_cache import JwtCache
 from sds.keys import KeyPool
-from sds.logger_api import LoggerApi
 from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
-from sds.plugins import node_attestor, workload_attestors
+from sds.plugins import deadlines, node_attestor, workload_attestors
 from sds.reflection import Reflection
 from sds.request_pace import RequestPace
 from sds.rotation import Rotator
@@ -101,14 +94,12 @@ class Agent:
 
     def _make_delivery(self) -> None:
         """What workloads meet: attestation, cache, sockets."""
-        attestors, limits = workload_attestors(self.config), self.config.limits
-
-        async def attest(process: Process) -> frozenset[Selector]:
-            return (await attest_all(attestors, process)).selectors
+        limits = self.config.limits
+        self.attestors = workload_attestors(self.config)
 
         self.cache = Cache(self.config.domain, clock=self.clock, not_ready=lambda: no_service(self.condition))
         self.workloads = Workloads(
-            attest=attest,
+            attest=telling(partial(attest_all, self.attestors, deadlines=deadlines(self.config, self.attestors))),
             cache=self.cache,
             clock=self.clock,
             interval_seconds=self.config.attest_interval_seconds,
@@ -124,7 +115,7 @@ class Agent:
 
     def _make_server_side(self) -> None:
         """What meets the server: first trust, the agent's identity, the feed."""
-        attestor, prover = node_attestor(self.config)
+        self.node_attestor = attestor, prover = node_attestor(self.config)
         self.store = open_store(self.config)
         self.trust = ServerTrust(config=self.config, clock=self.clock, store=self.store)
         self.identity = NodeIdentity(
@@ -240,64 +231,17 @@ class Agent:
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
         workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health, *Reflection().handlers()))
-        self._add_admin_services(self.admin_endpoint.server)
+        add_admin_services(self)
         await self.admin_endpoint.listen(self.config.admin_socket_path, **self._admin_access())
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;
         # who it is decides what is given (§5, E17).
         await workload.listen(self.config.workload_socket, mode=0o777, dir_mode=0o755, share_of=share_of_caller)
-
-    def _add_admin_services(self, server: grpc.aio.Server) -> None:
-        """Ours, and those that SPIRE's tools ask for."""
-        agent_pb2_grpc.add_AgentServicer_to_server(self._admin_api(), server)
-        agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(self.log_levels), server)
-        report = DebugReport(
-            program="agent",
-            config=lambda: self.config,
-            health=self.health,
-            clock=self.clock,
-            started_at=self.clock.now(),
-        )
-        debug_pb2_grpc.add_DebugServicer_to_server(report, server)
-        debug = DebugApi(
-            clock=self.clock,
-            chain=lambda: self.identity.svid.chain if self.identity.svid else (),
-            bundle=lambda: self.trust.bundle,
-            last_sync_at=lambda: self.follower.last_sync_at,
-            x509_svids=lambda: len(self.cache.svids()),
-            jwt_svids=lambda: len(self.jwts),
-        )
-        agent_debug_pb2_grpc.add_DebugServicer_to_server(debug, server)
-        delegated = DelegatedIdentityApi(
-            peer_of=self.admin_endpoint.gate.peer_of,
-            delegates=self.config.delegates,
-            workloads=self.workloads,
-            cache=self.cache,
-            jwts=self.jwts,
-        )
-        agent_delegatedidentity_pb2_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
 
     def _admin_access(self) -> dict[str, Any]:
         delegates = bool(self.config.authorized_delegates)
         admin = self.config.admin_socket
         warn_if_alone(admin.admin_group, admits=delegates or bool(admin.admin_uids))
         return admin_access(self.config.admin_socket, uids=self.administrators, delegates=delegates)
-
-    def _admin_api(self) -> AgentApi:
-        def identity() -> tuple[str, datetime | None, bool]:
-            svid = self.identity.svid
-            return (str(svid.id) if svid else "", svid.not_after if svid else None, self.identity.reattestable)
-
-        return AgentApi(
-            cache=self.cache,
-            jwts=self.jwts,
-            clients=self.clients,
-            follower=self.follower,
-            condition=self.condition,
-            clock=self.clock,
-            identity=identity,
-            server=lambda: self.client.server_address,
-            sync_mode=lambda: self.client.sync_mode,
-        )
 
     def _report(self) -> None:
         self.health.add("alive", self.heartbeat.check, live=True)

@@ -21,6 +21,7 @@ from ca.identity.spiffe_id import TrustDomain
 from ca.ports import Clock
 from sds.entries import EntryIndex
 from sds.feed import Change, Snapshot
+from sds.gone import GoneEntries
 from sds.idle import Idle
 from sds.views import BundleForms, Content, WorkloadSvid, build
 from sds.waiting import sleep_or
@@ -109,6 +110,7 @@ class Cache:
         self._patience = patience_seconds
         self._seen = clock.now()
         self._index = EntryIndex()
+        self.gone = GoneEntries()
         self._bundles: dict[str, BundleForms] = {}
         self._svids: dict[str, WorkloadSvid] = {}
         self._became_ready = asyncio.Event()
@@ -137,6 +139,10 @@ class Cache:
 
     def entry(self, entry_id: str) -> RegistrationEntry | None:
         return self._index.get(entry_id)
+
+    def matching(self, selectors: frozenset[Selector]) -> tuple[RegistrationEntry, ...]:
+        """What callers with these selectors have earned, as of now."""
+        return self._index.matching(selectors, self._clock.now())
 
     def bundles(self) -> list[TrustBundle]:
         return [forms.bundle for forms in self._bundles.values()]
@@ -255,6 +261,7 @@ class Cache:
         self.not_ready = error
         subscriptions = [subscription for view in self._live.values() for subscription in view.subscribers]
         self._index, self._bundles, self._svids = EntryIndex(), {}, {}
+        self.gone.clear()
         self.synced = False
         self._became_ready.clear()
         self._idle.clear()
@@ -301,6 +308,7 @@ class Cache:
             before = self._index.get(entry_id)
             if before is not None and self._index.remove(entry_id):
                 self._svids.pop(entry_id, None)
+                self.gone.put(before, self._clock.now())
                 changed[entry_id] = [before]
         for entry in update.entries:
             before = self._index.get(entry.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import grpc
 from cryptography import x509
@@ -13,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ca.errors import BurgeeError, Code, FailedPrecondition, Unauthenticated
+from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import is_agent_path
 from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from ca.ports import Clock, NodeProver
+from ca.proto.burgee import node_pb2, node_pb2_grpc
 from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_bundle_pb2, server_bundle_pb2_grpc, types_pb2
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
@@ -53,6 +56,23 @@ class NodeCalls:
             message = await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS)
             bundle, chain = bundle_from_wire(message), link.relay.server_chain
         self._trust.update(self._trust.vet(bundle, chain))
+
+    async def look(self) -> tuple[TrustBundle, timedelta | BurgeeError]:
+        """The server's bundle, and its time less ours (or why it does not tell it), asked as nobody in particular."""
+        async with self._link(None) as link:
+            stub = server_bundle_pb2_grpc.BundleStub(link.channel)
+            served = bundle_from_wire(
+                await stub.GetBundle(server_bundle_pb2.GetBundleRequest(), timeout=RPC_TIMEOUT_SECONDS)
+            )
+            before = self._clock.now()
+            try:
+                told = await node_pb2_grpc.NodeStub(link.channel).GetTime(
+                    node_pb2.GetTimeRequest(), timeout=RPC_TIMEOUT_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                return served, await link.explain(error)
+            half = (self._clock.now() - before) / 2
+            return served, datetime.fromtimestamp(told.now_micros / 1e6, UTC) - (before + half)
 
     async def attest(self, attestor: str, prover: NodeProver) -> AgentSvid:
         """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process.

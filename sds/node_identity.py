@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from ca.errors import BurgeeError, Denied, Internal
-from ca.ports import Clock, NodeProver
+from ca.ports import Clock, Lasting, NodeProver
 from ca.runtime.log import get
 from sds.backoff import Backoff, at_least
 from sds.condition import IDENTITY, Condition
@@ -27,8 +27,11 @@ UNREACHABLE_CAP_SECONDS = 5.0
 REFUSED_CAP_SECONDS = 15.0
 """Longest pause after a server's refusal: an operator has to act, and should not wait long to see it work."""
 
-BANNED_CAP_SECONDS = 60.0
-"""Longest pause between a banned node's attestations, where its proof never runs out: it is back within a minute."""
+OPERATOR_CAP_SECONDS = 60.0
+"""Longest pause between attestations of a node that is banned, or that a server trusts on its first use alone, where
+its proof never runs out: once it is evicted it is back within a minute."""
+
+ALREADY_ATTESTED_REASON = "AGENT_ALREADY_ATTESTED"
 
 MAX_WAIT_SECONDS = 60.0
 """The plan is made anew at least this often: the wall clock may jump, and a machine may sleep."""
@@ -171,7 +174,7 @@ class NodeIdentity:
 
     async def _attest(self, step: Attest) -> None:
         why = step.why or self._ban
-        if (self._attested_here or self._ban) and not self._prover.can_reattest:
+        if (self._attested_here or self._ban) and not self._has_proof():
             raise no_more_proof(self._attestor, why or Denied("the agent's SVID is due", reason="AGENT_EXPIRED"))
         reason = {"why": why.reason} if why else {}
         if self._attempts.worth(f"attesting {reason}"):
@@ -182,6 +185,11 @@ class NodeIdentity:
             raise _with_cause(error, step.why) from error
         self._attested_here = True
         await self._take(svid)
+
+    def _has_proof(self) -> bool:
+        """Whether there is any use in asking the server: an operator may have made it forget this node."""
+        lasts = isinstance(self._prover, Lasting) and self._prover.evidence_lasts
+        return lasts or self._prover.can_reattest
 
     async def _take(self, svid: AgentSvid) -> None:
         """Saved before it is used: a token that has been used up must not be lost with this process."""
@@ -239,7 +247,8 @@ class NodeIdentity:
         self._complain(error)
         if isinstance(error, NoMoreProof):
             return PROOF_POLL_SECONDS
-        refused = BANNED_CAP_SECONDS if self._ban else REFUSED_CAP_SECONDS
+        slow = self._ban is not None or error.reason == ALREADY_ATTESTED_REASON
+        refused = OPERATOR_CAP_SECONDS if slow else REFUSED_CAP_SECONDS
         pause = self._backoff.next(refused if error.code in REFUSALS else UNREACHABLE_CAP_SECONDS)
         return at_least(pause, error, self._jitter())
 
@@ -288,7 +297,8 @@ def _with_cause(error: BurgeeError, why: BurgeeError | None) -> BurgeeError:
     """A failed re-attestation says why it was needed; when it was refused, that is the reason to show."""
     if why is None or verdict_of(error) is not None:
         return error
-    reason = why.reason if error.code in REFUSALS else error.reason
+    shown = error.code in REFUSALS and error.reason != ALREADY_ATTESTED_REASON
+    reason = why.reason if shown else error.reason
     return type(error)(
         f"{why.detail}; attesting again: {error.detail}",
         reason=reason,

@@ -24,6 +24,7 @@ from ca.ports import Clock, Process
 from ca.runtime import threads
 from ca.runtime.log import get
 from sds.cache import Cache, Subscription
+from sds.attestation_ring import AttestationRing, Attested
 from sds.limits import MAX_IDLE, LimitsConfig
 from sds.memory import Charge, Memory, Room
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
@@ -82,6 +83,7 @@ class Workload:
         self.attesting: asyncio.Task[None] | None = None
         self.subscriptions: set[Subscription] = set()
         self.uses = 0
+        self.last: Attested | None = None
 
 
 class Workloads:
@@ -105,6 +107,7 @@ class Workloads:
         self._idle: dict[ProcessKey, Workload] = {}
         self._share_of = share_of
         limits = limits or LimitsConfig()
+        ring: AttestationRing | None = None,
         self.memory = Memory(limits.max_memory_bytes_per_workload)
         self._streams = Places(limits.max_streams_per_workload, what="open streams and calls", reason="STREAM_LIMIT")
         self._turns = FairQueue(
@@ -112,6 +115,7 @@ class Workloads:
             each=limits.max_attestations_per_workload,
             what="attestations",
             reason="ATTESTATION_STUCK",
+        self.ring = ring or AttestationRing(clock)
         )
         self._stuck: set[ProcessKey] = set()
 
@@ -138,7 +142,20 @@ class Workloads:
 
     @asynccontextmanager
     async def attested(self, caller: Caller, *, patient: bool = False) -> AsyncIterator[Workload]:
-        """The calling process with fresh selectors; it stays pinned while the block runs."""
+        """The calling process with fresh selectors; it stays pinned while the block runs, and what refuses it is kept
+        in the ring."""
+        workload: Workload | None = None
+        try:
+            workload = self._find(caller)
+            async with self._held(workload, caller, patient=patient):
+                yield workload
+        except BurgeeError as error:
+            self._refused(caller, workload, error)
+            raise
+
+    async def look_anew(self, caller: Caller) -> tuple[Attested | None, BurgeeError | None]:
+        """Attest somebody on an administrator's behalf, whatever was found a moment ago: what was found, and what a
+        call of his would be refused with. Raises Unauthenticated where there is no such process."""
         workload = self._find(caller)
         workload.uses += 1
         self._idle.pop(workload.process.key, None)
@@ -147,7 +164,7 @@ class Workloads:
                 if patient:
                     await self._cache.wait_ready()
                 await self._ensure_fresh(workload)
-                yield workload
+                yield
         except Unauthenticated as error:
             if error.reason == "CALLER_CHANGED":
                 # Its credentials are those of the moment when it connected: on this connection it is nobody for ever.
@@ -157,6 +174,16 @@ class Workloads:
             workload.uses -= 1
             if not workload.uses:
                 self._keep_a_moment(workload)
+        workload.attested_at = None
+        before = workload.last
+        try:
+            async with self._held(workload, caller):
+                return workload.last, None
+        except BurgeeError as error:
+            return (workload.last if workload.last is not before else None), error
+
+    @asynccontextmanager
+    async def _held(self, workload: Workload, caller: Caller, *, patient: bool = False) -> AsyncIterator[None]:
 
     async def run(self) -> None:
         """Attest the callers of open streams again, for ever."""
@@ -175,6 +202,16 @@ class Workloads:
         if caller.pid is None or caller.uid is None or caller.gid is None or caller.pid <= 0:
             raise Unauthenticated("the calling process is not visible to the agent", reason="CALLER_INVISIBLE")
         known = self._known.get((caller.pid, read_start_time(caller.pid), caller.uid, caller.gid, caller.program))
+    def _refused(self, caller: Caller, workload: Workload | None, error: BurgeeError) -> None:
+        self.ring.refused(
+            error,
+            pid=caller.pid or 0,
+            uid=caller.uid or 0,
+            gid=caller.gid or 0,
+            share=workload.share if workload is not None else f"uid:{caller.uid}",
+            attested=workload.last if workload is not None else None,
+        )
+
         # The start time was read by pid: it is the caller's only if the caller lives still.
         if known is not None and (caller.pidfd is None or not pidfd_exited(caller.pidfd)):
             return known
@@ -207,10 +244,12 @@ class Workloads:
 
     async def _attest_now(self, workload: Workload) -> None:
         try:
-            selectors = await self._look(workload)
-            # Whatever was read is the caller's only if it lives still, and still is what connected.
-            workload.process.ensure_alive()
-            workload.process.ensure_same_program()
+            with self.ring.attesting(workload.process, workload.share) as workload.last:
+                selectors = await self._look(workload)
+                # Whatever was read is the caller's only if it lives still, and still is what connected.
+                workload.process.ensure_alive()
+                workload.process.ensure_same_program()
+                workload.last.selectors = selectors
         except (Unauthenticated, Exhausted):
             raise
         except Exception as error:  # whatever a plugin does wrong, its caller has no selectors then
@@ -249,11 +288,6 @@ class Workloads:
                         log.warning(
                             "an attestation hangs", reason="ATTESTATION_STUCK", pid=process.pid, workload=workload.share
                         )
-
-    async def _all_again(self, workloads: list[Workload]) -> None:
-        for workload in workloads:
-            if workload.subscriptions and self._known.get(workload.process.key) is workload:
-                await self._again(workload)
 
     async def _again(self, workload: Workload) -> None:
         try:
@@ -301,12 +335,9 @@ async def quiet_exit(context: Context) -> AsyncIterator[None]:
         if error.reason != "CALLER_GONE":
             raise
         # Most often the connection has gone with the process: an abort would then fail, a status does not.
+        workload.gone = True
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(error.detail)
-
-
-def _share(workload: Workload) -> str:
-    return workload.share
 
 
 def _anew(error: BurgeeError) -> BurgeeError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from ca.api.agent_explained import AgentExplainer
 from ca.api.convert.ids import seconds
 from ca.api.convert.svids import jwt_message, lifetime_message, x509_message
 from ca.api.records import audited, issued, join_tokens
@@ -18,8 +19,9 @@ from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import Clock
 from ca.proto.burgee import admin_pb2 as pb
-from ca.proto.burgee import admin_pb2_grpc
+from ca.proto.burgee import admin_pb2_grpc, doctor_pb2
 from ca.runtime.health import Health
+from ca.service.doctor import ServerDoctor
 from ca.service.feed import Feed
 from ca.service.issuance import Issuer
 from ca.service.issuance_jwt import JwtIssuer
@@ -47,6 +49,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         store: Store,
         pruner: Pruner,
         clock: Clock,
+        explainer: AgentExplainer,
+        doctor: ServerDoctor,
     ) -> None:
         self._trust_domain = trust_domain
         self._issuer = issuer
@@ -58,6 +62,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._store = store
         self._pruner = pruner
         self._clock = clock
+        self._explainer = explainer
+        self._doctor = doctor
         self._stopping = asyncio.Event()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
@@ -110,6 +116,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             issuance_batches=done.issuance_batches,
             audit_records=done.audit_records,
             changes=done.changes,
+        )
+
+    async def ExplainAgent(self, request: pb.ExplainAgentRequest, context: Context) -> pb.AgentExplanation:
+        return self._explainer.explain(request.name)
+
+    async def GetDoctorReport(self, request: doctor_pb2.DoctorRequest, context: Context) -> doctor_pb2.DoctorResponse:
+        findings = await self._doctor.findings()
+        return doctor_pb2.DoctorResponse(
+            findings=[
+                doctor_pb2.Finding(what=one.what, level=one.level.value, detail=one.detail, hint=one.hint)
+                for one in findings
+            ]
         )
 
     def drain(self) -> None:

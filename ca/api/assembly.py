@@ -35,6 +35,7 @@ from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.heard import Heard
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
 from ca.service.rotation_guard_parts import GuardParts
@@ -54,6 +55,7 @@ class Parts(Protocol):
     log_levels: LogLevels
     started_at: datetime
     store: Store
+    address: tuple[str, int]
     trust: Trust
     index: AuthorizedIndex
     agents: AgentTable
@@ -151,6 +153,40 @@ def _agent(parts: Parts, limits: Limits) -> AgentService:
     return AgentService(
         trust_domain=parts.trust.trust_domain,
         store=parts.store,
+        explainer=AgentExplainer(
+            agents=parts.agents,
+            index=parts.index,
+            heard=_heard(parts),
+            ring=parts.attestation.ring,
+            clock=parts.clock,
+        ),
+        doctor=_doctor(parts),
+    )
+
+
+def _heard(parts: Parts) -> Heard:
+    return Heard(
+        acks=parts.feed.acks,
+        authorities=lambda: parts.authority.journal.authorities,
+        server=parts.issuer.settings.server,
+        clock=parts.clock,
+    )
+
+
+def _doctor(parts: Parts) -> ServerDoctor:
+    return ServerDoctor(
+        config=lambda: parts.config,
+        trust_domain=parts.trust.trust_domain,
+        health=parts.health,
+        store=parts.store,
+        agents=parts.agents,
+        heard=_heard(parts),
+        manager=parts.authority,
+        settings=lambda: parts.issuer.settings,
+        upstream=parts.upstream,
+        verifiers=parts.attestation.verifiers,
+        address=lambda: parts.address,
+        clock=parts.clock,
         attestation=parts.attestation,
         follower=parts.follower,
         clock=parts.clock,

@@ -54,6 +54,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
         with self._limits.stream():
             await self._sync(current_svid(), context)
 
+    async def GetTime(self, request: pb.GetTimeRequest, context: Context) -> pb.ServerTime:
+        return pb.ServerTime(now_micros=round(self._clock.now().timestamp() * 1e6))
+
     async def _sync(self, svid: X509Svid, context: Context) -> None:
         first = await context.read()
         if not isinstance(first, pb.SyncRequest) or first.WhichOneof("step") != "subscribe":

@@ -114,6 +114,8 @@ TIERS: dict[str, Tier] = {
     _AUTHORITIES + "Prepare": MANAGERS,
     _AUTHORITIES + "Activate": MANAGERS,
     _AUTHORITIES + "Taint": MANAGERS,
+    _ADMIN + "ExplainAgent": MANAGERS,
+    _ADMIN + "GetDoctorReport": MANAGERS,
     _AUTHORITIES + "Revoke": MANAGERS,
     _AUTHORITIES + "Prune": MANAGERS,
     _AUTHORITIES + "Rotate": MANAGERS,

@@ -28,12 +28,15 @@ _NOUNS = {
     "upstream": "ca.cli.foresight:upstream",
     "config": "ca.cli.config:app",
     "debug": "ca.cli.debug:app",
+    "explain": "ca.cli.explain:app",
 }
 _COMMANDS = {
     "issued": "ca.cli.issued:issued",
     "audit": "ca.cli.audit:audit",
     "prune": "ca.cli.prune:prune",
     "health": "ca.cli.health:health",
+    "doctor": "ca.cli.doctor:doctor",
+    "wait": "ca.cli.wait:wait",
     "outage-budget": "ca.cli.foresight:outage_budget",
     "version": "ca.cli.version:version",
 }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ca.cli.connection import STATUS_FILE, grpc_target, translated, workload_socket
-from ca.errors import InvalidArgument, Unavailable
+from ca.errors import BurgeeError, InvalidArgument, Unavailable
 from ca.identity.endpoint import (
     DEFAULT_SOCKET,
     ENVIRONMENT_VARIABLE,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SERVICE = "SpiffeWorkloadAPI"
 _HEADER = (("workload.spiffe.io", "true"),)
 """SPIFFE Workload Endpoint §6: without it an endpoint refuses, so that no request can be forged by a web page."""
+
+_WHY = "an administrator of this node finds why with `caadmin explain workload --id {}`"
 
 
 def endpoint(given: str | None) -> UnixEndpoint | TcpEndpoint:
@@ -125,8 +127,13 @@ def workload_client(given: str | None) -> Iterator[WorkloadClient]:
 
     where = endpoint(given)
     options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
-    with (
-        grpc.insecure_channel(grpc_target(str(where)), options=options) as channel,
-        translated(str(where), ENVIRONMENT_VARIABLE),
-    ):
-        yield WorkloadClient(channel)
+    try:
+        with (
+            grpc.insecure_channel(grpc_target(str(where)), options=options) as channel,
+            translated(str(where), ENVIRONMENT_VARIABLE),
+        ):
+            yield WorkloadClient(channel)
+    except BurgeeError as error:
+        if error.request_id:
+            error.hint = "; ".join(filter(None, (error.hint, _WHY.format(error.request_id))))
+        raise

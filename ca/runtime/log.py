@@ -43,6 +43,11 @@ def new_request_id() -> str:
     return value
 
 
+def run_id() -> str:
+    """What all request ids of this run of the program begin with."""
+    return _run
+
+
 def get(name: str) -> FilteringBoundLogger:
     """A logger; `name` is shown as `component`. Log a denial with `reason=` and a failure with `error=`."""
     return cast(FilteringBoundLogger, structlog.get_logger(component=name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import grpc
@@ -35,6 +36,8 @@ LONGEST_RETRY_SECONDS = 3600.0
 ERROR_DOMAIN = "burgee"
 MAX_DETAIL_CHARACTERS = 2048
 """The message travels twice in the trailers, for which gRPC clients grant 8 KiB."""
+
+_REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,16}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -115,12 +118,14 @@ def error_of(error: grpc.aio.AioRpcError) -> BurgeeError:
     kind = _FAMILY.get(number) or _NEAREST.get(number, Internal)
     details = _details(error)
     reason, hint = _reason_and_hint(details)
-    return kind(
+    found = kind(
         error.details() or error.code().name.lower().replace("_", " "),
         reason=reason,
         hint=hint,
         retry_after_seconds=_retry_after_seconds(details),
     )
+    found.request_id = _request_id(details)
+    return found
 
 
 def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
@@ -142,6 +147,16 @@ def _reason_and_hint(status: status_pb2.Status) -> tuple[str | None, str]:
         if detail.Is(denied.DESCRIPTOR) and detail.Unpack(denied) and denied.reason in _AGENT_REASONS.values():
             return _AGENT_REASONS.Name(denied.reason), ""
     return None, ""
+
+
+def _request_id(status: status_pb2.Status) -> str:
+    """Empty for what is no id of ours: it is shown in a command to be typed."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            found: str = info.metadata.get("request_id", "")
+            return found if _REQUEST_ID.fullmatch(found) else ""
+    return ""
 
 
 def _retry_after_seconds(status: status_pb2.Status) -> float | None:

@@ -16,6 +16,7 @@ from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlugin, NodeVerifier
 from ca.runtime import log, plugins
 from ca.runtime.config import from_values
+from ca.service.attestation_ring import Attempt, AttestationRing
 from ca.service.issuance import IssuedX509, Issuer
 from ca.service.peers import AgentTable
 from ca.service.rates import TokenBuckets
@@ -99,11 +100,23 @@ class NodeAttestation:
         self._issuer = issuer
         self._agents = agents
         self._clock = clock
+        self.ring = AttestationRing(clock)
         self._versions = TokenBuckets(per_second=1 / 60, burst_seconds=60 * VERSIONS_AT_ONCE)
+
+    @property
+    def verifiers(self) -> Mapping[str, NodeVerifier]:
+        """Those that are configured, by name."""
+        return self._verifiers
 
     async def attest(self, *, kind: str, payload: bytes, csr: bytes, challenge: Challenge) -> Attestation:
         """CSR proof of possession, then the evidence, then the ban, then the SVID; what comes first costs nothing
         that comes later. Raises FailedPrecondition for an unknown attestor, what the verifier raises, or Denied."""
+        with self.ring.attempt(kind) as attempt:
+            return await self._attest(kind, payload, csr, challenge, attempt)
+
+    async def _attest(
+        self, kind: str, payload: bytes, csr: bytes, challenge: Challenge, attempt: Attempt
+    ) -> Attestation:
         verifier = self._verifiers.get(kind)
         if verifier is None:
             raise FailedPrecondition(
@@ -115,7 +128,7 @@ class NodeAttestation:
         # A used token serves the same key again for a while: the answer may have been lost on its way.
         _attesting_key.set(hashlib.sha256(request.key.der).digest())
         node = await self._verify(verifier, kind, payload, challenge)
-        agent_id = self._agent_id(kind, node)
+        agent_id = attempt.agent_id = self._agent_id(kind, node)
         self._refuse_banned(agent_id)
         successor_of = None if node.reattestable else await self._first_use(agent_id, request.key.der)
         svid = await self._issuer.for_agent(agent_id, request)

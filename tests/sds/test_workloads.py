@@ -21,7 +21,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
-    process.wait()
+    process.communicate()  # closes its pipe as well
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def lab():
 
 
 async def test_all_streams_of_a_process_share_one_attestation(lab: Lab):
-    lab.workloads._interval = 3600
+    lab.workloads.again._interval = 3600
 
     async def stream() -> None:
         async with lab.workloads.session(Me(), needs_svid=False):

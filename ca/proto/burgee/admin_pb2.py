@@ -22,58 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from ca.proto.burgee import doctor_pb2 as ca_dot_proto_dot_burgee_dot_doctor__pb2
 from ca.proto.spire import types_pb2 as ca_dot_proto_dot_spire_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/admin.proto\x12\x0f\x62urgee.admin.v1\x1a\x1a\x63\x61/proto/spire/types.proto\"\x12\n\x10GetStatusRequest\"\xbf\x01\n\x06Status\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nstarted_at\x18\x03 \x01(\x03\x12\r\n\x05ready\x18\x04 \x01(\x08\x12*\n\x08problems\x18\x05 \x03(\x0b\x32\x18.burgee.admin.v1.Problem\x12\x13\n\x0bstore_epoch\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12\x18\n\x10\x63onnected_agents\x18\x08 \x01(\r\"7\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"7\n\x13MintX509SVIDRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\x03\"l\n\x14MintX509SVIDResponse\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.types.X509SVID\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.burgee.admin.v1.Lifetime\"b\n\x12MintJWTSVIDRequest\x12%\n\x02id\x18\x01 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x10\n\x08\x61udience\x18\x02 \x03(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x03\"j\n\x13MintJWTSVIDResponse\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.spire.api.types.JWTSVID\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.burgee.admin.v1.Lifetime\"b\n\x08Lifetime\x12\x19\n\x11requested_seconds\x18\x01 \x01(\x03\x12\x17\n\x0fgranted_seconds\x18\x02 \x01(\x03\x12\"\n\x04\x63\x61ps\x18\x03 \x03(\x0b\x32\x14.burgee.admin.v1.Cap\"8\n\x03\x43\x61p\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"k\n\x11ListIssuedRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61uthority_id\x18\x03 \x01(\t\x12\x0c\n\x04live\x18\x04 \x01(\x08\x12\r\n\x05limit\x18\x05 \x01(\r\">\n\x12ListIssuedResponse\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.burgee.admin.v1.Issued\"\xdd\x01\n\x06Issued\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x15\n\rserial_or_kid\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ntry_revision\x18\x05 \x01(\x03\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x12\x14\n\x0c\x61uthority_id\x18\x07 \x01(\t\x12\x0e\n\x06server\x18\x08 \x01(\t\x12\x12\n\nnot_before\x18\t \x01(\x03\x12\x11\n\tnot_after\x18\n \x01(\x03\x12\x12\n\nkey_sha256\x18\x0b \x01(\x0c\"k\n\x10ListAuditRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x03 \x01(\t\x12\x0c\n\x04item\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\"B\n\x11ListAuditResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.burgee.admin.v1.AuditRecord\"\xc6\x01\n\x0b\x41uditRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x11\n\tat_micros\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0e\n\x06server\x18\x07 \x01(\t\x12\x0c\n\x04\x63ode\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12)\n\x05items\x18\n \x03(\x0b\x32\x1a.burgee.admin.v1.AuditItem\"6\n\tAuditItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\x17\n\x15ListJoinTokensRequest\"H\n\x16ListJoinTokensResponse\x12.\n\x06tokens\x18\x01 \x03(\x0b\x32\x1e.burgee.admin.v1.JoinTokenInfo\"b\n\rJoinTokenInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x0f\n\x07used_at\x18\x04 \x01(\x03\x12\r\n\x05state\x18\x05 \x01(\t\"]\n\x0cPruneRequest\x12\"\n\x1a\x61gents_expired_for_seconds\x18\x01 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x18\n\x10\x66irst_use_agents\x18\x03 \x01(\x08\"\x87\x01\n\rPruneResponse\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x03(\t\x12\x13\n\x0bjoin_tokens\x18\x03 \x01(\x03\x12\x18\n\x10issuance_batches\x18\x04 \x01(\x03\x12\x15\n\raudit_records\x18\x05 \x01(\x03\x12\x0f\n\x07\x63hanges\x18\x06 \x01(\x03\x32\xe3\x04\n\x05\x41\x64min\x12G\n\tGetStatus\x12!.burgee.admin.v1.GetStatusRequest\x1a\x17.burgee.admin.v1.Status\x12[\n\x0cMintX509SVID\x12$.burgee.admin.v1.MintX509SVIDRequest\x1a%.burgee.admin.v1.MintX509SVIDResponse\x12X\n\x0bMintJWTSVID\x12#.burgee.admin.v1.MintJWTSVIDRequest\x1a$.burgee.admin.v1.MintJWTSVIDResponse\x12W\n\nListIssued\x12\".burgee.admin.v1.ListIssuedRequest\x1a#.burgee.admin.v1.ListIssuedResponse0\x01\x12T\n\tListAudit\x12!.burgee.admin.v1.ListAuditRequest\x1a\".burgee.admin.v1.ListAuditResponse0\x01\x12\x63\n\x0eListJoinTokens\x12&.burgee.admin.v1.ListJoinTokensRequest\x1a\'.burgee.admin.v1.ListJoinTokensResponse0\x01\x12\x46\n\x05Prune\x12\x1d.burgee.admin.v1.PruneRequest\x1a\x1e.burgee.admin.v1.PruneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/admin.proto\x12\x0f\x62urgee.admin.v1\x1a\x1c\x63\x61/proto/burgee/doctor.proto\x1a\x1a\x63\x61/proto/spire/types.proto\"\x12\n\x10GetStatusRequest\"\xbf\x01\n\x06Status\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nstarted_at\x18\x03 \x01(\x03\x12\r\n\x05ready\x18\x04 \x01(\x08\x12*\n\x08problems\x18\x05 \x03(\x0b\x32\x18.burgee.admin.v1.Problem\x12\x13\n\x0bstore_epoch\x18\x06 \x01(\t\x12\x10\n\x08revision\x18\x07 \x01(\x04\x12\x18\n\x10\x63onnected_agents\x18\x08 \x01(\r\"7\n\x07Problem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"7\n\x13MintX509SVIDRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x13\n\x0bttl_seconds\x18\x02 \x01(\x03\"l\n\x14MintX509SVIDResponse\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.types.X509SVID\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.burgee.admin.v1.Lifetime\"b\n\x12MintJWTSVIDRequest\x12%\n\x02id\x18\x01 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x10\n\x08\x61udience\x18\x02 \x03(\t\x12\x13\n\x0bttl_seconds\x18\x03 \x01(\x03\"j\n\x13MintJWTSVIDResponse\x12&\n\x04svid\x18\x01 \x01(\x0b\x32\x18.spire.api.types.JWTSVID\x12+\n\x08lifetime\x18\x02 \x01(\x0b\x32\x19.burgee.admin.v1.Lifetime\"b\n\x08Lifetime\x12\x19\n\x11requested_seconds\x18\x01 \x01(\x03\x12\x17\n\x0fgranted_seconds\x18\x02 \x01(\x03\x12\"\n\x04\x63\x61ps\x18\x03 \x03(\x0b\x32\x14.burgee.admin.v1.Cap\"8\n\x03\x43\x61p\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x11\n\tnot_after\x18\x03 \x01(\x03\"k\n\x11ListIssuedRequest\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61uthority_id\x18\x03 \x01(\t\x12\x0c\n\x04live\x18\x04 \x01(\x08\x12\r\n\x05limit\x18\x05 \x01(\r\">\n\x12ListIssuedResponse\x12(\n\x07records\x18\x01 \x03(\x0b\x32\x17.burgee.admin.v1.Issued\"\xdd\x01\n\x06Issued\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x15\n\rserial_or_kid\x18\x02 \x01(\t\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x10\n\x08\x65ntry_id\x18\x04 \x01(\t\x12\x16\n\x0e\x65ntry_revision\x18\x05 \x01(\x03\x12\x10\n\x08\x61gent_id\x18\x06 \x01(\t\x12\x14\n\x0c\x61uthority_id\x18\x07 \x01(\t\x12\x0e\n\x06server\x18\x08 \x01(\t\x12\x12\n\nnot_before\x18\t \x01(\x03\x12\x11\n\tnot_after\x18\n \x01(\x03\x12\x12\n\nkey_sha256\x18\x0b \x01(\x0c\"k\n\x10ListAuditRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x03 \x01(\t\x12\x0c\n\x04item\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\"B\n\x11ListAuditResponse\x12-\n\x07records\x18\x01 \x03(\x0b\x32\x1c.burgee.admin.v1.AuditRecord\"\xc6\x01\n\x0b\x41uditRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x11\n\tat_micros\x18\x02 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12\x0c\n\x04\x63\x61ll\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0e\n\x06server\x18\x07 \x01(\t\x12\x0c\n\x04\x63ode\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12)\n\x05items\x18\n \x03(\x0b\x32\x1a.burgee.admin.v1.AuditItem\"6\n\tAuditItem\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\x17\n\x15ListJoinTokensRequest\"H\n\x16ListJoinTokensResponse\x12.\n\x06tokens\x18\x01 \x03(\x0b\x32\x1e.burgee.admin.v1.JoinTokenInfo\"b\n\rJoinTokenInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x12\n\nexpires_at\x18\x03 \x01(\x03\x12\x0f\n\x07used_at\x18\x04 \x01(\x03\x12\r\n\x05state\x18\x05 \x01(\t\"]\n\x0cPruneRequest\x12\"\n\x1a\x61gents_expired_for_seconds\x18\x01 \x01(\x03\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x18\n\x10\x66irst_use_agents\x18\x03 \x01(\x08\"\x87\x01\n\rPruneResponse\x12\x0e\n\x06\x61gents\x18\x01 \x03(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x03(\t\x12\x13\n\x0bjoin_tokens\x18\x03 \x01(\x03\x12\x18\n\x10issuance_batches\x18\x04 \x01(\x03\x12\x15\n\raudit_records\x18\x05 \x01(\x03\x12\x0f\n\x07\x63hanges\x18\x06 \x01(\x03\"#\n\x13\x45xplainAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xf9\x02\n\x10\x41gentExplanation\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12.\n\x07verdict\x18\x02 \x01(\x0b\x32\x1d.burgee.admin.v1.AgentVerdict\x12\x18\n\x10\x61ttestation_type\x18\x03 \x01(\t\x12\x0e\n\x06\x62\x61nned\x18\x04 \x01(\x08\x12\x14\n\x0c\x63\x61n_reattest\x18\x05 \x01(\x08\x12\x16\n\x0esvid_not_after\x18\x06 \x01(\x03\x12\x13\n\x0bsvid_serial\x18\x07 \x01(\t\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x11\n\tselectors\x18\t \x03(\t\x12\x11\n\tconnected\x18\n \x01(\x08\x12\x13\n\x0b\x65ntry_count\x18\x0b \x01(\r\x12,\n\x07\x65ntries\x18\x0c \x03(\x0b\x32\x1b.burgee.admin.v1.AgentEntry\x12\x35\n\x08\x61ttempts\x18\r \x03(\x0b\x32#.burgee.admin.v1.AttestationAttempt\"M\n\x0c\x41gentVerdict\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\"D\n\nAgentEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x11\n\tselectors\x18\x03 \x03(\t\"\xfa\x01\n\x12\x41ttestationAttempt\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tat_micros\x18\x02 \x01(\x03\x12\x0e\n\x06micros\x18\x03 \x01(\x03\x12\x10\n\x08\x61ttestor\x18\x04 \x01(\t\x12\x0c\n\x04peer\x18\x05 \x01(\t\x12\x11\n\tspiffe_id\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\r\n\x05\x63\x61use\x18\t \x01(\t\x12,\n\x05notes\x18\n \x03(\x0b\x32\x1d.burgee.admin.v1.ComparedNote\x12\r\n\x05\x61gain\x18\x0b \x01(\r\x12\x16\n\x0elast_at_micros\x18\x0c \x01(\x03\"+\n\x0c\x43omparedNote\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t2\x92\x06\n\x05\x41\x64min\x12G\n\tGetStatus\x12!.burgee.admin.v1.GetStatusRequest\x1a\x17.burgee.admin.v1.Status\x12[\n\x0cMintX509SVID\x12$.burgee.admin.v1.MintX509SVIDRequest\x1a%.burgee.admin.v1.MintX509SVIDResponse\x12X\n\x0bMintJWTSVID\x12#.burgee.admin.v1.MintJWTSVIDRequest\x1a$.burgee.admin.v1.MintJWTSVIDResponse\x12W\n\nListIssued\x12\".burgee.admin.v1.ListIssuedRequest\x1a#.burgee.admin.v1.ListIssuedResponse0\x01\x12T\n\tListAudit\x12!.burgee.admin.v1.ListAuditRequest\x1a\".burgee.admin.v1.ListAuditResponse0\x01\x12\x63\n\x0eListJoinTokens\x12&.burgee.admin.v1.ListJoinTokensRequest\x1a\'.burgee.admin.v1.ListJoinTokensResponse0\x01\x12\x46\n\x05Prune\x12\x1d.burgee.admin.v1.PruneRequest\x1a\x1e.burgee.admin.v1.PruneResponse\x12W\n\x0c\x45xplainAgent\x12$.burgee.admin.v1.ExplainAgentRequest\x1a!.burgee.admin.v1.AgentExplanation\x12T\n\x0fGetDoctorReport\x12\x1f.burgee.doctor.v1.DoctorRequest\x1a .burgee.doctor.v1.DoctorResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ca.proto.burgee.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=76
-  _globals['_GETSTATUSREQUEST']._serialized_end=94
-  _globals['_STATUS']._serialized_start=97
-  _globals['_STATUS']._serialized_end=288
-  _globals['_PROBLEM']._serialized_start=290
-  _globals['_PROBLEM']._serialized_end=345
-  _globals['_MINTX509SVIDREQUEST']._serialized_start=347
-  _globals['_MINTX509SVIDREQUEST']._serialized_end=402
-  _globals['_MINTX509SVIDRESPONSE']._serialized_start=404
-  _globals['_MINTX509SVIDRESPONSE']._serialized_end=512
-  _globals['_MINTJWTSVIDREQUEST']._serialized_start=514
-  _globals['_MINTJWTSVIDREQUEST']._serialized_end=612
-  _globals['_MINTJWTSVIDRESPONSE']._serialized_start=614
-  _globals['_MINTJWTSVIDRESPONSE']._serialized_end=720
-  _globals['_LIFETIME']._serialized_start=722
-  _globals['_LIFETIME']._serialized_end=820
-  _globals['_CAP']._serialized_start=822
-  _globals['_CAP']._serialized_end=878
-  _globals['_LISTISSUEDREQUEST']._serialized_start=880
-  _globals['_LISTISSUEDREQUEST']._serialized_end=987
-  _globals['_LISTISSUEDRESPONSE']._serialized_start=989
-  _globals['_LISTISSUEDRESPONSE']._serialized_end=1051
-  _globals['_ISSUED']._serialized_start=1054
-  _globals['_ISSUED']._serialized_end=1275
-  _globals['_LISTAUDITREQUEST']._serialized_start=1277
-  _globals['_LISTAUDITREQUEST']._serialized_end=1384
-  _globals['_LISTAUDITRESPONSE']._serialized_start=1386
-  _globals['_LISTAUDITRESPONSE']._serialized_end=1452
-  _globals['_AUDITRECORD']._serialized_start=1455
-  _globals['_AUDITRECORD']._serialized_end=1653
-  _globals['_AUDITITEM']._serialized_start=1655
-  _globals['_AUDITITEM']._serialized_end=1709
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=1711
-  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=1734
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=1736
-  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=1808
-  _globals['_JOINTOKENINFO']._serialized_start=1810
-  _globals['_JOINTOKENINFO']._serialized_end=1908
-  _globals['_PRUNEREQUEST']._serialized_start=1910
-  _globals['_PRUNEREQUEST']._serialized_end=2003
-  _globals['_PRUNERESPONSE']._serialized_start=2006
-  _globals['_PRUNERESPONSE']._serialized_end=2141
-  _globals['_ADMIN']._serialized_start=2144
-  _globals['_ADMIN']._serialized_end=2755
+  _globals['_GETSTATUSREQUEST']._serialized_start=106
+  _globals['_GETSTATUSREQUEST']._serialized_end=124
+  _globals['_STATUS']._serialized_start=127
+  _globals['_STATUS']._serialized_end=318
+  _globals['_PROBLEM']._serialized_start=320
+  _globals['_PROBLEM']._serialized_end=375
+  _globals['_MINTX509SVIDREQUEST']._serialized_start=377
+  _globals['_MINTX509SVIDREQUEST']._serialized_end=432
+  _globals['_MINTX509SVIDRESPONSE']._serialized_start=434
+  _globals['_MINTX509SVIDRESPONSE']._serialized_end=542
+  _globals['_MINTJWTSVIDREQUEST']._serialized_start=544
+  _globals['_MINTJWTSVIDREQUEST']._serialized_end=642
+  _globals['_MINTJWTSVIDRESPONSE']._serialized_start=644
+  _globals['_MINTJWTSVIDRESPONSE']._serialized_end=750
+  _globals['_LIFETIME']._serialized_start=752
+  _globals['_LIFETIME']._serialized_end=850
+  _globals['_CAP']._serialized_start=852
+  _globals['_CAP']._serialized_end=908
+  _globals['_LISTISSUEDREQUEST']._serialized_start=910
+  _globals['_LISTISSUEDREQUEST']._serialized_end=1017
+  _globals['_LISTISSUEDRESPONSE']._serialized_start=1019
+  _globals['_LISTISSUEDRESPONSE']._serialized_end=1081
+  _globals['_ISSUED']._serialized_start=1084
+  _globals['_ISSUED']._serialized_end=1305
+  _globals['_LISTAUDITREQUEST']._serialized_start=1307
+  _globals['_LISTAUDITREQUEST']._serialized_end=1414
+  _globals['_LISTAUDITRESPONSE']._serialized_start=1416
+  _globals['_LISTAUDITRESPONSE']._serialized_end=1482
+  _globals['_AUDITRECORD']._serialized_start=1485
+  _globals['_AUDITRECORD']._serialized_end=1683
+  _globals['_AUDITITEM']._serialized_start=1685
+  _globals['_AUDITITEM']._serialized_end=1739
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_start=1741
+  _globals['_LISTJOINTOKENSREQUEST']._serialized_end=1764
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_start=1766
+  _globals['_LISTJOINTOKENSRESPONSE']._serialized_end=1838
+  _globals['_JOINTOKENINFO']._serialized_start=1840
+  _globals['_JOINTOKENINFO']._serialized_end=1938
+  _globals['_PRUNEREQUEST']._serialized_start=1940
+  _globals['_PRUNEREQUEST']._serialized_end=2033
+  _globals['_PRUNERESPONSE']._serialized_start=2036
+  _globals['_PRUNERESPONSE']._serialized_end=2171
+  _globals['_EXPLAINAGENTREQUEST']._serialized_start=2173
+  _globals['_EXPLAINAGENTREQUEST']._serialized_end=2208
+  _globals['_AGENTEXPLANATION']._serialized_start=2211
+  _globals['_AGENTEXPLANATION']._serialized_end=2588
+  _globals['_AGENTVERDICT']._serialized_start=2590
+  _globals['_AGENTVERDICT']._serialized_end=2667
+  _globals['_AGENTENTRY']._serialized_start=2669
+  _globals['_AGENTENTRY']._serialized_end=2737
+  _globals['_ATTESTATIONATTEMPT']._serialized_start=2740
+  _globals['_ATTESTATIONATTEMPT']._serialized_end=2990
+  _globals['_COMPAREDNOTE']._serialized_start=2992
+  _globals['_COMPAREDNOTE']._serialized_end=3035
+  _globals['_ADMIN']._serialized_start=3038
+  _globals['_ADMIN']._serialized_end=3824
 # @@protoc_insertion_point(module_scope)

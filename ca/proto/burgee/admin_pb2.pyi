@@ -647,3 +647,227 @@ class PruneResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneResponse: _TypeAlias = PruneResponse  # noqa: Y015
+
+@_typing.final
+class ExplainAgentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A SPIFFE ID; the end of one's path, such as a node's name; the address that an attempt came from; or the id that a
+    refused agent was told.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainAgentRequest: _TypeAlias = ExplainAgentRequest  # noqa: Y015
+
+@_typing.final
+class AgentExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    ATTESTATION_TYPE_FIELD_NUMBER: _builtins.int
+    BANNED_FIELD_NUMBER: _builtins.int
+    CAN_REATTEST_FIELD_NUMBER: _builtins.int
+    SVID_NOT_AFTER_FIELD_NUMBER: _builtins.int
+    SVID_SERIAL_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    ENTRY_COUNT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    """Empty where no such agent is known and there are attempts alone."""
+    attestation_type: _builtins.str
+    banned: _builtins.bool
+    can_reattest: _builtins.bool
+    svid_not_after: _builtins.int
+    """0 where it has none."""
+    svid_serial: _builtins.str
+    agent_version: _builtins.str
+    connected: _builtins.bool
+    """Whether it follows this server now."""
+    entry_count: _builtins.int
+    """What it may serve: how many entries, and the first of them."""
+    @_builtins.property
+    def verdict(self) -> Global___AgentVerdict: ...
+    @_builtins.property
+    def selectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentEntry]: ...
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationAttempt]:
+        """This server's memory of them, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        verdict: Global___AgentVerdict | None = ...,
+        attestation_type: _builtins.str = ...,
+        banned: _builtins.bool = ...,
+        can_reattest: _builtins.bool = ...,
+        svid_not_after: _builtins.int = ...,
+        svid_serial: _builtins.str = ...,
+        agent_version: _builtins.str = ...,
+        selectors: _abc.Iterable[_builtins.str] | None = ...,
+        connected: _builtins.bool = ...,
+        entry_count: _builtins.int = ...,
+        entries: _abc.Iterable[Global___AgentEntry] | None = ...,
+        attempts: _abc.Iterable[Global___AttestationAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempts", b"attempts", "attestation_type", b"attestation_type", "banned", b"banned", "can_reattest", b"can_reattest", "connected", b"connected", "entries", b"entries", "entry_count", b"entry_count", "selectors", b"selectors", "spiffe_id", b"spiffe_id", "svid_not_after", b"svid_not_after", "svid_serial", b"svid_serial", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentExplanation: _TypeAlias = AgentExplanation  # noqa: Y015
+
+@_typing.final
+class AgentVerdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """OK, or a stable code."""
+    detail: _builtins.str
+    hint: _builtins.str
+    command: _builtins.str
+    """What to type next; empty where nothing is to be typed."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        hint: _builtins.str = ...,
+        command: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "detail", b"detail", "hint", b"hint", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentVerdict: _TypeAlias = AgentVerdict  # noqa: Y015
+
+@_typing.final
+class AgentEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    spiffe_id: _builtins.str
+    @_builtins.property
+    def selectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        selectors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "selectors", b"selectors", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentEntry: _TypeAlias = AgentEntry  # noqa: Y015
+
+@_typing.final
+class AttestationAttempt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_MICROS_FIELD_NUMBER: _builtins.int
+    MICROS_FIELD_NUMBER: _builtins.int
+    ATTESTOR_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    LAST_AT_MICROS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The request id, which a refused agent was told."""
+    at_micros: _builtins.int
+    micros: _builtins.int
+    attestor: _builtins.str
+    peer: _builtins.str
+    """Host and port it came from."""
+    spiffe_id: _builtins.str
+    """Who it turned out to be; empty where it did not come so far."""
+    reason: _builtins.str
+    """OK, or the code."""
+    detail: _builtins.str
+    cause: _builtins.str
+    """For administrators: what stood behind it, and what the verifier compared."""
+    again: _builtins.int
+    """How often the very same happened again since, and when last."""
+    last_at_micros: _builtins.int
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ComparedNote]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        at_micros: _builtins.int = ...,
+        micros: _builtins.int = ...,
+        attestor: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        notes: _abc.Iterable[Global___ComparedNote] | None = ...,
+        again: _builtins.int = ...,
+        last_at_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "at_micros", b"at_micros", "attestor", b"attestor", "cause", b"cause", "detail", b"detail", "id", b"id", "last_at_micros", b"last_at_micros", "micros", b"micros", "notes", b"notes", "peer", b"peer", "reason", b"reason", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestationAttempt: _TypeAlias = AttestationAttempt  # noqa: Y015
+
+@_typing.final
+class ComparedNote(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ComparedNote: _TypeAlias = ComparedNote  # noqa: Y015

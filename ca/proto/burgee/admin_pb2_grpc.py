@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from ca.proto.burgee import admin_pb2 as ca_dot_proto_dot_burgee_dot_admin__pb2
+from ca.proto.burgee import doctor_pb2 as ca_dot_proto_dot_burgee_dot_doctor__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -69,6 +70,16 @@ class AdminStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.FromString,
                 _registered_method=True)
+        self.ExplainAgent = channel.unary_unary(
+                '/burgee.admin.v1.Admin/ExplainAgent',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ExplainAgentRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.AgentExplanation.FromString,
+                _registered_method=True)
+        self.GetDoctorReport = channel.unary_unary(
+                '/burgee.admin.v1.Admin/GetDoctorReport',
+                request_serializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -121,6 +132,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainAgent(self, request, context):
+        """How a node's agent attested, or why it did not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDoctorReport(self, request, context):
+        """Each prerequisite of this server: how it is, and what mends it. Takes seconds where something does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +183,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Prune,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.SerializeToString,
+            ),
+            'ExplainAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAgent,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ExplainAgentRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.AgentExplanation.SerializeToString,
+            ),
+            'GetDoctorReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDoctorReport,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -349,6 +384,60 @@ class Admin:
             '/burgee.admin.v1.Admin/Prune',
             ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_admin__pb2.PruneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/ExplainAgent',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.ExplainAgentRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.AgentExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDoctorReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/GetDoctorReport',
+            ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 What the server's administration can do beyond SPIRE's services. Same callers: local socket, admin identities."""
 
 from ca.proto.burgee import admin_pb2 as _admin_pb2
+from ca.proto.burgee import doctor_pb2 as _doctor_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -43,6 +44,10 @@ class AdminStub:
     """Join tokens that are not forgotten yet, by the time they expire."""
     Prune: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]
     """Forgets what is over, now instead of at the next pass."""
+    ExplainAgent: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainAgentRequest, _admin_pb2.AgentExplanation]
+    """How a node's agent attested, or why it did not."""
+    GetDoctorReport: _grpc.UnaryUnaryMultiCallable[_doctor_pb2.DoctorRequest, _doctor_pb2.DoctorResponse]
+    """Each prerequisite of this server: how it is, and what mends it. Takes seconds where something does not answer."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -59,6 +64,10 @@ class AdminAsyncStub(AdminStub):
     """Join tokens that are not forgotten yet, by the time they expire."""
     Prune: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]  # type: ignore[assignment]
     """Forgets what is over, now instead of at the next pass."""
+    ExplainAgent: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainAgentRequest, _admin_pb2.AgentExplanation]  # type: ignore[assignment]
+    """How a node's agent attested, or why it did not."""
+    GetDoctorReport: _aio.UnaryUnaryMultiCallable[_doctor_pb2.DoctorRequest, _doctor_pb2.DoctorResponse]  # type: ignore[assignment]
+    """Each prerequisite of this server: how it is, and what mends it. Takes seconds where something does not answer."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -114,5 +123,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PruneResponse, _abc.Awaitable[_admin_pb2.PruneResponse]]:
         """Forgets what is over, now instead of at the next pass."""
+
+    @_abc_1.abstractmethod
+    def ExplainAgent(
+        self,
+        request: _admin_pb2.ExplainAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AgentExplanation, _abc.Awaitable[_admin_pb2.AgentExplanation]]:
+        """How a node's agent attested, or why it did not."""
+
+    @_abc_1.abstractmethod
+    def GetDoctorReport(
+        self,
+        request: _doctor_pb2.DoctorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_doctor_pb2.DoctorResponse, _abc.Awaitable[_doctor_pb2.DoctorResponse]]:
+        """Each prerequisite of this server: how it is, and what mends it. Takes seconds where something does not answer."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

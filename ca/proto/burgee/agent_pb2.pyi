@@ -218,3 +218,356 @@ class SdsResource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SdsResource: _TypeAlias = SdsResource  # noqa: Y015
+
+@_typing.final
+class ExplainWorkloadRequest(_message.Message):
+    """Exactly one of `pid` and `id`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """As the agent's pid namespace has it."""
+    id: _builtins.str
+    """What a refused caller was told: the `request_id` of the error's details."""
+    nearest: _builtins.int
+    """How many entries to show that came near; 0 for 3."""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        id: _builtins.str = ...,
+        nearest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "nearest", b"nearest", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainWorkloadRequest: _TypeAlias = ExplainWorkloadRequest  # noqa: Y015
+
+@_typing.final
+class WorkloadExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    ATTESTED_AT_MICROS_FIELD_NUMBER: _builtins.int
+    ATTESTORS_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    attested_at_micros: _builtins.int
+    """When it was attested, microseconds; 0 where it was not."""
+    @_builtins.property
+    def verdict(self) -> Global___Verdict: ...
+    @_builtins.property
+    def caller(self) -> Global___Caller: ...
+    @_builtins.property
+    def attestors(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestorOutcome]: ...
+    @_builtins.property
+    def selectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identity]:
+        """What it gets."""
+
+    @_builtins.property
+    def nearest(self) -> _containers.RepeatedCompositeFieldContainer[Global___NearEntry]:
+        """Entries of this agent that it has not earned, the nearest first."""
+
+    @_builtins.property
+    def agent(self) -> Global___Status: ...
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastOutcome]:
+        """What came before, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___Verdict | None = ...,
+        caller: Global___Caller | None = ...,
+        attested_at_micros: _builtins.int = ...,
+        attestors: _abc.Iterable[Global___AttestorOutcome] | None = ...,
+        selectors: _abc.Iterable[_builtins.str] | None = ...,
+        identities: _abc.Iterable[Global___Identity] | None = ...,
+        nearest: _abc.Iterable[Global___NearEntry] | None = ...,
+        agent: Global___Status | None = ...,
+        history: _abc.Iterable[Global___PastOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "caller", b"caller", "verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attested_at_micros", b"attested_at_micros", "attestors", b"attestors", "caller", b"caller", "history", b"history", "identities", b"identities", "nearest", b"nearest", "selectors", b"selectors", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkloadExplanation: _TypeAlias = WorkloadExplanation  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    identity: _builtins.bool
+    """Whether it gets an identity."""
+    told: _builtins.str
+    """What the Workload API tells the caller; OK where it gets an identity."""
+    reason: _builtins.str
+    """The cause, for administrators alone; OK where it gets an identity."""
+    detail: _builtins.str
+    hint: _builtins.str
+    command: _builtins.str
+    """What to type next; empty where nothing is to be typed."""
+    def __init__(
+        self,
+        *,
+        identity: _builtins.bool = ...,
+        told: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        hint: _builtins.str = ...,
+        command: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "detail", b"detail", "hint", b"hint", "identity", b"identity", "reason", b"reason", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class Caller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    uid: _builtins.int
+    gid: _builtins.int
+    share: _builtins.str
+    """Whose share of the agent's room it uses: its container, service or user."""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+        share: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "pid", b"pid", "share", b"share", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
+
+@_typing.final
+class AttestorOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTESTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    MICROS_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    attestor: _builtins.str
+    reason: _builtins.str
+    """Empty where it could tell."""
+    detail: _builtins.str
+    hint: _builtins.str
+    micros: _builtins.int
+    selectors: _builtins.int
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Note]:
+        """What it looked at."""
+
+    def __init__(
+        self,
+        *,
+        attestor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        hint: _builtins.str = ...,
+        micros: _builtins.int = ...,
+        selectors: _builtins.int = ...,
+        notes: _abc.Iterable[Global___Note] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestor", b"attestor", "detail", b"detail", "hint", b"hint", "micros", b"micros", "notes", b"notes", "reason", b"reason", "selectors", b"selectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestorOutcome: _TypeAlias = AttestorOutcome  # noqa: Y015
+
+@_typing.final
+class Note(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Note: _TypeAlias = Note  # noqa: Y015
+
+@_typing.final
+class Identity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SVID_NOT_AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    spiffe_id: _builtins.str
+    svid_not_after: _builtins.int
+    """0 while its X.509-SVID is not here; `reason` then says why."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        svid_not_after: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "reason", b"reason", "spiffe_id", b"spiffe_id", "svid_not_after", b"svid_not_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Identity: _TypeAlias = Identity  # noqa: Y015
+
+@_typing.final
+class NearEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_ID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    entry_id: _builtins.str
+    spiffe_id: _builtins.str
+    reason: _builtins.str
+    """Why it is out of use though it may match: ENTRY_EXPIRED, ENTRY_REMOVED or ENTRY_STORED; and since when."""
+    since: _builtins.int
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the entry's selectors, those that the process has."""
+
+    @_builtins.property
+    def misses(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingSelector]: ...
+    def __init__(
+        self,
+        *,
+        entry_id: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        matches: _abc.Iterable[_builtins.str] | None = ...,
+        misses: _abc.Iterable[Global___MissingSelector] | None = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "matches", b"matches", "misses", b"misses", "reason", b"reason", "since", b"since", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearEntry: _TypeAlias = NearEntry  # noqa: Y015
+
+@_typing.final
+class MissingSelector(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    selector: _builtins.str
+    reason: _builtins.str
+    """Why the process cannot have it now: ATTESTOR_FAILED or ATTESTOR_NOT_CONFIGURED; else empty."""
+    def __init__(
+        self,
+        *,
+        selector: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "selector", b"selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingSelector: _TypeAlias = MissingSelector  # noqa: Y015
+
+@_typing.final
+class PastOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    AT_MICROS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    LAST_AT_MICROS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """attested or refused."""
+    at_micros: _builtins.int
+    id: _builtins.str
+    """What a refused caller was told; empty otherwise."""
+    reason: _builtins.str
+    """OK, or the code."""
+    detail: _builtins.str
+    selectors: _builtins.int
+    again: _builtins.int
+    """How often the same was found again since, and when last."""
+    last_at_micros: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        at_micros: _builtins.int = ...,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        selectors: _builtins.int = ...,
+        again: _builtins.int = ...,
+        last_at_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "at_micros", b"at_micros", "detail", b"detail", "id", b"id", "kind", b"kind", "last_at_micros", b"last_at_micros", "reason", b"reason", "selectors", b"selectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PastOutcome: _TypeAlias = PastOutcome  # noqa: Y015

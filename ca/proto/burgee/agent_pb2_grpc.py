@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from ca.proto.burgee import agent_pb2 as ca_dot_proto_dot_burgee_dot_agent__pb2
+from ca.proto.burgee import doctor_pb2 as ca_dot_proto_dot_burgee_dot_doctor__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -44,6 +45,16 @@ class AgentStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsResponse.FromString,
                 _registered_method=True)
+        self.ExplainWorkload = channel.unary_unary(
+                '/burgee.agent.v1.Agent/ExplainWorkload',
+                request_serializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ExplainWorkloadRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_agent__pb2.WorkloadExplanation.FromString,
+                _registered_method=True)
+        self.Doctor = channel.unary_unary(
+                '/burgee.agent.v1.Agent/Doctor',
+                request_serializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -61,6 +72,20 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainWorkload(self, request, context):
+        """Why a process has an identity, or has none: attested now as the Workload API would, or looked up as it was refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Doctor(self, request, context):
+        """Each prerequisite of this agent: how it is, and what mends it. Takes seconds where something does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +98,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ListSdsClients,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsResponse.SerializeToString,
+            ),
+            'ExplainWorkload': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainWorkload,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_agent__pb2.ExplainWorkloadRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_agent__pb2.WorkloadExplanation.SerializeToString,
+            ),
+            'Doctor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Doctor,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +164,60 @@ class Agent:
             '/burgee.agent.v1.Agent/ListSdsClients',
             ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_agent__pb2.ListSdsClientsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainWorkload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.agent.v1.Agent/ExplainWorkload',
+            ca_dot_proto_dot_burgee_dot_agent__pb2.ExplainWorkloadRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_agent__pb2.WorkloadExplanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Doctor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.agent.v1.Agent/Doctor',
+            ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_doctor__pb2.DoctorResponse.FromString,
             options,
             channel_credentials,
             insecure,

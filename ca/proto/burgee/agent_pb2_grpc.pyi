@@ -4,6 +4,7 @@ isort:skip_file
 What an agent tells its administrator over its admin socket."""
 
 from ca.proto.burgee import agent_pb2 as _agent_pb2
+from ca.proto.burgee import doctor_pb2 as _doctor_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -33,12 +34,20 @@ class AgentStub:
     def __new__(cls, channel: _aio.Channel) -> AgentAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatusRequest, _agent_pb2.Status]
     ListSdsClients: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListSdsClientsRequest, _agent_pb2.ListSdsClientsResponse]
+    ExplainWorkload: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ExplainWorkloadRequest, _agent_pb2.WorkloadExplanation]
+    """Why a process has an identity, or has none: attested now as the Workload API would, or looked up as it was refused."""
+    Doctor: _grpc.UnaryUnaryMultiCallable[_doctor_pb2.DoctorRequest, _doctor_pb2.DoctorResponse]
+    """Each prerequisite of this agent: how it is, and what mends it. Takes seconds where something does not answer."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatusRequest, _agent_pb2.Status]  # type: ignore[assignment]
     ListSdsClients: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListSdsClientsRequest, _agent_pb2.ListSdsClientsResponse]  # type: ignore[assignment]
+    ExplainWorkload: _aio.UnaryUnaryMultiCallable[_agent_pb2.ExplainWorkloadRequest, _agent_pb2.WorkloadExplanation]  # type: ignore[assignment]
+    """Why a process has an identity, or has none: attested now as the Workload API would, or looked up as it was refused."""
+    Doctor: _aio.UnaryUnaryMultiCallable[_doctor_pb2.DoctorRequest, _doctor_pb2.DoctorResponse]  # type: ignore[assignment]
+    """Each prerequisite of this agent: how it is, and what mends it. Takes seconds where something does not answer."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +63,21 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ListSdsClientsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ListSdsClientsResponse, _abc.Awaitable[_agent_pb2.ListSdsClientsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExplainWorkload(
+        self,
+        request: _agent_pb2.ExplainWorkloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.WorkloadExplanation, _abc.Awaitable[_agent_pb2.WorkloadExplanation]]:
+        """Why a process has an identity, or has none: attested now as the Workload API would, or looked up as it was refused."""
+
+    @_abc_1.abstractmethod
+    def Doctor(
+        self,
+        request: _doctor_pb2.DoctorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_doctor_pb2.DoctorResponse, _abc.Awaitable[_doctor_pb2.DoctorResponse]]:
+        """Each prerequisite of this agent: how it is, and what mends it. Takes seconds where something does not answer."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,6 +39,11 @@ class NodeStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_node__pb2.SyncRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_node__pb2.SyncResponse.FromString,
                 _registered_method=True)
+        self.GetTime = channel.unary_unary(
+                '/burgee.node.v1.Node/GetTime',
+                request_serializer=ca_dot_proto_dot_burgee_dot_node__pb2.GetTimeRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_node__pb2.ServerTime.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -51,6 +56,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTime(self, request, context):
+        """Open to anyone: an agent whose clock is wrong may be nobody's yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Sync,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_node__pb2.SyncRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_node__pb2.SyncResponse.SerializeToString,
+            ),
+            'GetTime': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTime,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_node__pb2.GetTimeRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_node__pb2.ServerTime.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Node:
             '/burgee.node.v1.Node/Sync',
             ca_dot_proto_dot_burgee_dot_node__pb2.SyncRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_node__pb2.SyncResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.node.v1.Node/GetTime',
+            ca_dot_proto_dot_burgee_dot_node__pb2.GetTimeRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_node__pb2.ServerTime.FromString,
             options,
             channel_credentials,
             insecure,

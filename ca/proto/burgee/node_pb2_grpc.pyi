@@ -33,12 +33,16 @@ class NodeStub:
     def __new__(cls, channel: _aio.Channel) -> NodeAsyncStub: ...
     Sync: _grpc.StreamStreamMultiCallable[_node_pb2.SyncRequest, _node_pb2.SyncResponse]
     """Open to attested agents only. The first request is `subscribe`; every later one is an `ack`."""
+    GetTime: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetTimeRequest, _node_pb2.ServerTime]
+    """Open to anyone: an agent whose clock is wrong may be nobody's yet."""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Sync: _aio.StreamStreamMultiCallable[_node_pb2.SyncRequest, _node_pb2.SyncResponse]  # type: ignore[assignment]
     """Open to attested agents only. The first request is `subscribe`; every later one is an `ack`."""
+    GetTime: _aio.UnaryUnaryMultiCallable[_node_pb2.GetTimeRequest, _node_pb2.ServerTime]  # type: ignore[assignment]
+    """Open to anyone: an agent whose clock is wrong may be nobody's yet."""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,5 +52,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.SyncResponse], _abc.AsyncIterator[_node_pb2.SyncResponse]]:
         """Open to attested agents only. The first request is `subscribe`; every later one is an `ack`."""
+
+    @_abc_1.abstractmethod
+    def GetTime(
+        self,
+        request: _node_pb2.GetTimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.ServerTime, _abc.Awaitable[_node_pb2.ServerTime]]:
+        """Open to anyone: an agent whose clock is wrong may be nobody's yet."""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -103,6 +103,7 @@ EXPECTED = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _LOCAL,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _LOCAL,
     "/burgee.node.v1.Node/Sync": _AGENT,
+    "/burgee.node.v1.Node/GetTime": _ANYONE,
     "/burgee.admin.v1.Admin/GetStatus": _MANAGE,
     "/burgee.admin.v1.Admin/MintX509SVID": _MANAGE,
     "/burgee.admin.v1.Admin/MintJWTSVID": _MANAGE,

@@ -1,0 +1,112 @@
+"""What is served on the agent's admin socket: ours, and what SPIRE's tools ask for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ca.identity.spiffe_id import SpiffeId
+from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
+from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
+from ca.runtime.debug_report import DebugReport
+from sds.admin_api import AgentApi, AgentState
+from sds.debug_api import DebugApi
+from sds.delegated import DelegatedIdentityApi
+from sds.doctor import Doctor
+from sds.explain_api import Explainer
+from sds.logger_api import LoggerApi
+
+if TYPE_CHECKING:
+    from sds.agent import Agent
+
+
+def add_admin_services(agent: Agent) -> None:
+    """All of them, before the socket is opened."""
+    server = agent.admin_endpoint.server
+    agent_pb2_grpc.add_AgentServicer_to_server(_own(agent), server)
+    agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(agent.log_levels), server)
+    debug_pb2_grpc.add_DebugServicer_to_server(_report(agent), server)
+    agent_debug_pb2_grpc.add_DebugServicer_to_server(_debug(agent), server)
+    delegated = DelegatedIdentityApi(
+        peer_of=agent.admin_endpoint.gate.peer_of,
+        delegates=agent.config.delegates,
+        workloads=agent.workloads,
+        cache=agent.cache,
+        jwts=agent.jwts,
+    )
+    agent_delegatedidentity_pb2_grpc.add_DelegatedIdentityServicer_to_server(delegated, server)
+
+
+def _own(agent: Agent) -> AgentApi:
+    state = _state(agent)
+    return AgentApi(state=state, clients=agent.clients, explainer=_explainer(agent, state), doctor=_doctor(agent))
+
+
+def _state(agent: Agent) -> AgentState:
+    def identity() -> tuple[str, datetime | None, bool]:
+        svid = agent.identity.svid
+        return (str(svid.id) if svid else "", svid.not_after if svid else None, agent.identity.reattestable)
+
+    return AgentState(
+        cache=agent.cache,
+        jwts=agent.jwts,
+        clients=agent.clients,
+        follower=agent.follower,
+        condition=agent.condition,
+        clock=agent.clock,
+        identity=identity,
+        server=lambda: agent.client.server_address,
+        sync_mode=lambda: agent.client.sync_mode,
+    )
+
+
+def _explainer(agent: Agent, state: AgentState) -> Explainer:
+    def agent_id() -> SpiffeId | None:
+        return agent.identity.svid.id if agent.identity.svid else None
+
+    return Explainer(
+        workloads=agent.workloads,
+        cache=agent.cache,
+        rotator=agent.rotator,
+        condition=agent.condition,
+        clock=agent.clock,
+        attestors=agent.attestors,
+        agent_id=agent_id,
+        status=state.status,
+    )
+
+
+def _doctor(agent: Agent) -> Doctor:
+    name, prover = agent.node_attestor
+    return Doctor(
+        config=agent.config,
+        clock=agent.clock,
+        cache=agent.cache,
+        condition=agent.condition,
+        trust=agent.trust,
+        store=agent.store,
+        svid=lambda: agent.identity.svid,
+        plugins={name: prover, **agent.attestors},
+        attestors=agent.attestors,
+    )
+
+
+def _report(agent: Agent) -> DebugReport:
+    return DebugReport(
+        program="agent",
+        config=lambda: agent.config,
+        health=agent.health,
+        clock=agent.clock,
+        started_at=agent.clock.now(),
+    )
+
+
+def _debug(agent: Agent) -> DebugApi:
+    return DebugApi(
+        clock=agent.clock,
+        chain=lambda: agent.identity.svid.chain if agent.identity.svid else (),
+        bundle=lambda: agent.trust.bundle,
+        last_sync_at=lambda: agent.follower.last_sync_at,
+        x509_svids=lambda: len(agent.cache.svids()),
+        jwt_svids=lambda: len(agent.jwts),
+    )
