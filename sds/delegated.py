@@ -2,6 +2,7 @@
 
 Whoever may call it can get every identity of the node. So the caller is attested like any workload, and one of its own
 identities must be an authorized delegate; that is looked at again with each change for as long as a stream is open.
+Identities that administer the server or sign for servers below it are handed to nobody but their own workload.
 """
 
 from __future__ import annotations
@@ -97,17 +98,18 @@ class DelegatedIdentityApi(agent_delegatedidentity_pb2_grpc.DelegatedIdentitySer
             audience = check_audience(request.audience)
             async with self._target(request, needs_svid=False) as target:
                 content = self._cache.content(target.view)
-                if not content.entries:
+                entries = [entry for entry in content.entries if delegable(entry)]
+                if not entries:
                     raise no_identity()
                 tokens = await asyncio.gather(
-                    *(self._jwts.get(entry, audience, share=target.share) for entry in content.entries)
+                    *(self._jwts.get(entry, audience, share=target.share) for entry in entries)
                 )
                 target.check()
             self._check(delegate)
         return pb.FetchJWTSVIDsResponse(
             svids=[
                 _jwt_svid(entry, token, content.hints.get(entry.id, ""))
-                for entry, token in zip(content.entries, tokens, strict=True)
+                for entry, token in zip(entries, tokens, strict=True)
             ]
         )
 
@@ -185,6 +187,11 @@ class DelegatedIdentityApi(agent_delegatedidentity_pb2_grpc.DelegatedIdentitySer
             self._cache.on_change.remove(changed.set)
 
 
+def delegable(entry: RegistrationEntry) -> bool:
+    """Whether a delegate may have it: what it gives must be no more than a workload's own identity (as SPIRE's)."""
+    return not (entry.admin or entry.downstream)
+
+
 def _once(content: Content) -> bytes:
     return content.once("delegated X.509-SVIDs", lambda: x509_svids(content).SerializeToString())
 
@@ -221,7 +228,8 @@ def named_process(pid: int) -> NamedProcess:
 
 def x509_svids(content: Content) -> pb.SubscribeToX509SVIDsResponse:
     """What SPIRE's agent says of the same content, in the order of FetchX509SVID."""
-    federated = {domain.name for entry in content.entries for domain in entry.federates_with}
+    entries = [entry for entry in content.entries if delegable(entry)]
+    federated = {domain.name for entry in entries for domain in entry.federates_with}
     return pb.SubscribeToX509SVIDsResponse(
         x509_svids=[
             pb.X509SVIDWithKey(
@@ -234,6 +242,7 @@ def x509_svids(content: Content) -> pb.SubscribeToX509SVIDsResponse:
                 x509_svid_key=svid.key,
             )
             for entry, svid in content.svids
+            if delegable(entry)
         ],
         federates_with=[f"spiffe://{name}" for name in sorted(federated)],
     )

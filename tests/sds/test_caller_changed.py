@@ -189,7 +189,7 @@ async def lab() -> AsyncIterator[Lab]:
 async def test_a_call_within_the_freshness_of_an_attestation_sees_the_change_too(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ):
-    lab.workloads._interval = 3600
+    lab.workloads.again._interval = 3600
     own = program_of_pid(os.getpid())
     me = Me(program=own)
     async with lab.workloads.session(me, needs_svid=False):

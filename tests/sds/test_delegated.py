@@ -38,7 +38,7 @@ Stub = agent_delegatedidentity_pb2_grpc.DelegatedIdentityStub
 @pytest.fixture
 async def lab() -> AsyncIterator[Lab]:
     """The caller is the proxy; it has no entry yet."""
-    async with Lab() as lab:
+    async with Lab(interval=0.1) as lab:
         lab.selectors = frozenset({PROXY})
         yield lab
 
@@ -141,6 +141,38 @@ async def test_jwt_svids(lab: Lab, stub: Stub):
     assert [asked for asked, _ in lab.server.jwts_asked] == ["a", "b"]
     assert await jwts(stub, WEB, audience=("p", "q")) == answer  # from the cache
     assert await refused(jwts(stub, API)) == ("PERMISSION_DENIED", "no identity issued")
+
+
+async def test_identities_that_administer_or_sign_are_not_handed_out(lab: Lab, stub: Stub):
+    """A gateway that asks for everybody's identity does not become the server's administrator, nor a server."""
+    foreign = (lab.foreign.bundle(),)
+    lab.snapshot(DELEGATE, entry("a", "/a"), federated=True)
+    lab.put(
+        dataclasses.replace(entry("root", "/root", WEB, admin=True), federates_with=(FED,)),
+        entry("sub", "/sub", WEB, downstream=True),
+        bundles=foreign,
+    )
+    await eventually(lambda: all(lab.cache.svid(name) for name in ("a", "root", "sub")))
+    message = await svids(stub, WEB).read()
+    assert paths(message) == ["/a"]
+    assert not message.federates_with
+    assert [svid.id.path for svid in (await jwts(stub, WEB)).svids] == ["/a"]
+    lab.remove("a")
+    assert await refused(jwts(stub, WEB)) == ("PERMISSION_DENIED", "no identity issued")
+    assert [asked for asked, _ in lab.server.jwts_asked] == ["a"]
+
+
+async def test_a_relabelled_process_has_other_identities(lab: Lab, stub: Stub, process: Popen[bytes]):
+    """A CNI's stream by pid follows what the process is."""
+
+    lab.by_pid[process.pid] = frozenset({WEB})
+    await lab.issued(DELEGATE, entry("a", "/a"), entry("b", "/b", API))
+    call = svids(stub, pid=process.pid)
+    assert paths(await call.read()) == ["/a"]
+    lab.by_pid[process.pid] = frozenset({API})
+    message = await asyncio.wait_for(call.read(), 5)
+    while paths(message) != ["/b"]:
+        message = await asyncio.wait_for(call.read(), 5)
 
 
 async def test_bundles_are_all_that_the_agent_holds(lab: Lab, stub: Stub):
