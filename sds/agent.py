@@ -103,6 +103,7 @@ class Agent:
             cache=self.cache,
             clock=self.clock,
             interval_seconds=self.config.attest_interval_seconds,
+            cpu_share=self.config.attest_cpu_share,
             limits=limits,
         )
         self.clients = SdsClients()
