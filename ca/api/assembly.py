@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ca.api.admin import AdminService
 from ca.api.agent import AgentService
+from ca.api.agent_explained import AgentExplainer
 from ca.api.authorities import AuthoritiesService
 from ca.api.bundle import BundleService
 from ca.api.debug import DebugService
@@ -28,14 +29,15 @@ from ca.runtime.log_levels import LogLevels
 from ca.runtime.server_config import ServerConfig
 from ca.service.attestation import NodeAttestation
 from ca.service.authority_outlook import Outlooks
+from ca.service.doctor import ServerDoctor
 from ca.service.feed import Feed
 from ca.service.follower import Follower
+from ca.service.heard import Heard
 from ca.service.issuance import Issuer
 from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
-from ca.service.heard import Heard
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
 from ca.service.rotation_guard_parts import GuardParts
@@ -50,12 +52,12 @@ class Parts(Protocol):
     """What the servicers translate to; the server has them all. `config` may be replaced at any time."""
 
     config: ServerConfig
+    address: tuple[str, int]
     clock: Clock
     health: Health
     log_levels: LogLevels
     started_at: datetime
     store: Store
-    address: tuple[str, int]
     trust: Trust
     index: AuthorizedIndex
     agents: AgentTable
@@ -146,13 +148,6 @@ def _admin(parts: Parts, tokens: JwtIssuer) -> AdminService:
         store=parts.store,
         pruner=parts.pruner,
         clock=parts.clock,
-    )
-
-
-def _agent(parts: Parts, limits: Limits) -> AgentService:
-    return AgentService(
-        trust_domain=parts.trust.trust_domain,
-        store=parts.store,
         explainer=AgentExplainer(
             agents=parts.agents,
             index=parts.index,
@@ -187,6 +182,13 @@ def _doctor(parts: Parts) -> ServerDoctor:
         verifiers=parts.attestation.verifiers,
         address=lambda: parts.address,
         clock=parts.clock,
+    )
+
+
+def _agent(parts: Parts, limits: Limits) -> AgentService:
+    return AgentService(
+        trust_domain=parts.trust.trust_domain,
+        store=parts.store,
         attestation=parts.attestation,
         follower=parts.follower,
         clock=parts.clock,
