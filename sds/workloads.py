@@ -1,10 +1,11 @@
 """Who is calling: from a connection to a pinned process, its selectors, and the identities that they earn.
 
 A process is attested when it first calls, again when it calls after `FRESH_SECONDS`, and every `interval_seconds` while
-one of its streams lives. One that ended has its streams ended, also where somebody else holds their connections; so has
-one that became another user or program, and its connection is closed, so that it comes back as what it is now. All
-streams of a process share one attestation. What the processes of one workload may have open is limited, and their
-attestations take turns with those of others. One that hangs keeps its workload's turn for as long as it does.
+one of its streams lives, as far as `cpu_share` goes (sds.reattestation). One that ended has its streams ended, also
+where somebody else holds their connections; so has one that became another user or program, and its connection is
+closed, so that it comes back as what it is now. All streams of a process share one attestation. What the processes of
+one workload may have open is limited, and their attestations take turns with those of others. One that hangs keeps its
+workload's turn for as long as it does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import groupby
 from typing import Any, Protocol
 
 import grpc
@@ -22,6 +22,7 @@ from ca.errors import BurgeeError, Exhausted, Unauthenticated, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.runtime import threads
+from ca.runtime.cpu import steps
 from ca.runtime.log import get
 from sds.attestation_ring import AttestationRing, Attested
 from sds.cache import Cache, Subscription
@@ -29,6 +30,7 @@ from sds.limits import MAX_IDLE, LimitsConfig
 from sds.memory import Charge, Memory, Room
 from sds.peer import PinnedProcess, ProcessKey, caller_gone, pidfd_exited, read_start_time
 from sds.program import Program
+from sds.reattestation import Reattestation
 from sds.shares import FairQueue, Places
 from sds.workload_share import share_of_process
 
@@ -84,6 +86,12 @@ class Workload:
         self.last: Attested | None = None
         self.subscriptions: set[Subscription] = set()
         self.uses = 0
+        self.gone = False
+
+    @property
+    def followed(self) -> bool:
+        """Whether one of its streams lives."""
+        return bool(self.subscriptions) and not self.gone
 
 
 class Workloads:
@@ -96,6 +104,7 @@ class Workloads:
         cache: Cache,
         clock: Clock,
         interval_seconds: float = 10.0,
+        cpu_share: float = 0.1,
         limits: LimitsConfig | None = None,
         share_of: Callable[[Process], str] = share_of_process,
         ring: AttestationRing | None = None,
@@ -103,7 +112,6 @@ class Workloads:
         self._attest = attest
         self._cache = cache
         self._clock = clock
-        self._interval = interval_seconds
         self._known: dict[ProcessKey, Workload] = {}
         self._idle: dict[ProcessKey, Workload] = {}
         self._share_of = share_of
@@ -118,6 +126,14 @@ class Workloads:
             reason="ATTESTATION_STUCK",
         )
         self._stuck: set[ProcessKey] = set()
+        self.again = Reattestation(
+            self._again,
+            clock=clock,
+            interval_seconds=interval_seconds,
+            cpu_share=cpu_share,
+            each=max(limits.max_attestations_per_workload // 2, 1),
+            total=max(limits.max_attestations // 2, 1),
+        )
 
     def __len__(self) -> int:
         return len(self._known)
@@ -134,6 +150,7 @@ class Workloads:
         async with self.attested(caller, patient=patient) as workload:
             subscription = self._cache.subscribe(workload.selectors, needs_svid=needs_svid, share=workload.share)
             workload.subscriptions.add(subscription)
+            self.again.follow(workload)
             try:
                 yield subscription
             finally:
@@ -197,11 +214,7 @@ class Workloads:
 
     async def run(self) -> None:
         """Attest the callers of open streams again, for ever."""
-        while True:
-            await self._clock.sleep(self._interval)
-            followed = sorted((known for known in self._known.values() if known.subscriptions), key=_share)
-            # One after the other within a workload, so that its new callers do not wait behind all of its old ones.
-            await asyncio.gather(*(self._all_again(list(group)) for _, group in groupby(followed, key=_share)))
+        await self.again.run()
 
     def close(self) -> None:
         """End every subscription and let go of every process."""
@@ -238,7 +251,7 @@ class Workloads:
     async def _attest_shared(self, workload: Workload) -> None:
         """One attestation at a time for each process; whoever comes meanwhile waits for the same one."""
         if workload.attesting is None:
-            workload.attesting = asyncio.create_task(self._attest_now(workload))
+            workload.attesting = asyncio.create_task(steps(self._attest_now(workload)))
             workload.attesting.add_done_callback(_look_at)
         await asyncio.shield(workload.attesting)
 
@@ -289,11 +302,6 @@ class Workloads:
                             "an attestation hangs", reason="ATTESTATION_STUCK", pid=process.pid, workload=workload.share
                         )
 
-    async def _all_again(self, workloads: list[Workload]) -> None:
-        for workload in workloads:
-            if workload.subscriptions and self._known.get(workload.process.key) is workload:
-                await self._again(workload)
-
     async def _again(self, workload: Workload) -> None:
         try:
             await self._attest_shared(workload)
@@ -327,6 +335,7 @@ class Workloads:
             asyncio.get_running_loop().remove_reader(workload.process.pidfd)
         for subscription in workload.subscriptions:
             subscription.end(error)
+        workload.gone = True
         workload.charge.set(0)
         workload.process.close()
 
@@ -342,10 +351,6 @@ async def quiet_exit(context: Context) -> AsyncIterator[None]:
         # Most often the connection has gone with the process: an abort would then fail, a status does not.
         context.set_code(grpc.StatusCode.UNAUTHENTICATED)
         context.set_details(error.detail)
-
-
-def _share(workload: Workload) -> str:
-    return workload.share
 
 
 def _anew(error: BurgeeError) -> BurgeeError:
