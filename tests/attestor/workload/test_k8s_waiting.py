@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from attestor.workload.k8s import Config
 from ca.errors import Unauthenticated
 from ca.runtime import threads
 from ca.runtime.notes import collecting
@@ -109,37 +108,6 @@ async def test_an_answer_serves_for_a_moment_and_a_new_label_is_seen_after_it(no
     for _ in range(10):
         assert "pod-label:tier:front" in await values(attestor, node.process())
     assert node.asked == 2
-
-
-async def test_two_hundred_pods_that_start_within_a_second(node: Node) -> None:
-    """On one node, as many at once as the agent attests, each as soon as it runs."""
-    starting = [(f"{n:064x}", f"c0ffee00-0000-4000-8000-{n:012d}") for n in range(200)]
-    node.pods = []
-    attestor = node.attestor(
-        poll_retry_interval_seconds=Config().poll_retry_interval_seconds,
-        max_wait_seconds=Config().max_wait_seconds,
-        cache_seconds=Config().cache_seconds,
-    )
-    turns = asyncio.Semaphore(32)  # limits.max_attestations
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    took: list[float] = []
-
-    async def start(n: int, container: str, uid: str) -> set[str]:
-        process = node.process(in_pod(uid, container))
-        await asyncio.sleep(began + n / 200 - loop.time())
-        node.pods.append(pod(f"app-{n}", status("main", container), uid=uid))
-        asked_at = loop.time()
-        async with turns:
-            found = await values(attestor, process)
-        took.append(loop.time() - asked_at)
-        return found
-
-    found = await asyncio.gather(*(start(n, *one) for n, one in enumerate(starting)))
-    assert all(f"pod-name:app-{n}" in one for n, one in enumerate(found))
-    assert node.asked <= 3
-    assert loop.time() - began <= 3 * 5
-    print(f"200 pods: kubelet asked {node.asked} times, all found after {loop.time() - began:.2f} s, {max(took):.2f} s")
 
 
 # When the kubelet does not answer, or not to us
