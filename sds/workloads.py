@@ -251,7 +251,7 @@ class Workloads:
     async def _attest_shared(self, workload: Workload) -> None:
         """One attestation at a time for each process; whoever comes meanwhile waits for the same one."""
         if workload.attesting is None:
-            workload.attesting = asyncio.create_task(steps(self._attest_now(workload)))
+            workload.attesting = asyncio.create_task(steps(self._attest_now, workload))
             workload.attesting.add_done_callback(_look_at)
         await asyncio.shield(workload.attesting)
 

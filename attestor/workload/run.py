@@ -100,7 +100,7 @@ async def attest_all(
 
 def _begin(name: str, attestor: WorkloadAttestor, process: Process, deadline_seconds: float) -> _Look:
     with collecting() as notes:  # the task has a copy of this context
-        task = asyncio.ensure_future(steps(_attest(attestor, process)))
+        task = asyncio.ensure_future(steps(_attest, attestor, process))
     look = _Look(attestor=name, task=task, deadline_seconds=deadline_seconds, notes=notes)
     task.add_done_callback(look.over)
     return look

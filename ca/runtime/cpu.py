@@ -60,10 +60,15 @@ def counted(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         meter.add(time.thread_time() - begun)
 
 
-async def steps(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Awaits it, and meters each of its steps if anybody asked. What it begins as tasks of their own is not in it."""
+async def steps(work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Does the work, and meters each of its steps if anybody asked. What it begins as tasks of their own is not in
+    it, unless they do what they do by `steps`."""
     meter = _meter.get()
-    return await (coroutine if meter is None else _Steps(coroutine, meter))
+    coroutine = work(*args, **kwargs)
+    if meter is None:
+        return await coroutine
+    found: T = await _Steps(coroutine, meter)
+    return found
 
 
 class _Steps:

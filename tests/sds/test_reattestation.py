@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ca.runtime import cpu
-from sds.reattestation import Budget, Reattestation
+from sds.reattestation import UNSEEN, Budget, Reattestation
 from tests.support.clock import FakeClock
 
 INTERVAL = 10.0
@@ -55,7 +55,7 @@ class Bench:
         self.most = max(self.most, self.now_running.total())
         meter = cpu._meter.get()
         assert meter is not None
-        meter.add(self.cost)
+        meter.add(self.cost / UNSEEN)
         if item.share in self.hanging:
             await self.free.wait()
         self.now_running[item.share] -= 1

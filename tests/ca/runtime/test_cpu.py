@@ -28,7 +28,7 @@ async def test_steps_and_threads_count_and_waiting_does_not() -> None:
         return await to_thread(burn)
 
     with metering() as meter:
-        assert await steps(work()) == "done"
+        assert await steps(work) == "done"
     assert WORK * 3 <= meter.seconds < WORK * 3 + 0.045
 
 
@@ -37,7 +37,7 @@ async def test_tasks_of_their_own_count_where_they_are_steps_too() -> None:
         burn()
 
     with metering() as meter:
-        await asyncio.gather(asyncio.create_task(steps(work())), asyncio.create_task(work()))
+        await asyncio.gather(asyncio.create_task(steps(work)), asyncio.create_task(work()))
     assert WORK <= meter.seconds < WORK * 2
 
 
@@ -47,7 +47,7 @@ async def test_other_work_meanwhile_is_not_in_it() -> None:
             await asyncio.sleep(0)
 
     with metering() as meter:
-        metered = asyncio.create_task(steps(wait()))
+        metered = asyncio.create_task(steps(wait))
     for _ in range(5):
         burn(0.005)
         await asyncio.sleep(0)
@@ -73,8 +73,8 @@ async def test_errors_and_cancellation_pass_through() -> None:
 
     with metering():
         with pytest.raises(KeyError):
-            await steps(fails())
-        task = asyncio.create_task(steps(waits()))
+            await steps(fails)
+        task = asyncio.create_task(steps(waits))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -86,5 +86,5 @@ async def test_without_a_meter_nothing_is_in_between() -> None:
     async def work() -> int:
         return 7
 
-    assert await steps(work()) == 7
+    assert await steps(work) == 7
     assert await to_thread(burn, 0.001) == "done"
