@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from attestor.workload.container import Container, find_container
 from attestor.workload.k8s import Config, K8sAttestor
 from ca.errors import BurgeeError
+from ca.ports import Process
 from ca.runtime.config import from_values
+from sds.workload_share import share_name
 from tests.attestor.processes import Pinned, pinned
 from tests.support.kubelet import LocalGate, Object, StandInKubelet, pod, status
 from tests.support.proc_trees import ID, POD, Layout, unified
@@ -74,6 +77,28 @@ async def reason(attestor: K8sAttestor, process: Pinned) -> str:
     with pytest.raises(BurgeeError) as caught:
         await attestor.attest(process)
     return caught.value.reason
+
+
+class Trees:
+    """Processes that are said to be in containers: a tree of ours stands for each one's /proc directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._of: dict[int, Path] = {}
+
+    def put(self, pid: int, cgroup: str) -> None:
+        self._of[pid] = tree(self._directory / f"proc-{pid}", cgroup)
+
+    def share(self, process: Process) -> str:
+        return share_name((self._of[process.pid] / "cgroup").read_text(), process.uid)
+
+    def find(self, proc: int) -> Container | None:
+        pid = int(Path(os.readlink(f"/proc/self/fd/{proc}")).name)
+        descriptor = os.open(self._of[pid], os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return find_container(descriptor, own_cgroups="0::/system.slice/burgee-agent.service\n")
+        finally:
+            os.close(descriptor)
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -11,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from attestor.workload.container import Container, find_container
 from attestor.workload.k8s import Config, K8sAttestor
 from attestor.workload.run import attest_all
 from ca.identity.selector import Selector
 from ca.ports import Process
 from ca.runtime.config import from_values
-from sds.workload_share import share_name
 from sds.workloads import Workloads
 from tests.attestor.processes import SLEEP
-from tests.attestor.workload.k8s_node import in_pod, tree
+from tests.attestor.workload.k8s_node import Trees, in_pod
 from tests.sds.lab import Lab, Me, entry, eventually
 from tests.support.kubelet import LocalGate, Object, StandInKubelet, pod, status
 
@@ -30,28 +27,6 @@ SECONDS = 3.0
 
 def uid_of(n: int) -> str:
     return f"c0ffee00-0000-4000-8000-{n:012d}"
-
-
-class Trees:
-    """Processes that are said to be in containers: a tree of ours stands for each one's /proc directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._of: dict[int, Path] = {}
-
-    def put(self, pid: int, cgroup: str) -> None:
-        self._of[pid] = tree(self._directory / f"proc-{pid}", cgroup)
-
-    def share(self, process: Process) -> str:
-        return share_name((self._of[process.pid] / "cgroup").read_text(), process.uid)
-
-    def find(self, proc: int) -> Container | None:
-        pid = int(Path(os.readlink(f"/proc/self/fd/{proc}")).name)
-        descriptor = os.open(self._of[pid], os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return find_container(descriptor, own_cgroups="0::/system.slice/burgee-agent.service\n")
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
