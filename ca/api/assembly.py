@@ -10,10 +10,12 @@ from typing import Protocol
 from ca.api.admin import AdminService
 from ca.api.agent import AgentService
 from ca.api.agent_explained import AgentExplainer
+from ca.api.audit import Auditor
 from ca.api.authorities import AuthoritiesService
 from ca.api.bundle import BundleService
 from ca.api.debug import DebugService
 from ca.api.entry import EntryService
+from ca.api.exchange import ExchangeService
 from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
 from ca.api.limits import Limits
@@ -22,7 +24,7 @@ from ca.api.logger import LoggerService
 from ca.api.node import NodeService
 from ca.api.svid import SvidService
 from ca.api.trust_domain import TrustDomainService
-from ca.ports import Clock
+from ca.ports import Clock, TokenVerifier
 from ca.runtime.debug_report import DebugReport
 from ca.runtime.health import Health
 from ca.runtime.log_levels import LogLevels
@@ -30,6 +32,7 @@ from ca.runtime.server_config import ServerConfig
 from ca.service.attestation import NodeAttestation
 from ca.service.authority_outlook import Outlooks
 from ca.service.doctor import ServerDoctor
+from ca.service.exchange import Exchanger
 from ca.service.feed import Feed
 from ca.service.follower import Follower
 from ca.service.heard import Heard
@@ -65,6 +68,7 @@ class Parts(Protocol):
     feed: Feed
     authorizer: AgentAuthorizer
     attestation: NodeAttestation
+    auditor: Auditor
     authority: AuthorityManager
     issuer: Issuer
     server_svid: ServerSvid
@@ -99,6 +103,7 @@ def servicers(parts: Parts) -> Servicers:
         _debug(parts),
         LoggerService(parts.log_levels),
         admin,
+        _exchange(parts, tokens, limits),
         AuthoritiesService(manager=parts.authority, outlooks=_outlooks(parts), clock=parts.clock),
         _foresight(parts),
         _report(parts),
@@ -217,6 +222,19 @@ def _svid(parts: Parts, tokens: JwtIssuer, limits: Limits) -> SvidService:
         index=parts.index,
         limits=limits,
     )
+
+
+def _exchange(parts: Parts, tokens: JwtIssuer, limits: Limits) -> ExchangeService:
+    verifiers = parts.attestation.verifiers
+    exchanger = Exchanger(
+        trust_domain=parts.trust.trust_domain,
+        verifiers={kind: one for kind, one in verifiers.items() if isinstance(one, TokenVerifier)},
+        index=parts.index,
+        issuer=parts.issuer,
+        tokens=tokens,
+        max_ttl_seconds=parts.config.exchange.max_ttl_seconds,
+    )
+    return ExchangeService(exchanger=exchanger, auditor=parts.auditor, limits=limits, ring=parts.attestation.ring)
 
 
 def _debug(parts: Parts) -> DebugService:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ca.api.access import Access, Caller, current_caller
 from ca.api.audit_items import TokenId, answered, asked
@@ -22,6 +22,7 @@ from ca.service.peers import AgentAuthorizer
 from ca.store.audit import AuditItem, AuditLog, AuditRecord
 from ca.store.authorized import AuthorizedIndex
 
+T = TypeVar("T")
 logger = log.get("audit")
 
 READS = ("Get", "List", "Count", "Explain")
@@ -95,6 +96,36 @@ class Auditor:
             logger.error("result of a call could not be recorded", reason="AUDIT_UNAVAILABLE", record=number, code=code)
             raise _unrecorded("the call was made, but its result cannot be recorded in the audit log now") from error
 
+    async def recorded(
+        self, method: str, peer: Peer, actor: str, item: AuditItem, work: Callable[[], Awaitable[T]]
+    ) -> T:
+        """`work`, done for somebody who is no administrator, on record before and after. Raises what it raises, and
+        Unavailable (AUDIT_UNAVAILABLE)."""
+        try:
+            number = await self._records.append(self._record(method, peer, (item,), actor=actor))
+        except Unavailable as error:
+            raise _unrecorded("nothing was issued: it cannot be recorded in the audit log now") from error
+        try:
+            done = await work()
+        except BaseException as error:
+            await self.failed(number, error, [item])
+            raise
+        await self.finish(number, "OK", "", [AuditItem(item.name, item.about, "OK")])
+        return done
+
+    async def failed(self, number: int, error: BaseException, items: list[AuditItem]) -> None:
+        """The caller hears of the call's own failure; that its record lacks the result is in the log."""
+        if isinstance(error, BurgeeError):
+            code, reason = error.code.value, error.reason
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            code, reason = "Cancelled", "CALLER_GONE"
+        else:
+            code, reason = Code.INTERNAL.value, "INTERNAL"
+        try:
+            await self.finish(number, code, reason, items)
+        except Unavailable:
+            pass  # logged where it happened
+
     async def denied(self, method: str, peer: Peer, error: Denied) -> None:
         """Record a call that was not let in. It is refused either way, so a store that is away loses no more than
         the record, and says so in the log."""
@@ -110,14 +141,21 @@ class Auditor:
             logger.error("denied call could not be recorded", reason="AUDIT_UNAVAILABLE", method=method)
 
     def _record(
-        self, method: str, peer: Peer, items: tuple[AuditItem, ...], *, code: str = "", reason: str = ""
+        self,
+        method: str,
+        peer: Peer,
+        items: tuple[AuditItem, ...],
+        *,
+        code: str = "",
+        reason: str = "",
+        actor: str = "",
     ) -> AuditRecord:
-        actor = Actor.of(peer)
+        caller = Actor.of(peer)
         return AuditRecord(
             at=self._clock.now(),
             server=self._server,
-            actor=actor.name,
-            origin=actor.origin,
+            actor=actor or caller.name,
+            origin=caller.origin,
             call=method,
             request_id=log.request_id.get(),
             code=code,
@@ -183,7 +221,7 @@ class _Audited:
             try:
                 response = await inner(request, context)
             except BaseException as error:
-                await self._failed(number, error, items)
+                await self._auditor.failed(number, error, items)
                 raise
             await self._auditor.finish(number, "OK", "", answered(request, response, self._auditor.token_id))
             return response
@@ -208,25 +246,12 @@ class _Audited:
                         yield response
             except BaseException as error:
                 if wanted:
-                    await self._failed(number, error, [])
+                    await self._auditor.failed(number, error, [])
                 raise
             if wanted:
                 await self._auditor.finish(number, "OK", "", [])
 
         return recorded
-
-    async def _failed(self, number: int, error: BaseException, items: list[AuditItem]) -> None:
-        """The caller hears of the call's own failure; that its record lacks the result is in the log."""
-        if isinstance(error, BurgeeError):
-            code, reason = error.code.value, error.reason
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            code, reason = "Cancelled", "CALLER_GONE"
-        else:
-            code, reason = Code.INTERNAL.value, "INTERNAL"
-        try:
-            await self._auditor.finish(number, code, reason, items)
-        except Unavailable:
-            pass  # logged where it happened
 
 
 def _unrecorded(detail: str) -> Unavailable:

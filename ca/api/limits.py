@@ -60,6 +60,7 @@ class Limits:
         )
         rates = {
             "attestation": config.attestations_per_second_per_address,
+            "exchange": config.exchanges_per_second_per_address,
             "renewal": RENEWALS_PER_SECOND,
             "signature_of_address": config.signatures_per_second_per_address,
             "x509_svid": config.x509_svids_per_second_per_agent,
@@ -81,6 +82,17 @@ class Limits:
         self._take("attestation", _address(caller), 1)
         async with self._admission.turn((ATTESTATION,)) as turn:
             yield _patient(turn, challenge)
+
+    @asynccontextmanager
+    async def exchange(self) -> AsyncIterator[None]:
+        """Around the exchange of one token; whoever has an agent goes before."""
+        caller = current_caller()
+        if _local(caller):
+            yield
+            return
+        self._take("exchange", _address(caller), 1)
+        async with self._admission.turn((ATTESTATION,)):
+            yield
 
     def x509(self, count: int) -> AbstractAsyncContextManager[object]:
         """Around the issuing of `count` X.509-SVIDs."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from ca.api.convert.ids import seconds
 from ca.errors import InvalidArgument
+from ca.identity.exchange import is_requester
 from ca.ports import Clock
 from ca.proto.burgee import admin_pb2 as pb
 from ca.store.audit import AuditFilter, AuditLog, AuditRecord
@@ -130,7 +131,8 @@ def _issued(record: IssuanceRecord) -> pb.Issued:
         spiffe_id=record.spiffe_id,
         entry_id=record.entry_id,
         entry_revision=record.entry_revision,
-        agent_id=record.agent,
+        agent_id="" if is_requester(record.agent) else record.agent,
+        requester=record.agent if is_requester(record.agent) else "",
         authority_id=record.authority_id,
         server=record.server,
         not_before=seconds(record.not_before),

@@ -15,6 +15,7 @@ from ca.api.authorities import AuthoritiesService
 from ca.api.bundle import BundleService
 from ca.api.debug import DebugService
 from ca.api.entry import EntryService
+from ca.api.exchange import ExchangeService
 from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
 from ca.api.local_authority import LocalAuthorityService
@@ -29,6 +30,8 @@ from ca.proto.burgee import (
     authority_pb2_grpc,
     debug_pb2,
     debug_pb2_grpc,
+    exchange_pb2,
+    exchange_pb2_grpc,
     foresight_pb2,
     foresight_pb2_grpc,
     node_pb2,
@@ -64,6 +67,7 @@ _KINDS: dict[type[Any], tuple[Any, Callable[[Any, grpc.aio.Server], None]]] = {
     DebugReport: (debug_pb2, debug_pb2_grpc.add_DebugServicer_to_server),
     DebugService: (server_debug_pb2, server_debug_pb2_grpc.add_DebugServicer_to_server),
     EntryService: (server_entry_pb2, server_entry_pb2_grpc.add_EntryServicer_to_server),
+    ExchangeService: (exchange_pb2, exchange_pb2_grpc.add_ExchangeServicer_to_server),
     HealthService: (health_pb2, health_pb2_grpc.add_HealthServicer_to_server),
     LocalAuthorityService: (
         server_localauthority_pb2,

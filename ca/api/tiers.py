@@ -32,6 +32,7 @@ _LOGGER = "/spire.api.server.logger.v1.Logger/"
 _HEALTH = "/grpc.health.v1.Health/"
 _ADMIN = "/burgee.admin.v1.Admin/"
 _AUTHORITIES = "/burgee.authority.v1.Authorities/"
+_EXCHANGE = "/burgee.exchange.v1.Exchange/"
 _FORESIGHT = "/burgee.foresight.v1.Foresight/"
 
 TIERS: dict[str, Tier] = {
@@ -104,6 +105,8 @@ TIERS: dict[str, Tier] = {
     _HEALTH + "Watch": Tier.LOCAL,
     "/burgee.node.v1.Node/Sync": Tier.AGENT,
     "/burgee.node.v1.Node/GetTime": Tier.ANYONE,
+    _EXCHANGE + "ExchangeX509SVID": Tier.ANYONE,
+    _EXCHANGE + "ExchangeJWTSVID": Tier.ANYONE,
     _ADMIN + "GetStatus": MANAGERS,
     _ADMIN + "MintX509SVID": MANAGERS,
     _ADMIN + "MintJWTSVID": MANAGERS,

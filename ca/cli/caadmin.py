@@ -32,6 +32,7 @@ _NOUNS = {
 }
 _COMMANDS = {
     "issued": "ca.cli.issued:issued",
+    "exchange": "ca.cli.exchange:exchange",
     "audit": "ca.cli.audit:audit",
     "prune": "ca.cli.prune:prune",
     "health": "ca.cli.health:health",

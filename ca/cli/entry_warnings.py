@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from ca.cli.entry_batches import Sent
 from ca.cli.output import plain
 from ca.cli.values import id_text
+from ca.identity.exchange import ISSUER_WIDE_REASON, issuer_wide
 from ca.identity.selector import PROGRAM_ALONE_REASON, Selector, program_alone
 
 SHOWN = 5
 """Of more entries than that the number is told."""
 
 
+class _Warning(NamedTuple):
+    """`applies` looks at an entry's selectors."""
+
+    applies: Callable[[Iterable[Selector]], bool]
+    said: str
+    reason: str
+    hint: str
+
+
+_WARNINGS = (
+    _Warning(
+        program_alone,
+        "is for a program, whoever runs it: every local user who can execute the file can have it",
+        PROGRAM_ALONE_REASON,
+        "add who runs it, such as the selector `unix:uid:1000`",
+    ),
+    _Warning(
+        issuer_wide,
+        "is for everybody with a token of that issuer, whosesoever job it is",
+        ISSUER_WIDE_REASON,
+        "add whose it is, such as the selector `oidc:claim:repository:acme/shop`",
+    ),
+)
+
+
 def warn(sent: Sent) -> None:
-    """Name the entries that were written and are for a program, whoever runs it."""
-    found = [
-        id_text(result.entry.spiffe_id)
-        for entry, result in zip(sent.entries, sent.results, strict=False)
-        if result.status.code == 0 and program_alone(Selector(s.type, s.value) for s in entry.selectors)
-    ]
+    """Name the entries that were written and are for more than was meant."""
+    written = [entry for entry, result in zip(sent.entries, sent.results, strict=False) if result.status.code == 0]
+    for warning in _WARNINGS:
+        _tell(
+            warning,
+            [
+                id_text(entry.spiffe_id)
+                for entry in written
+                if warning.applies([Selector(s.type, s.value) for s in entry.selectors])
+            ],
+        )
+
+
+def _tell(warning: _Warning, found: list[str]) -> None:
     for name in found[:SHOWN]:
-        text = f"`{name}` is for a program, whoever runs it: every local user who can execute the file can have it"
-        print(f"warning: {plain(text)} ({PROGRAM_ALONE_REASON})", file=sys.stderr)
+        print(f"warning: {plain(f'`{name}` {warning.said}')} ({warning.reason})", file=sys.stderr)
     if len(found) > SHOWN:
         print(f"warning: so are {len(found) - SHOWN} more", file=sys.stderr)
     if found:
-        print("hint: add who runs it, such as the selector `unix:uid:1000`", file=sys.stderr)
+        print(f"hint: {warning.hint}", file=sys.stderr)

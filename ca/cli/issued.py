@@ -17,7 +17,13 @@ STREAM_SECONDS = 600.0
 
 def issued(
     spiffe_id: Annotated[str, typer.Option("--spiffe-id", help="Only for this SPIFFE ID.")] = "",
-    agent: Annotated[str, typer.Option(help="Only what this agent asked for, or its own; its SPIFFE ID.")] = "",
+    agent: Annotated[
+        str,
+        typer.Option(
+            help="Only what this agent asked for, or its own; its SPIFFE ID. Or whose token was exchanged, such as "
+            "`oidc:forge:repo:acme/shop`."
+        ),
+    ] = "",
     authority: Annotated[
         str, typer.Option(help="Only by this authority: a certificate's authority ID, or a token's key ID.")
     ] = "",
@@ -49,6 +55,7 @@ def _value(record: admin_pb2.Issued) -> dict[str, Any]:
         "entry_id": record.entry_id,
         "entry_revision": record.entry_revision,
         "agent_id": record.agent_id,
+        "requester": record.requester,
         "authority_id": record.authority_id,
         "server": record.server,
         "not_before": timestamp(record.not_before),
@@ -63,7 +70,7 @@ def _table(records: list[dict[str, Any]]) -> str:
         "SERIAL OR KEY ID",
         "SPIFFE ID",
         "ENTRY",
-        "AGENT",
+        "AGENT OR TOKEN",
         "AUTHORITY",
         "NOT BEFORE",
         "NOT AFTER",
@@ -75,7 +82,7 @@ def _table(records: list[dict[str, Any]]) -> str:
             record["serial_or_kid"],
             record["spiffe_id"],
             f"{record['entry_id']} rev {record['entry_revision']}" if record["entry_id"] else "-",
-            record["agent_id"] or "-",
+            record["agent_id"] or record["requester"] or "-",
             record["authority_id"],
             record["not_before"],
             until(record["not_after"]),

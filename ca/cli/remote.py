@@ -44,18 +44,34 @@ class Credentials:
 
     def verify_server(self, chain: Sequence[bytes]) -> X509Svid:
         """Chain and SPIFFE ID of the server. Raises Unauthenticated."""
-        domain = self.bundle.trust_domain
-        shown = verify_x509_svid(chain, {domain: self.bundle}, now=datetime.now(UTC))
-        if shown.id != server_id(domain):
-            raise Unauthenticated(
-                f"`{shown.id}` is not the server of `{domain}`", reason="SERVER_ID_MISMATCH", hint="see --server"
-            )
-        return shown
+        return verify_server(chain, self.bundle)
+
+
+def verify_server(chain: Sequence[bytes], bundle: TrustBundle) -> X509Svid:
+    """Chain and SPIFFE ID of the bundle's own server. Raises Unauthenticated."""
+    domain = bundle.trust_domain
+    shown = verify_x509_svid(chain, {domain: bundle}, now=datetime.now(UTC))
+    if shown.id != server_id(domain):
+        raise Unauthenticated(
+            f"`{shown.id}` is not the server of `{domain}`", reason="SERVER_ID_MISMATCH", hint="see --server"
+        )
+    return shown
 
 
 @contextmanager
 def remote_channel(remote: Remote) -> Iterator[grpc.Channel]:
-    """A channel through a relay of this process. Raises what the server reported, or why it was not let through."""
+    """A channel as whom the files or the Workload API say. Raises what the server reported, or why it was not let
+    through."""
+    credentials = _credentials(remote)
+    with relayed_channel(remote.address, credentials.verify_server, credentials.material) as opened:
+        yield opened
+
+
+@contextmanager
+def relayed_channel(
+    address: str, verify: Callable[[Sequence[bytes]], X509Svid], material: TlsMaterial | None
+) -> Iterator[grpc.Channel]:
+    """A channel through a relay of this process, without `material` as nobody. Raises as `remote_channel` does."""
     import grpc
 
     from ca.runtime.clock import SystemClock
@@ -64,16 +80,15 @@ def remote_channel(remote: Remote) -> Iterator[grpc.Channel]:
     from ca.runtime.tls_relay import TlsRelay
 
     configure("console", "error")  # what the relay has to say comes out as an error
-    credentials = _credentials(remote)
     directory = Path(tempfile.mkdtemp(prefix="burgee-"))
     try:
         with _background() as run:
             relay = run(
                 _started(
                     lambda: TlsRelay(
-                        servers=[remote.address],
-                        verify=credentials.verify_server,
-                        material=credentials.material,
+                        servers=[address],
+                        verify=verify,
+                        material=material,
                         directory=directory,
                         clock=SystemClock(),
                     )

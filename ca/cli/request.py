@@ -25,13 +25,18 @@ def new_key(key_type: KeyType) -> PrivateKey:
 
 
 def request_der(key: PrivateKey, spiffe_id: str, dns_names: Sequence[str]) -> bytes:
-    """A PKCS#10 request with one URI SAN and DNS SANs, DER. Raises InvalidArgument for names that no SAN can hold."""
+    """A PKCS#10 request with one URI SAN (none for an empty ID) and DNS SANs, DER.
+
+    Raises InvalidArgument for names that no SAN can hold.
+    """
     try:
-        names = [x509.UniformResourceIdentifier(spiffe_id), *map(x509.DNSName, dns_names)]
+        uris = [x509.UniformResourceIdentifier(spiffe_id)] if spiffe_id else []
+        names = [*uris, *map(x509.DNSName, dns_names)]
     except ValueError as error:
         raise InvalidArgument(f"a name is not ASCII: {error}", reason="DNS_NAME") from error
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from ca.errors import AlreadyExists, InvalidArgument
 from ca.identity.dns_name import check_dns_name
+from ca.identity.exchange import is_parent_path
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, is_reserved
 from ca.identity.text import quote
@@ -83,6 +84,12 @@ def _check_spiffe_id(spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
         raise InvalidArgument(
             f"invalid spiffe ID: `{spiffe_id}` is not a workload in trust domain `{trust_domain}`; path is empty",
             reason="SPIFFE_ID_NO_PATH",
+        )
+    if is_parent_path(spiffe_id.path):
+        raise InvalidArgument(
+            f"invalid spiffe ID: {quote(str(spiffe_id))} is for parents of what is exchanged without an agent",
+            reason="SPIFFE_ID_RESERVED",
+            hint="an entry for tokens of an issuer names it as its parent",
         )
     if is_reserved(spiffe_id.path):
         raise InvalidArgument(

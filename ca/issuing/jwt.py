@@ -42,7 +42,7 @@ def prepare_jwt(
     backdated. Empty audiences are dropped, order and duplicates kept. Raises InvalidArgument with reason
     AUDIENCE_EMPTY (JWT-SVID §3.2, C7), AUDIENCE_TOO_LONG or AUDIENCE_MALFORMED, or SPIFFE_ID_NO_PATH.
     """
-    kept = _check_audience(audience)
+    kept = check_audience(audience)
     if not spiffe_id.path:
         raise InvalidArgument(f"`{spiffe_id}` names no workload: its path is empty", reason="SPIFFE_ID_NO_PATH")
     issued_at, expires_at = int(lifetime.issued_at.timestamp()), int(lifetime.not_after.timestamp())
@@ -70,7 +70,8 @@ def prepare_jwt(
     )
 
 
-def _check_audience(audience: Sequence[str]) -> tuple[str, ...]:
+def check_audience(audience: Sequence[str]) -> tuple[str, ...]:
+    """What of it is kept, empty ones dropped. Raises InvalidArgument AUDIENCE_*."""
     kept = tuple(one for one in audience if one)
     if not kept:
         raise InvalidArgument("audience is empty", reason="AUDIENCE_EMPTY", hint="name at least one audience")

@@ -146,6 +146,14 @@ class PruneConfig(StrictModel):
     """Changes that an agent may sleep through and still resume; a longer sleep costs it a snapshot."""
 
 
+class ExchangeConfig(StrictModel):
+    """SVIDs for tokens of foreign issuers, without an agent (`caadmin exchange`). Whose tokens: see the node attestor
+    `oidc`."""
+
+    max_ttl_seconds: Annotated[int, Field(ge=60, le=3_600)] = 600
+    """The longest life of such an SVID; an entry or a request may want less."""
+
+
 class LimitsConfig(StrictModel):
     """What the server bears before it refuses."""
 
@@ -169,6 +177,9 @@ class LimitsConfig(StrictModel):
 
     attestations_per_second_per_address: Annotated[float, Field(gt=0)] = 100.0
     """Attestations from one IP address, or IPv6 /64. What exceeds a rate is refused with a time to come again."""
+
+    exchanges_per_second_per_address: Annotated[float, Field(gt=0)] = 10.0
+    """Tokens that are exchanged for SVIDs from one IP address, or IPv6 /64."""
 
     x509_svids_per_second_per_agent: Annotated[float, Field(gt=0)] = 500.0
     """X.509-SVIDs of one agent's workloads, and its own renewals; counted are CSRs, not calls."""
@@ -258,6 +269,9 @@ class ServerConfig(StrictModel):
 
     node_attestors: dict[str, dict[str, Any]] = Field(default_factory=_default_attestors)
     """Node attestors that agents may use, each with its own configuration."""
+
+    exchange: ExchangeConfig = ExchangeConfig()
+    """SVIDs without an agent."""
 
     push_service: bool = True
     """Push changes to Burgee's agents at once; without it they poll every 5 seconds, as SPIRE's agents do."""

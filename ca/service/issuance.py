@@ -150,6 +150,21 @@ class Issuer:
             _Job(profile=AGENT, spiffe_id=agent_id, request=csr.key, ttl_seconds=ttl, agent=str(agent_id))
         )
 
+    async def for_token(self, requester: str, entry: RegistrationEntry, csr: Csr, ttl_seconds: int) -> IssuedX509:
+        """For whoever exchanged a token; `requester` stands in the record in place of an agent."""
+        return await self._issue_one(
+            _Job(
+                profile=WORKLOAD,
+                spiffe_id=entry.spiffe_id,
+                request=csr.key,
+                ttl_seconds=ttl_seconds,
+                dns_names=entry.dns_names,
+                entry_id=entry.id,
+                entry_revision=entry.revision_number,
+                agent=requester,
+            )
+        )
+
     async def for_server(self, public_key_der: bytes) -> IssuedX509:
         """This server's own SVID, for a key that this process just made."""
         return await self._issue_one(

@@ -55,6 +55,12 @@ class JwtIssuer:
             entry=entry,
         )
 
+    async def for_token(
+        self, requester: str, entry: RegistrationEntry, audience: Sequence[str], ttl_seconds: int
+    ) -> IssuedJwt:
+        """For whoever exchanged a token; `requester` stands in the record in place of an agent."""
+        return await self._issue(entry.spiffe_id, audience, ttl_seconds, agent=requester, entry=entry)
+
     async def mint(self, spiffe_id: SpiffeId, audience: Sequence[str], ttl_seconds: int) -> IssuedJwt:
         """For an administrator. A TTL of 0 or less means the default, as in SPIRE."""
         return await self._issue(spiffe_id, audience, max(ttl_seconds, 0))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from ca.identity.exchange import is_requester
 from ca.store.values import IssuanceRecord
 
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -26,6 +27,7 @@ class Holder(StrEnum):
     SERVER = "server"
     MINTED = "minted"
     DOWNSTREAM = "downstream"
+    EXCHANGED = "exchanged"
 
 
 class Live(NamedTuple):
@@ -165,6 +167,8 @@ def _live(record: IssuanceRecord) -> Live | None:
 def _holder(record: IssuanceRecord) -> Holder | None:
     if record.kind == "ca":
         return Holder.DOWNSTREAM if record.entry_id else None
+    if is_requester(record.agent):
+        return Holder.EXCHANGED
     if record.entry_id:
         return Holder.WORKLOAD
     if record.agent:

@@ -166,6 +166,12 @@ class AuthorizedIndex:
         """An entry, whoever may serve it."""
         return self._entries.get(entry_id)
 
+    def below(self, parent_id: SpiffeId) -> list[RegistrationEntry]:
+        """The entries right below this ID, whoever bears it or nobody, sorted by entry id."""
+        now = self._now()
+        found = (entry for entry in self._by_parent.values(self._key(parent_id)) if _lives(entry, now))
+        return sorted(found, key=lambda entry: entry.id)
+
     def by_spiffe_id(self, spiffe_id: SpiffeId) -> list[RegistrationEntry]:
         """The entries that give this ID: a caller's admin and downstream rights are in them."""
         now = self._now()

@@ -14,7 +14,7 @@ from ca.store.rows import spiffe_id, to_micros
 from ca.store.tables import agents, entries, join_tokens
 from ca.store.token_rows import over
 
-ONE_TIME_ATTESTATION = ("join_token",)
+ONE_TIME_ATTESTATION = ("join_token", "oidc")
 """Methods whose evidence is used up: forgetting the agent lets nobody use it once more."""
 
 BATCH = 500

@@ -118,7 +118,7 @@ class OidcIssuer:
         """One that is good but for what is changed."""
         signer = key or self.key
         algorithm = "RS256" if isinstance(signer, rsa.RSAPrivateKey) else "ES256"
-        full = {"alg": algorithm, "kid": "key-1", "typ": "JWT", **(header or {})}
+        full = {"alg": algorithm, "kid": next(iter(self.keys)), "typ": "JWT", **(header or {})}
         return sign(json.dumps(full), json.dumps(self.claims(**changes)), signer)
 
     def rotate(self, key_id: str) -> None:

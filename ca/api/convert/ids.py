@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from ca.errors import InvalidArgument
+from ca.identity.exchange import is_parent_path
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain, is_reserved
 from ca.proto.spire import types_pb2
@@ -41,11 +42,11 @@ def check_workload_id(value: SpiffeId, own: TrustDomain) -> SpiffeId:
         raise InvalidArgument(f"`{value}` is not a member of trust domain `{own}`", reason="TRUST_DOMAIN")
     if not value.path:
         raise InvalidArgument(f"`{value}` is not a workload in trust domain `{own}`; path is empty", reason="SPIFFE_ID")
-    if is_reserved(value.path):
+    if is_reserved(value.path) or is_parent_path(value.path):
         raise InvalidArgument(
             f"`{value}` is not a workload in trust domain `{own}`; path is in the reserved namespace",
             reason="SPIFFE_ID_RESERVED",
-            hint="paths that begin with /spire belong to servers and agents",
+            hint="paths that begin with /spire belong to servers and agents, below /burgee/oidc to exchanges",
         )
     return value
 

@@ -267,6 +267,7 @@ class ListIssuedRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     agent_id: _builtins.str
+    """An agent's SPIFFE ID, or a requester."""
     authority_id: _builtins.str
     """Authority ID (of a certificate's issuer) or key ID (of a token's)."""
     live: _builtins.bool
@@ -325,6 +326,7 @@ class Issued(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     KEY_SHA256_FIELD_NUMBER: _builtins.int
+    REQUESTER_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """x509, jwt, wit or ca."""
     serial_or_kid: _builtins.str
@@ -341,6 +343,8 @@ class Issued(_message.Message):
     not_after: _builtins.int
     key_sha256: _builtins.bytes
     """SHA-256 of the SubjectPublicKeyInfo; empty for tokens."""
+    requester: _builtins.str
+    """Who exchanged a token for it without an agent, as "oidc:<issuer>:<subject>"; empty for all else."""
     def __init__(
         self,
         *,
@@ -355,10 +359,11 @@ class Issued(_message.Message):
         not_before: _builtins.int = ...,
         not_after: _builtins.int = ...,
         key_sha256: _builtins.bytes = ...,
+        requester: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authority_id", b"authority_id", "entry_id", b"entry_id", "entry_revision", b"entry_revision", "key_sha256", b"key_sha256", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "serial_or_kid", b"serial_or_kid", "server", b"server", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authority_id", b"authority_id", "entry_id", b"entry_id", "entry_revision", b"entry_revision", "key_sha256", b"key_sha256", "kind", b"kind", "not_after", b"not_after", "not_before", b"not_before", "requester", b"requester", "serial_or_kid", b"serial_or_kid", "server", b"server", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
