@@ -8,15 +8,17 @@ certificate was shown. Beside SPIRE: a quote of the PCRs, held against a policy,
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from cryptography.x509.oid import NameOID
 from pydantic import Field, model_validator
 
-from attestor.node.tpm.chains import Leaf, common_name, load_roots
+from attestor.node.node_certificate import fingerprint
+from attestor.node.possession import refuse_answer, refuse_challenge, refuse_payload
+from attestor.node.tpm.authorities import read_authorities
 from attestor.node.tpm.commands import Tpm
 from attestor.node.tpm.credential import make_credential
 from attestor.node.tpm.device import Device, find_device
@@ -25,11 +27,12 @@ from attestor.node.tpm.messages import Answers, Evidence, Questions
 from attestor.node.tpm.policy import PcrPolicy
 from attestor.node.tpm.prove import Waiting, answer, gather
 from attestor.node.tpm.structures import BANKS, DIGEST_BYTES, Malformed
-from attestor.node.tpm.verify import Claimed, verify_activation, verify_evidence, verify_possession
-from ca.errors import FailedPrecondition, InvalidArgument, Unavailable
+from attestor.node.tpm.verify import Authorities, Claimed, verify_activation, verify_evidence, verify_possession
+from ca.errors import ConfigError, FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
 NAME = "tpm_devid"
@@ -48,7 +51,8 @@ class PcrPolicyConfig(StrictModel):
         default="sha256", description="The bank of PCRs that is quoted."
     )
     pcrs: dict[str, list[str]] = Field(
-        min_length=1, description="PCR (0 to 23) → the values that are allowed, in hex; one of them must be there."
+        min_length=1,
+        description='PCR (`"0"` to `"23"`) → the values that are allowed, in hex; one of them must be there.',
     )
 
     @model_validator(mode="after")
@@ -71,7 +75,7 @@ class PcrPolicyConfig(StrictModel):
 
 
 class ServerConfig(StrictModel):
-    """Which DevIDs and which TPMs are believed. Both files are read when the server starts."""
+    """Which DevIDs and which TPMs are believed. Both files are read at each attestation."""
 
     devid_ca_path: Path = Field(description="PEM file of the CAs that issue DevID certificates.")
     endorsement_ca_path: Path = Field(
@@ -102,7 +106,7 @@ class AgentConfig(StrictModel):
     devid_pub_path: Path = Field(description="The DevID's public part as the TPM gave it (`tpm2_create -u`).")
     ek_cert_path: Path | None = Field(
         default=None,
-        description="The endorsement certificate (DER or PEM) where the TPM stores none; by default what it stores.",
+        description="PEM file of the endorsement certificate where the TPM stores none; by default what it stores.",
     )
     devid_password_file: Path | None = Field(
         default=None, description="A private file with the DevID key's password; none by default."
@@ -121,25 +125,38 @@ class TpmDevIdVerifier:
     def __init__(
         self, config: ServerConfig, host: NodeHost, *, random: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
+        self._config = config
         self._host = host
         self._random = random
-        self._devid_roots = load_roots(config.devid_ca_path, "devid_ca_path")
-        self._ek_roots = load_roots(config.endorsement_ca_path, "endorsement_ca_path")
         self._policy = None if config.pcr_policy is None else config.pcr_policy.policy()
+        try:
+            self._authorities()
+        except ValueError as error:
+            raise ConfigError(f"node_attestors.{NAME}: {error}", reason="NODE_AUTHORITIES") from error
 
     async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode:
-        evidence = _decoded(Evidence.decode, payload)
+        try:
+            evidence = Evidence.decode(payload)
+        except Malformed as error:
+            refuse_payload(str(error), error)
         claimed, questions, secret = await asyncio.to_thread(self._ask, evidence)
-        answers = _decoded(Answers.decode, await challenge(questions.encode()))
+        try:
+            answers = Answers.decode(await challenge(questions.encode()))
+        except Malformed as error:
+            refuse_answer(str(error), error)
         await asyncio.to_thread(self._judge, claimed, questions, secret, answers)
-        leaf = claimed.devid
-        return AttestedNode(path=PATH_PREFIX + _fingerprint(leaf.der), selectors=_selectors(leaf), reattestable=True)
+        return AttestedNode(
+            path=PATH_PREFIX + claimed.devid.fingerprint, selectors=_selectors(claimed), reattestable=True
+        )
 
     def _ask(self, evidence: Evidence) -> tuple[Claimed, Questions, bytes]:
         """(evidence that holds together, what is asked about it, the secret that only the right TPM can read)"""
-        claimed = verify_evidence(
-            evidence, devid_roots=self._devid_roots, ek_roots=self._ek_roots, now=self._host.clock.now()
-        )
+        try:
+            authorities = self._authorities()
+        except ValueError as error:
+            note("authorities", error)
+            raise Unavailable("the authorities of nodes cannot be read just now", reason="NODE_AUTHORITIES") from error
+        claimed = verify_evidence(evidence, authorities, now=self._host.clock.now())
         nonce, secret = self._random(NONCE_BYTES), self._random(NONCE_BYTES)
         credential = make_credential(claimed.ek, claimed.ak.name, secret, self._random)
         quote = None if self._policy is None else self._policy.question(self._random(NONCE_BYTES))
@@ -147,6 +164,12 @@ class TpmDevIdVerifier:
             devid_nonce=nonce, credential=credential.credential, secret=credential.secret, quote=quote
         )
         return claimed, questions, secret
+
+    def _authorities(self) -> Authorities:
+        config = self._config
+        return Authorities(
+            devid=read_authorities(config.devid_ca_path), endorsement=read_authorities(config.endorsement_ca_path)
+        )
 
     def _judge(self, claimed: Claimed, questions: Questions, secret: bytes, answers: Answers) -> None:
         verify_possession(claimed, nonce=questions.devid_nonce, signature=answers.devid_signature)
@@ -174,7 +197,7 @@ class TpmDevIdProver:
         try:
             questions = Questions.decode(challenge)
         except Malformed as error:
-            raise InvalidArgument(f"the server's challenge is malformed: {error}", reason="TPM_CHALLENGE") from error
+            refuse_challenge(str(error), error)
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             raise FailedPrecondition(
@@ -210,25 +233,14 @@ class TpmDevIdProver:
                 raise Unavailable(f"the TPM's response is not understood: {error}", reason="TPM_RESPONSE") from error
 
 
-def _decoded(decode: Callable[[bytes], T], data: bytes) -> T:
-    try:
-        return decode(data)
-    except Malformed as error:
-        raise InvalidArgument(f"malformed evidence of a TPM: {error}", reason="ATTESTATION_PAYLOAD") from error
-
-
-def _selectors(leaf: Leaf) -> frozenset[Selector]:
+def _selectors(claimed: Claimed) -> frozenset[Selector]:
     """SPIRE's. It documents `fingerprint:` and gives `ca:fingerprint:`; entries written for either must match."""
-    certificate = leaf.certificate
-    values = {f"subject:cn:{name}" for name in (common_name(certificate.subject),) if name}
-    values |= {f"issuer:cn:{name}" for name in (common_name(certificate.issuer),) if name}
-    for fingerprint in map(_fingerprint, leaf.issuers):
-        values |= {f"fingerprint:{fingerprint}", f"ca:fingerprint:{fingerprint}"}
+    names = claimed.devid.certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
+    issuer = str(names[0].value) if len(names) == 1 else ""
+    values = {f"{key}:cn:{name}" for key, name in (("subject", claimed.devid.common_name), ("issuer", issuer)) if name}
+    for one in map(fingerprint, claimed.above):
+        values |= {f"fingerprint:{one}", f"ca:fingerprint:{one}"}
     return frozenset(Selector(NAME, value) for value in values)
-
-
-def _fingerprint(der: bytes) -> str:
-    return hashlib.sha1(der, usedforsecurity=False).hexdigest()  # the digest is SPIRE's
 
 
 plugin = NodeAttestorPlugin(

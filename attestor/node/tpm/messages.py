@@ -5,13 +5,11 @@ Bytes are base64 as Go writes it. Unknown members are passed over, as SPIRE does
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attestor.node.possession import octets, text_of, wire
 from attestor.node.tpm.structures import BANKS, MAX_STRUCTURE_BYTES, Malformed
 from ca.identity import strict_json
 
@@ -36,15 +34,15 @@ class Evidence:
     certification: bytes
 
     def encode(self) -> bytes:
-        return _dump(
+        return wire(
             {
-                "DevIDCert": [_text(der) for der in self.devid_chain],
-                "DevIDPub": _text(self.devid_public),
-                "EKCert": _text(self.ek_certificate),
-                "EKPub": _text(self.ek_public),
-                "AKPub": _text(self.ak_public),
-                "CertifiedDevID": _text(self.certified),
-                "CertificationSignature": _text(self.certification),
+                "DevIDCert": [text_of(der) for der in self.devid_chain],
+                "DevIDPub": text_of(self.devid_public),
+                "EKCert": text_of(self.ek_certificate),
+                "EKPub": text_of(self.ek_public),
+                "AKPub": text_of(self.ak_public),
+                "CertifiedDevID": text_of(self.certified),
+                "CertificationSignature": text_of(self.certification),
             }
         )
 
@@ -85,12 +83,12 @@ class Questions:
     quote: QuoteRequest | None = None
 
     def encode(self) -> bytes:
-        activation = {"Credential": _text(self.credential), "Secret": _text(self.secret)}
-        members: dict[str, Any] = {"DevID": _text(self.devid_nonce), "CredActivation": activation}
+        activation = {"Credential": text_of(self.credential), "Secret": text_of(self.secret)}
+        members: dict[str, Any] = {"DevID": text_of(self.devid_nonce), "CredActivation": activation}
         if self.quote is not None:
             quote = self.quote
-            members["Quote"] = {"Nonce": _text(quote.nonce), "Bank": quote.bank, "PCRs": list(quote.pcrs)}
-        return _dump(members)
+            members["Quote"] = {"Nonce": text_of(quote.nonce), "Bank": quote.bank, "PCRs": list(quote.pcrs)}
+        return wire(members)
 
     @classmethod
     def decode(cls, data: bytes) -> Questions:
@@ -124,14 +122,14 @@ class Answers:
     quoted: Quoted | None = None
 
     def encode(self) -> bytes:
-        members: dict[str, Any] = {"DevID": _text(self.devid_signature), "CredActivation": _text(self.activated)}
+        members: dict[str, Any] = {"DevID": text_of(self.devid_signature), "CredActivation": text_of(self.activated)}
         if self.quoted is not None:
             members["Quote"] = {
-                "Quoted": _text(self.quoted.attest),
-                "Signature": _text(self.quoted.signature),
-                "Values": [_text(value) for value in self.quoted.values],
+                "Quoted": text_of(self.quoted.attest),
+                "Signature": text_of(self.quoted.signature),
+                "Values": [text_of(value) for value in self.quoted.values],
             }
-        return _dump(members)
+        return wire(members)
 
     @classmethod
     def decode(cls, data: bytes) -> Answers:
@@ -198,17 +196,9 @@ def _decode(value: object, name: str, most: int) -> bytes:
     if len(value) > most * 2:
         raise Malformed(f"`{name}` is too long")
     try:
-        data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Malformed(f"`{name}` is not base64") from error
+        data = octets(value, name)
+    except ValueError as error:
+        raise Malformed(str(error)) from error
     if len(data) > most:
         raise Malformed(f"`{name}` is too long")
     return data
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _dump(members: dict[str, Any]) -> bytes:
-    return json.dumps(members, separators=(",", ":")).encode()

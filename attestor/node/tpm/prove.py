@@ -164,7 +164,7 @@ def _signing_scheme(area: PublicArea) -> Scheme:
     if not area.has(SIGN) or area.scheme not in (NO_SCHEME, wanted):
         raise FailedPrecondition(
             "the DevID key is not one that signs with SHA-256",
-            reason="TPM_DEVID_FILES",
+            reason="NODE_CREDENTIAL",
             hint="make it with: tpm2_create -G rsa2048:rsassa-sha256 or -G ecc256:ecdsa-sha256",
         )
     return NO_SCHEME if area.scheme == wanted else wanted

@@ -42,6 +42,7 @@ CURVES: dict[int, ec.EllipticCurve] = {
     CURVE_P521: ec.SECP521R1(),
 }
 _RSA_BITS = (2048, 3072, 4096)
+MAX_RSA_BITS = _RSA_BITS[-1]
 _RSA_EXPONENT = 65537
 
 

@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestor.node.tpm.chains import Leaf, Untrusted, verify_devid, verify_ek
+from attestor.node.node_certificate import NodeCertificate, parse_node_certificate, verify_chain
+from attestor.node.tpm.authorities import verify_endorsement
 from attestor.node.tpm.messages import Evidence
-from attestor.node.tpm.public import PublicArea, PublicKey, parse_public
+from attestor.node.tpm.public import MAX_RSA_BITS, PublicArea, PublicKey, parse_public
 from attestor.node.tpm.signatures import BadSignature, verify_answer, verify_signature
 from attestor.node.tpm.structures import (
     ATTEST_CERTIFY,
@@ -28,7 +29,6 @@ from attestor.node.tpm.structures import (
     parse_signature,
 )
 from ca.errors import Denied, InvalidArgument
-from ca.identity.issuer import Issuer
 from ca.runtime.notes import note
 
 _FIXED = (FIXED_TPM, FIXED_PARENT, SENSITIVE_DATA_ORIGIN)
@@ -36,41 +36,55 @@ _FIXED = (FIXED_TPM, FIXED_PARENT, SENSITIVE_DATA_ORIGIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """Evidence that holds together, and still may be somebody else's: only the TPM's answers tell."""
+class Authorities:
+    """DER: who may issue DevIDs, and who endorsement certificates."""
 
-    devid: Leaf
+    devid: Sequence[bytes]
+    endorsement: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """Evidence that holds together, and still may be somebody else's: only the TPM's answers tell.
+
+    `above` are the certificates above the DevID's, DER.
+    """
+
+    devid: NodeCertificate
+    above: tuple[bytes, ...]
     ek: PublicArea
     ak: PublicArea
 
 
-def verify_evidence(
-    evidence: Evidence, *, devid_roots: Sequence[Issuer], ek_roots: Sequence[Issuer], now: datetime
-) -> Claimed:
+def verify_evidence(evidence: Evidence, authorities: Authorities, *, now: datetime) -> Claimed:
     """Raises InvalidArgument for what is malformed, Denied for what does not prove."""
     devid, ek, ak = (
         _public(evidence.devid_public, "DevIDPub"),
         _public(evidence.ek_public, "EKPub"),
         _public(evidence.ak_public, "AKPub"),
     )
-    leaf = _devid_certificate(evidence, devid, devid_roots, now)
-    _ek_certificate(evidence, ek, ek_roots, now)
+    leaf = parse_node_certificate(evidence.devid_chain[0], max_rsa_bits=MAX_RSA_BITS)
+    above = verify_chain(leaf, evidence.devid_chain[1:], authorities.devid, now=now)
+    _require_same_key("DevID", leaf.key, devid, reason="TPM_DEVID_MISMATCH")
+    endorsement = verify_endorsement(evidence.ek_certificate, authorities.endorsement, now)
+    _require_same_key("endorsement", _key_of(endorsement), ek, reason="TPM_EK_MISMATCH")
     _require_attributes("attestation key", ak, (*_FIXED, RESTRICTED, SIGN), without=DECRYPT)
     _require_attributes("DevID key", devid, (*_FIXED, SIGN))
     _require_attributes("endorsement key", ek, (FIXED_TPM, FIXED_PARENT, RESTRICTED, DECRYPT))
     if not ek.symmetric_bits:
         raise Denied("the endorsement key protects nothing", reason="TPM_KEY_ATTRIBUTES")
     _certification(evidence, devid, ak)
-    return Claimed(devid=leaf, ek=ek, ak=ak)
+    return Claimed(devid=leaf, above=above, ek=ek, ak=ak)
 
 
 def verify_possession(claimed: Claimed, *, nonce: bytes, signature: bytes) -> None:
     """The DevID key signed our nonce. Raises Denied."""
     try:
-        verify_answer(_key_of(claimed.devid.certificate), signature, nonce)
+        verify_answer(claimed.devid.key, signature, nonce)
     except BadSignature as error:
+        note("answer to the challenge", "not signed by the DevID certificate's key over this nonce")
         raise Denied(
-            "the challenge was not signed by the DevID certificate's key", reason="TPM_DEVID_SIGNATURE"
+            "the challenge was not signed by the DevID certificate's key", reason="POSSESSION_UNPROVEN"
         ) from error
 
 
@@ -83,34 +97,8 @@ def verify_activation(*, secret: bytes, activated: bytes) -> None:
         )
 
 
-def _devid_certificate(evidence: Evidence, devid: PublicArea, roots: Sequence[Issuer], now: datetime) -> Leaf:
-    try:
-        leaf = verify_devid(evidence.devid_chain, roots, now)
-    except Untrusted as error:
-        note("DevID certificate", error)
-        raise Denied("the DevID certificate is not from a CA for DevIDs", reason="TPM_DEVID_UNTRUSTED") from error
-    note("DevID certificate", leaf.certificate.subject.rfc4514_string())
-    _require_same_key("DevID", leaf.certificate, devid, reason="TPM_DEVID_MISMATCH")
-    return leaf
-
-
-def _ek_certificate(evidence: Evidence, ek: PublicArea, roots: Sequence[Issuer], now: datetime) -> None:
-    try:
-        leaf = verify_ek(evidence.ek_certificate, roots, now)
-    except Untrusted as error:
-        note("endorsement certificate", error)
-        raise Denied(
-            "the endorsement certificate is not from a trusted manufacturer", reason="TPM_EK_UNTRUSTED"
-        ) from error
-    note(
-        "endorsement certificate",
-        f"serial {leaf.certificate.serial_number:x} of {leaf.certificate.issuer.rfc4514_string()}",
-    )
-    _require_same_key("endorsement", leaf.certificate, ek, reason="TPM_EK_MISMATCH")
-
-
-def _require_same_key(what: str, certificate: x509.Certificate, area: PublicArea, reason: str) -> None:
-    if _spki(_key_of(certificate)) != _spki(area.key):
+def _require_same_key(what: str, key: PublicKey, area: PublicArea, reason: str) -> None:
+    if _spki(key) != _spki(area.key):
         raise Denied(f"the {what} certificate is another key's", reason=reason)
 
 
@@ -148,7 +136,6 @@ def _public(data: bytes, name: str) -> PublicArea:
 
 
 def _key_of(certificate: x509.Certificate) -> PublicKey:
-    """Of a certificate whose key was compared with a TPM's, or is about to be."""
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:

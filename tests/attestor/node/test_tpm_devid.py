@@ -132,7 +132,9 @@ async def test_an_endorsement_certificate_may_come_from_a_file(tpm: SoftTpm) -> 
     other = stranger.endorsement(x509.load_der_x509_certificate((tpm.home / "ek.crt").read_bytes()).public_key())
     (tpm.home / "other-ek.pem").write_bytes(other.public_bytes(Encoding.PEM))
     assert await refusal(attest(tpm, ek_cert_path=str(tpm.home / "other-ek.pem"))) == "TPM_EK_UNTRUSTED"
-    assert await attest(tpm, ek_cert_path=str(tpm.home / "ek.crt"))
+    own = x509.load_der_x509_certificate((tpm.home / "ek.crt").read_bytes())
+    (tpm.home / "own-ek.pem").write_bytes(own.public_bytes(Encoding.PEM))
+    assert await attest(tpm, ek_cert_path=str(tpm.home / "own-ek.pem"))
 
 
 async def test_passwords_come_from_private_files(lone: SoftTpm, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ async def test_a_certificate_for_another_key_is_refused(tpm: SoftTpm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "reason"), [("devid_ca_path", "TPM_DEVID_UNTRUSTED"), ("endorsement_ca_path", "TPM_EK_UNTRUSTED")]
+    ("key", "reason"), [("devid_ca_path", "NODE_CERTIFICATE_UNTRUSTED"), ("endorsement_ca_path", "TPM_EK_UNTRUSTED")]
 )
 async def test_who_no_configured_ca_vouches_for_is_refused(tpm: SoftTpm, tmp_path: Path, key: str, reason: str) -> None:
     """Also by a CA that has the right one's name."""
@@ -224,20 +226,34 @@ async def test_another_devid_key_signs_in_vain(tpm: SoftTpm) -> None:
         foreign = (await help_of(other_tpm(), challenge)).devid_signature
         return replace(Answers.decode(await node.answer(challenge)), devid_signature=foreign).encode()
 
-    assert await refusal(verifier().verify(await node.payload(), answer)) == "TPM_DEVID_SIGNATURE"
+    assert await refusal(verifier().verify(await node.payload(), answer)) == "POSSESSION_UNPROVEN"
 
 
 async def test_a_recorded_attestation_serves_nobody(tpm: SoftTpm) -> None:
     """The server's nonces are new each time; not even the TPM with that DevID helps without the attestation key."""
     recorded = await recording()
     payload = recorded.evidence.encode()
-    assert await refusal(verifier().verify(payload, always(recorded.answers.encode()))) == "TPM_DEVID_SIGNATURE"
+    assert await refusal(verifier().verify(payload, always(recorded.answers.encode()))) == "POSSESSION_UNPROVEN"
 
     async def half_anew(challenge: bytes) -> bytes:
         signed = (await help_of(tpm, challenge)).devid_signature
         return replace(recorded.answers, devid_signature=signed).encode()
 
     assert await refusal(verifier().verify(payload, half_anew)) == "TPM_ACTIVATION"
+
+
+async def test_authorities_may_change_while_the_server_runs(tpm: SoftTpm, tmp_path: Path) -> None:
+    server = verifier({"devid_ca_path": str(DeviceCa("somebody").write(tmp_path / "ca.pem"))})
+
+    async def again() -> Any:
+        node = prover(tpm)
+        return await server.verify(await node.payload(), node.answer)
+
+    assert await refusal(again()) == "NODE_CERTIFICATE_UNTRUSTED"
+    factory().owner.write(tmp_path / "ca.pem")
+    assert await again()
+    (tmp_path / "ca.pem").write_bytes(b"")
+    assert await refusal(again()) == "NODE_AUTHORITIES"
 
 
 # Measured boot
@@ -327,8 +343,14 @@ def test_the_plugin_is_found_by_its_name() -> None:
 # Helpers
 
 
+_shown: dict[SoftTpm, Evidence] = {}
+
+
 async def _evidence(machine: SoftTpm) -> Evidence:
-    return Evidence.decode(await prover(machine).payload())
+    """What it shows at first; the same each time, for whoever is refused before any answer."""
+    if machine not in _shown:
+        _shown[machine] = Evidence.decode(await prover(machine).payload())
+    return _shown[machine]
 
 
 async def help_of(machine: SoftTpm, challenge: bytes) -> Answers:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestor.node.tpm.chains import Untrusted, load_roots, verify_devid, verify_ek
+from attestor.node.tpm.authorities import read_authorities, verify_endorsement
 from attestor.node.tpm.commands import Auth, Made, Tpm
 from attestor.node.tpm.credential import kdfa, make_credential
 from attestor.node.tpm.device import Device, find_device
@@ -35,11 +35,12 @@ from attestor.node.tpm.prove import EK_RSA, EK_TEMPLATES, SRK_ECC, SRK_RSA, firs
 from attestor.node.tpm.public import parse_public
 from attestor.node.tpm.refusals import Refusal, base_code
 from attestor.node.tpm.structures import Malformed, Reader, parse_attest, parse_signature, sized
-from attestor.node.tpm_devid import AgentConfig, TpmDevIdProver
-from ca.errors import BurgeeError, ConfigError, FailedPrecondition, InvalidArgument, Unavailable
-from ca.identity.issuer import load_issuer
+from attestor.node.tpm_devid import AgentConfig, ServerConfig, TpmDevIdProver, TpmDevIdVerifier
+from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
 from ca.runtime.config import from_values
+from ca.runtime.notes import collecting
 from tests.support.device_ca import EK_CERTIFICATE, DeviceCa
+from tests.support.node_host import FakeHost
 
 NOW = datetime.now(UTC)
 PARSERS: list[Callable[[bytes], Any]] = [
@@ -194,45 +195,49 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
-def test_whose_certificates_are_believed(ca: DeviceCa, key: Any) -> None:
-    roots = [load_issuer(der(ca.certificate))]
-    assert verify_devid([der(ca.devid(key))], roots, NOW).issuers == (der(ca.certificate),)
-    assert verify_ek(der(ca.endorsement(key)), roots, NOW).certificate.public_key() == key
+def test_an_endorsement_certificate_comes_from_a_configured_ca(ca: DeviceCa, key: Any) -> None:
     between = DeviceCa("between", parent=ca)
-    found = verify_devid([der(between.devid(key)), der(between.certificate)], roots, NOW)
-    assert found.issuers == (der(between.certificate), der(ca.certificate))
+    assert verify_endorsement(der(ca.endorsement(key)), [der(ca.certificate)], NOW).public_key() == key
+    indirect = der(between.endorsement(key))
+    assert verify_endorsement(indirect, [der(between.certificate)], NOW)
+    refused(indirect, [der(ca.certificate)], "")
 
 
 @pytest.mark.parametrize("changes", [{"days": (-3, -1)}, {"days": (1, 3)}, {"ca": True}], ids=["old", "early", "ca"])
-def test_certificates_that_say_nothing_now(ca: DeviceCa, key: Any, changes: dict[str, Any]) -> None:
-    roots = [load_issuer(der(ca.certificate))]
-    with pytest.raises(Untrusted):
-        verify_devid([der(ca.devid(key, **changes))], roots, NOW)
-    with pytest.raises(Untrusted):
-        verify_ek(der(ca.endorsement(key, **changes)), roots, NOW)
+def test_endorsement_certificates_that_say_nothing_now(ca: DeviceCa, key: Any, changes: dict[str, Any]) -> None:
+    refused(der(ca.endorsement(key, **changes)), [der(ca.certificate)], "it is")
 
 
 def test_certificates_that_are_for_something_else(ca: DeviceCa, key: Any) -> None:
-    roots = [load_issuer(der(ca.certificate))]
+    roots = [der(ca.certificate)]
     server = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH])
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-    with pytest.raises(Untrusted, match="something else"):
-        verify_ek(der(ca.endorsement(key, extensions=[(server, False)])), roots, NOW)
+    refused(der(ca.endorsement(key, extensions=[(server, False)])), roots, "something else")
+    refused(der(ca.endorsement(key, extensions=[(unknown, True)])), roots, "1.2.3.4")
     for extension in (x509.ExtendedKeyUsage([EK_CERTIFICATE]), unknown):
-        assert verify_ek(der(ca.endorsement(key, extensions=[(extension, False)])), roots, NOW)
-    with pytest.raises(Untrusted, match=r"1\.2\.3\.4"):
-        verify_ek(der(ca.endorsement(key, extensions=[(unknown, True)])), roots, NOW)
-    with pytest.raises(Untrusted, match="digitalSignature"):
-        verify_devid([der(ca.endorsement(key))], roots, NOW)
+        assert verify_endorsement(der(ca.endorsement(key, extensions=[(extension, False)])), roots, NOW)
+
+
+def refused(certificate: bytes, roots: list[bytes], why: str) -> None:
+    with collecting() as notes, pytest.raises(Denied) as caught:
+        verify_endorsement(certificate, roots, NOW)
+    assert caught.value.reason == "TPM_EK_UNTRUSTED"
+    assert any(why in note.value for note in notes)
 
 
 def test_files_of_authorities(ca: DeviceCa, key: Any, tmp_path: Path) -> None:
-    assert len(load_roots(ca.write(tmp_path / "ca.pem"), "devid_ca_path")) == 1
+    assert read_authorities(ca.write(tmp_path / "ca.pem")) == (der(ca.certificate),)
     (tmp_path / "leaf.pem").write_bytes(ca.devid(key).public_bytes(Encoding.PEM))
     (tmp_path / "junk.pem").write_bytes(b"junk")
     for name in ("leaf.pem", "junk.pem", "missing.pem"):
-        with pytest.raises(ConfigError, match="devid_ca_path"):
-            load_roots(tmp_path / name, "devid_ca_path")
+        with pytest.raises(ValueError, match=name):
+            read_authorities(tmp_path / name)
+    config = from_values(
+        dict.fromkeys(("devid_ca_path", "endorsement_ca_path"), str(tmp_path / "junk.pem")), ServerConfig
+    )
+    with pytest.raises(ConfigError) as caught:
+        TpmDevIdVerifier(config, FakeHost())
+    assert caught.value.reason == "NODE_AUTHORITIES"
 
 
 # The agent's files
@@ -260,7 +265,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
             read_devid(tmp_path / name, tmp_path / "junk", tmp_path / "junk")
     with pytest.raises(FailedPrecondition) as caught:
         read_password(tmp_path / "missing")
-    assert caught.value.reason == "TPM_PASSWORD_FILE"
+    assert caught.value.reason == "NODE_CREDENTIAL"
     (tmp_path / "long").write_bytes(b"x" * 65)
     (tmp_path / "long").chmod(0o600)
     with pytest.raises(FailedPrecondition, match="64"):
@@ -305,7 +310,7 @@ async def test_no_challenge_is_answered_that_nobody_asked_for(tmp_path: Path) ->
     node = TpmDevIdProver(from_values({**config, "tpm_device_path": str(tmp_path / "tpm")}, AgentConfig))
     with pytest.raises(InvalidArgument) as malformed:
         await node.answer(b"{}")
-    assert malformed.value.reason == "TPM_CHALLENGE"
+    assert malformed.value.reason == "CHALLENGE_MALFORMED"
     good = {"DevID": base64.b64encode(bytes(32)).decode(), "CredActivation": {"Credential": "AA==", "Secret": "AA=="}}
     with pytest.raises(FailedPrecondition) as caught:
         await node.answer(json.dumps(good).encode())
