@@ -16,7 +16,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 
-from tests.bench import authorities, remote_keys
+from tests.bench import authorities, remote_keys, workload_attestation
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
 from tests.bench.load import CACHE, Figures, wire
@@ -196,6 +196,8 @@ def main() -> int:
         figures |= authorities.taint()
         say("a thousand agents")
         figures |= authorities.status(rounds)
+        say("workloads")
+        figures |= workload_attestation.local(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     for line in missed(figures):

@@ -76,5 +76,8 @@ FIGURES = (
     Figure("status_s", "`caadmin ca status` as a process, 1,000 agents, 10,000 SVIDs", "s", None, None, 1, 0.3),
     Figure("status_call_ms", "its call alone", "ms"),
     Figure("status_first_call_ms", "the first such call, which reads what was issued", "ms"),
+    Figure("unix_attest_p50_ms", "`unix` attestation of a workload, p50", "ms", None, None, 1, 0.3),
+    Figure("k8s_warm_p50_ms", "`k8s` attestation, the kubelet's answer at hand, p50", "ms", None, None, 2, 0.5),
+    Figure("k8s_cold_p50_ms", "the same, the kubelet of 110 pods asked, p50", "ms", None, None, 20, 8),
     Figure("start_s", "server and agent healthy after start", "s", 0.64, None, 2, 1.2),
 )

@@ -229,13 +229,21 @@ def _handler(kubelet: StandInKubelet) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Busy(StandInKubelet):
+    """Says something else each time, as where pods come and go; what it says was put together before."""
+
+    def answer(self, path: str, authorization: str) -> tuple[int, bytes]:
+        code, body = super().answer(path, authorization)
+        return code, body.replace(
+            b'"metadata": {}', f'"metadata": {{"resourceVersion": "{len(self.requests)}"}}'.encode(), 1
+        )
+
+
 def main(directory: Path, number: int) -> None:
-    """Serves; tells its port and where the first container's token is on one line."""
-    pods = many_pods(number)
-    body = pod_list(pods)
-    with StandInKubelet(lambda: (), LocalGate(agent="secret")) as kubelet:
-        kubelet.body = body
-        print(json.dumps(kubelet.config(directory, "secret") | {"bytes": len(body)}), flush=True)
+    """Serves; tells on one line the configuration that makes the attestor ask here."""
+    with _Busy(lambda: (), LocalGate(agent="secret")) as kubelet:
+        kubelet.body = pod_list(many_pods(number))
+        print(json.dumps(kubelet.config(directory, "secret")), flush=True)
         sys.stdin.read()
 
 

@@ -242,8 +242,8 @@ async def test_a_token_of_a_pod_that_is_gone(
     cluster.delete_pod(node.pod)
     attestor = K8sAttestor(from_values(unseen, Config))
     async with asyncio.timeout(60):
-        while await reason(attestor, caller) != "KUBELET_UNAUTHENTICATED":
-            await asyncio.sleep(0.5)  # noqa: ASYNC110 - the API server knows no events of ours
+        while await reason(attestor, caller) != "KUBELET_UNAUTHENTICATED":  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.5)
 
 
 async def test_a_pod_that_is_starting_is_waited_for(node: Node, kubelet: StandInKubelet, tmp_path: Path) -> None:
