@@ -52,15 +52,15 @@ def nearest(
     """Entries that do not give this caller an identity, those first that lack the fewest of his selectors.
 
     `silent` are the types of selectors that nobody could look for: lacking one of them says nothing about the caller.
-    An entry that shares nothing with him is none of them, and one that is gone only if it lacks nothing.
+    An entry that shares nothing with him is none of them; of those that are `gone`, newest first, there is the first
+    alone that lacks nothing.
     """
     every = [_near(entry, selectors, *_out_of_use(entry, now)) for entry in entries]
     present = {near.entry.id for near in every}
-    for lost in gone:
-        if lost.entry.id not in present and lost.entry.selectors and lost.entry.selectors <= selectors:
-            present.add(lost.entry.id)
-            reason = EXPIRED_REASON if lost.expired else REMOVED_REASON
-            every.append(_near(lost.entry, selectors, reason, lost.entry.expires_at if lost.expired else lost.since))
+    fitting = (lost for lost in gone if lost.entry.id not in present and _fits(lost.entry, selectors))
+    if (lost := next(fitting, None)) is not None:
+        since = lost.entry.expires_at if lost.expired else lost.since
+        every.append(_near(lost.entry, selectors, EXPIRED_REASON if lost.expired else REMOVED_REASON, since))
     found = [near for near in every if (near.misses or near.reason) and (near.matches or _unseen(near, silent))]
     return sorted(found, key=lambda near: _distance(near, silent))[:limit]
 
@@ -91,6 +91,10 @@ def explain_no_identity(entries: Iterable[RegistrationEntry], selectors: frozens
     return f"the caller's selectors are {seen}; entry {entry.id} ({entry.spiffe_id}) came nearest: {why}"
 
 
+def _fits(entry: RegistrationEntry, selectors: frozenset[Selector]) -> bool:
+    return bool(entry.selectors) and entry.selectors <= selectors
+
+
 def _near(entry: RegistrationEntry, selectors: frozenset[Selector], reason: str, since: datetime | None) -> Near:
     return Near(
         entry=entry,
@@ -113,7 +117,8 @@ def _unseen(near: Near, silent: Set[str]) -> list[Selector]:
     return [selector for selector in near.misses if selector.type in silent]
 
 
-def _distance(near: Near, silent: Set[str]) -> tuple[int, int, int, str]:
-    """What the caller is known to lack counts most."""
+def _distance(near: Near, silent: Set[str]) -> tuple[int, int, int, float, str]:
+    """What the caller is known to lack counts most; of those that are out of use the latest comes first."""
     lacking: Iterator[Selector] = (selector for selector in near.misses if selector.type not in silent)
-    return sum(1 for _ in lacking), len(near.misses), -len(near.matches), near.entry.id
+    since = near.since.timestamp() if near.since is not None else 0.0
+    return sum(1 for _ in lacking), len(near.misses), -len(near.matches), -since, near.entry.id

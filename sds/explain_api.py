@@ -20,7 +20,7 @@ from sds.delegated import NamedProcess, named_process
 from sds.explain import NEAREST, nearest
 from sds.explain_wire import caller, explanation
 from sds.rotation import Rotator
-from sds.verdict import Given, Seen, verdict, verdict_on_refusal
+from sds.verdict import Given, Seen, replaced, verdict, verdict_on_refusal
 from sds.workloads import Workloads
 
 MAX_NEAREST = 50
@@ -60,7 +60,7 @@ class Explainer:
         """Raises InvalidArgument, NotFound (PROCESS_NOT_FOUND, REFUSAL_UNKNOWN)."""
         if bool(request.pid) == bool(request.id):
             raise InvalidArgument("name either a pid or the id of a refusal", reason="EXPLAIN_TARGET")
-        limit = min(request.nearest or NEAREST, MAX_NEAREST)
+        limit = request.nearest or NEAREST
         return self._refusal(request.id, limit) if request.id else await self._process(request.pid, limit)
 
     async def _process(self, pid: int, limit: int) -> pb.WorkloadExplanation:
@@ -106,19 +106,14 @@ class Explainer:
         outcomes = attested.outcomes if attested is not None else ()
         selectors = attested.selectors if attested is not None else frozenset()
         silent = {outcome.attestor for outcome in outcomes if outcome.error is not None}
+        now, entries, limit = self._clock.now(), self._cache.entries(), min(limit, MAX_NEAREST)
+        near = nearest(entries, selectors, gone=self._cache.gone, silent=silent, now=now, limit=limit)
         return Seen(
             selectors=selectors,
             outcomes=outcomes,
             error=error,
             given=given,
-            near=nearest(
-                self._cache.entries(),
-                selectors,
-                gone=self._cache.gone,
-                silent=silent,
-                now=self._clock.now(),
-                limit=limit,
-            ),
+            near=sorted(near, key=lambda one: bool(one.reason) and replaced(one, near)),
             configured=self._attestors,
             agent_id=self._agent_id(),
             not_ready=None if self._cache.ready else self._cache.not_ready(),

@@ -147,9 +147,10 @@ def _given(given: Sequence[Given]) -> Verdict:
 def _no_entry(seen: Seen) -> Verdict:
     told = no_identity().reason
     for near in seen.near:
-        if near.reason and not near.misses:
+        if near.reason and not near.misses and not replaced(near, seen.near):
             return _out_of_use(near, told)
-    if (first := seen.near[0] if seen.near else None) is not None:
+    first = next((near for near in seen.near if near.misses), None)
+    if first is not None:
         for selector in first.misses:
             if selector.type in seen.failed:
                 return _attestor_failed(seen, selector.type, told=told, near=first)
@@ -168,6 +169,14 @@ def _no_entry(seen: Seen) -> Verdict:
         hint="either the entry means another process, or it asks for too much: correct it on the server",
         command=f"caadmin entry show {first.entry.id}",
     )
+
+
+def replaced(lost: Near, every: Sequence[Near]) -> bool:
+    """Whether another entry that comes near was made since this one went: that is the one to look at. Entries tell
+    their creation in whole seconds."""
+    since = lost.since.replace(microsecond=0) if lost.since is not None else None
+    made = (near.entry.created_at for near in every if near.misses)
+    return since is not None and any(moment is not None and moment >= since for moment in made)
 
 
 def _out_of_use(near: Near, told: str) -> Verdict:

@@ -38,17 +38,12 @@ class AgentExplainer:
         if not 0 < len(name.strip("/")) <= MAX_NAME_CHARACTERS:
             raise InvalidArgument("name the agent that is to be explained", reason="EXPLAIN_TARGET")
         every = list(self._ring)
-        agent = agent_of(name, self._agents.agents) or self._by_attempt(name, every)
+        agent = agent_of(name, self._agents.agents, every)
         attempts = attempts_of(name, agent, every)
         if agent is None and not attempts:
             raise not_found(name)
         entries = self._index.authorized(agent.id) if agent is not None else []
         return self._answer(agent, attempts, entries)
-
-    def _by_attempt(self, name: str, every: Sequence[Attempt]) -> AttestedAgent | None:
-        """An attempt's id names its agent as well."""
-        named = next((made.agent_id for made in every if made.id == name), None)
-        return self._agents.get(named) if named is not None else None
 
     def _answer(
         self, agent: AttestedAgent | None, attempts: Sequence[Attempt], entries: Sequence[RegistrationEntry]

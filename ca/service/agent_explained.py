@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,36 +38,46 @@ class AgentSeen:
     heard: bool
 
 
-def agent_of(name: str, agents: Mapping[SpiffeId, AttestedAgent]) -> AttestedAgent | None:
-    """By its SPIFFE ID, or by the end of its path. Raises InvalidArgument (AGENT_NAME_AMBIGUOUS, SPIFFE_ID_*)."""
+def agent_of(
+    name: str, agents: Mapping[SpiffeId, AttestedAgent], attempts: Sequence[Attempt] = ()
+) -> AttestedAgent | None:
+    """By its SPIFFE ID, by the end of its path, or by an attempt's id or address.
+
+    Raises InvalidArgument (AGENT_NAME_AMBIGUOUS, SPIFFE_ID_*).
+    """
     if "://" in name:
         return agents.get(SpiffeId.parse(name))
     end = "/" + name.strip("/")
     found = [agent for agent_id, agent in agents.items() if agent_id.path.endswith(end)]
+    if not found:
+        proved = {made.agent_id for made in attempts if made.agent_id is not None and _names(made, name)}
+        found = [agents[agent_id] for agent_id in sorted(proved, key=str) if agent_id in agents]
     if len(found) > 1:
         named = ", ".join(f"`{agent.id}`" for agent in found[:SHOWN_NAMES])
         raise InvalidArgument(
-            f"{quote(name)} is the end of {len(found)} agents' IDs",
+            f"{quote(name)} stands for {len(found)} agents",
             reason="AGENT_NAME_AMBIGUOUS",
             hint=f"give the whole ID, such as {named}",
         )
     return found[0] if found else None
 
 
-def attempts_of(name: str, agent: AttestedAgent | None, every: Iterable[Attempt]) -> list[Attempt]:
+def attempts_of(name: str, agent: AttestedAgent | None, every: Sequence[Attempt]) -> list[Attempt]:
     """The newest first: those that proved this agent, and those by strangers that may have been meant for it, because
     they came from where it came from, or have `name` for their id, their address or in what the verifier noted."""
-    kept = list(every)
-    own = [made for made in kept if agent is not None and made.agent_id == agent.id]
+    own = [made for made in every if agent is not None and made.agent_id == agent.id]
     origins = {made.origin for made in own if made.error is None}
 
     def meant(made: Attempt) -> bool:
         if made.agent_id is not None:
-            return (agent is not None and made.agent_id == agent.id) or made.id == name or str(made.agent_id) == name
-        noted = any(note.value == name for note in made.notes)
-        return noted or name in (made.id, made.origin, made.peer) or made.origin in origins
+            return made in own or (agent is None and (_names(made, name) or str(made.agent_id) == name))
+        return _names(made, name) or made.origin in origins or any(note.value == name for note in made.notes)
 
-    return [made for made in kept if meant(made)][:SHOWN_ATTEMPTS]
+    return [made for made in every if meant(made)][:SHOWN_ATTEMPTS]
+
+
+def _names(made: Attempt, name: str) -> bool:
+    return name in (made.id, made.peer, made.host, made.origin)
 
 
 def not_found(name: str) -> NotFound:

@@ -48,14 +48,18 @@ class Attempt:
     last_at: datetime | None = None
 
     @property
+    def host(self) -> str:
+        """The address without the port."""
+        return self.peer.rpartition(":")[0].strip("[]").partition("%")[0]
+
+    @property
     def origin(self) -> str:
-        """Without the port; of an IPv6 address the network: a host has as many addresses of that as it likes."""
-        host = self.peer.rpartition(":")[0].strip("[]").partition("%")[0]
+        """The address; of IPv6 the network: a host has as many addresses of that as it likes."""
         try:
-            address = ipaddress.ip_address(host)
+            address = ipaddress.ip_address(self.host)
         except ValueError:  # on the Unix socket, where it is a pid
             return self.peer.partition(":")[0]
-        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host
+        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else self.host
 
     @property
     def newest_at(self) -> datetime:
