@@ -72,6 +72,8 @@ class Jwks:
         self._flight: asyncio.Task[None] | None = None
         self.fetches = 0
         """Attempts so far, failed ones included."""
+        self.trouble = ""
+        """What the last attempt met; empty when it went well."""
 
     async def keys(self, key_id: str) -> Sequence[IssuerKey]:
         """All of the issuer's keys of that id. Raises Unavailable TOKEN_ISSUER_UNAVAILABLE."""
@@ -90,6 +92,11 @@ class Jwks:
             raise self._unavailable("the token's key is new here, and its issuer cannot be asked just now")
         self._remember_unknown(key_id)
         return ()
+
+    async def look(self) -> int:
+        """Asks now, if that is allowed, and tells how many key ids are known; `trouble` says what went wrong."""
+        await self._refresh(None)
+        return len(self._keys)
 
     def _known_unknown(self, key_id: str) -> bool:
         return self._unknown.get(key_id, 0.0) > self._clock.monotonic()
@@ -125,11 +132,15 @@ class Jwks:
                 self._keys = parse_key_set(await self._get(where, "its keys"))
             self._fetched_at, pause = self._clock.monotonic(), SHORTEST_INTERVAL_SECONDS
             self._sets += 1
+            self.trouble = ""
             self._unknown.clear()
         except (BurgeeError, ValueError, TimeoutError) as error:
-            why = error.detail if isinstance(error, BurgeeError) else str(error) or "no answer in time"
+            self.trouble = error.detail if isinstance(error, BurgeeError) else str(error) or "no answer in time"
             logger.warning(
-                "keys of an issuer not fetched", issuer=self._issuer, reason="TOKEN_ISSUER_UNAVAILABLE", detail=why
+                "keys of an issuer not fetched",
+                issuer=self._issuer,
+                reason="TOKEN_ISSUER_UNAVAILABLE",
+                detail=self.trouble,
             )
         finally:
             self._next_at = self._clock.monotonic() + pause

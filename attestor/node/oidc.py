@@ -6,14 +6,16 @@ SVID. A token serves once among all servers, whichever way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attestor.node.foreign_jwt import ForeignToken, TokenFault, UnverifiedToken, refused, take_apart, verify_token
 from attestor.node.jwks import Jwks
 from attestor.node.oidc_claims import check_required, evidence_of, path_values, selectors_of, subject_of
 from attestor.node.oidc_config import NAME, AgentConfig, IssuerConfig, ServerConfig
 from attestor.node.oidc_source import TokenSource
-from ca.errors import FailedPrecondition
+from ca.errors import FailedPrecondition, InvalidArgument
 from ca.identity.text import quote
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost, ProvenToken
+from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost, ProvenToken
 from ca.runtime import log
 from ca.runtime.https import context_of
 from ca.runtime.notes import note
@@ -67,6 +69,10 @@ class OidcVerifier:
     async def use_up_token(self, proven: ProvenToken) -> None:
         await self._host.use_once(NAME, proven.evidence, proven.valid_until)
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether each issuer can be asked for its keys."""
+        return [await _looked_at(issuer) for issuer in self._issuers.values()]
+
     async def _prove(
         self, payload: bytes, wanted: str | None, *, agents: bool
     ) -> tuple[ProvenToken, _Issuer, ForeignToken]:
@@ -104,6 +110,23 @@ class OidcVerifier:
         return issuer
 
 
+async def _looked_at(issuer: _Issuer) -> Finding:
+    known = await issuer.keys.look()
+    what, trouble = f"keys of the OIDC issuer `{issuer.name}`", issuer.keys.trouble
+    if trouble:
+        return Finding(
+            what=what,
+            level=FindingLevel.FAILED,
+            detail=f"{trouble}; {known} known from before",
+            hint=f"can this machine reach {issuer.config.issuer}? for a private authority there is `ca_file`",
+        )
+    if not known:
+        return Finding(
+            what=what, level=FindingLevel.FAILED, detail="it has none that can sign", hint="look at its key set"
+        )
+    return Finding(what=what, level=FindingLevel.OK, detail=f"{known} known")
+
+
 class OidcProver:
     """Agent half. Remembers the last token that it gave away, because a token works once."""
 
@@ -124,6 +147,19 @@ class OidcProver:
     async def payload(self) -> bytes:
         self._given = await self._source.read()
         return self._given.encode()
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether there is a token, and for whom. No service is asked for one."""
+        what = "the OIDC token"
+        if self._source.makes_new_ones:
+            return [Finding(what=what, level=FindingLevel.OK, detail="a service is asked for one when it is needed")]
+        try:
+            claims = take_apart(self._source.kept()).claims
+        except (FailedPrecondition, InvalidArgument) as error:
+            return [Finding(what=what, level=FindingLevel.FAILED, detail=error.detail, hint=error.hint)]
+        told = ", ".join(f"`{name}` {quote(str(claims.get(name)))}" for name in ("iss", "aud", "sub"))
+        hint = "`aud` must be the server's `audience`, letter for letter"
+        return [Finding(what=what, level=FindingLevel.OK, detail=told, hint=hint)]
 
     async def answer(self, challenge: bytes) -> bytes:
         raise FailedPrecondition(

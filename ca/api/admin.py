@@ -113,6 +113,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             agents=[str(agent) for agent in done.agents],
             entries=done.entries,
             join_tokens=done.join_tokens,
+            used_evidence=done.used_evidence,
             issuance_batches=done.issuance_batches,
             audit_records=done.audit_records,
             changes=done.changes,

@@ -1,4 +1,4 @@
-"""Forgets what is over: agents, entries, join tokens, issuance and audit records, the tail of the change log."""
+"""Forgets what is over: agents, entries, join tokens, used evidence, issuance and audit records, old changes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Pruned:
     agents: list[SpiffeId] = field(default_factory=list)
     entries: list[str] = field(default_factory=list)
     join_tokens: int = 0
+    used_evidence: int = 0
     issuance_batches: int = 0
     audit_records: int = 0
     changes: int = 0
@@ -46,6 +47,7 @@ class Pruned:
             "agents": len(self.agents),
             "entries": len(self.entries),
             "join_tokens": self.join_tokens,
+            "used_evidence": self.used_evidence,
             "issuance_batches": self.issuance_batches,
             "audit_records": self.audit_records,
             "changes": self.changes,
@@ -71,6 +73,7 @@ class Pruner:
             done.agents = await _all(lambda: store.pruning.delete_agents(over, first_use=policy.first_use_agents))
         done.entries = await _all(lambda: store.pruning.delete_entries(now - policy.entries_expired_for))
         done.join_tokens = await store.tokens.prune(now)
+        done.used_evidence = await store.evidence.prune(now)
         done.issuance_batches = await store.issuance.prune(now, retention=policy.issuance_retention)
         done.audit_records = await store.audit.prune(now - policy.audit_retention)
         done.changes = await store.changes.compact(policy.changes_kept)
@@ -87,6 +90,7 @@ class Pruner:
             agents=await self._expired_agents(policy, now),
             entries=await store.pruning.expired_entries(now - policy.entries_expired_for),
             join_tokens=await store.pruning.count_tokens(now),
+            used_evidence=await store.evidence.count_over(now),
             issuance_batches=await store.issuance.count_old(now, retention=policy.issuance_retention),
             audit_records=await store.audit.count_before(now - policy.audit_retention),
             changes=await store.changes.count_beyond(policy.changes_kept),

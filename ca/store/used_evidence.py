@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from ca.errors import Denied
 from ca.store.database import Database, WriteTransaction
@@ -47,6 +47,21 @@ class UsedEvidence:
                 )
 
         await self._database.write(work)
+
+    async def count_over(self, now: datetime) -> int:
+        """How much of it `prune` would forget."""
+        query = select(func.count()).select_from(used_evidence).where(used_evidence.c.until < to_micros(now))
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def prune(self, now: datetime) -> int:
+        """Forget what ended before `now`, and proves nothing any more; returns how much."""
+
+        async def work(transaction: WriteTransaction) -> int:
+            over = delete(used_evidence).where(used_evidence.c.until < to_micros(now))
+            return (await transaction.connection.execute(over)).rowcount
+
+        return await self._database.write(work)
 
 
 def _digest(kind: str, key: str) -> bytes:

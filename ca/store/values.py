@@ -227,8 +227,8 @@ class IssuanceRecord(NamedTuple):
     """One signature, written before it is made. A tuple, because thousands are made a second.
 
     `serial_or_kid`: decimal serial number of a certificate, key id of a token. `tbs_sha256` and `key_sha256` (of the
-    SubjectPublicKeyInfo; empty for tokens) are raw digests. `entry_id` and `agent` are empty where none took part; for whoever exchanged a
-    token without an agent, `agent` is `ca.identity.exchange.requester`.
+    SubjectPublicKeyInfo; empty for tokens) are raw digests. `entry_id` and `agent` are empty where none took part.
+    For whoever exchanged a token without an agent, `agent` is `ca.identity.exchange.requester`.
     """
 
     kind: IssuedKind

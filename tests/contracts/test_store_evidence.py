@@ -54,3 +54,14 @@ async def test_the_same_key_may_come_again_for_a_while(store: Store) -> None:
 async def test_what_has_ended_is_forgotten(store: Store) -> None:
     await store.evidence.use("oidc", "a", NOW + HOUR, now=NOW)
     await store.evidence.use("oidc", "a", NOW + 2 * HOUR, now=NOW + HOUR + timedelta(seconds=1))
+
+
+async def test_pruning_forgets_what_has_ended_and_nothing_else(store: Store) -> None:
+    now = NOW
+    for minutes in (1, 2, 3):
+        await store.evidence.use("oidc", str(minutes), now + timedelta(minutes=minutes), now=now)
+    later = now + timedelta(minutes=2, seconds=1)
+    assert await store.evidence.count_over(later) == 2
+    assert [await store.evidence.prune(moment) for moment in (now, later, later)] == [0, 2, 0]
+    with pytest.raises(Denied):
+        await store.evidence.use("oidc", "3", now + timedelta(minutes=3), now=later)

@@ -57,6 +57,13 @@ def sign_with_secret(header: str, claims: str, secret: bytes) -> str:
     return f"{signing_input}.{base64url.encode(signature)}"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that believe another authority end the handshake, which is what they are tested for."""
+
+
 class OidcIssuer:
     """Serves while its context lasts. `asked` counts requests by path, `headers` has the last one's; `answers`
     replaces some of them; `down` makes all of them fail with 503. `clock` gives the seconds that its tokens go by."""
@@ -72,8 +79,7 @@ class OidcIssuer:
         self.down = False
         self.delay_seconds = 0.0
         self._path = path
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property

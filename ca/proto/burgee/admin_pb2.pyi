@@ -625,10 +625,13 @@ class PruneResponse(_message.Message):
     ISSUANCE_BATCHES_FIELD_NUMBER: _builtins.int
     AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    USED_EVIDENCE_FIELD_NUMBER: _builtins.int
     join_tokens: _builtins.int
     issuance_batches: _builtins.int
     audit_records: _builtins.int
     changes: _builtins.int
+    used_evidence: _builtins.int
+    """What served once and has ended by itself."""
     @_builtins.property
     def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SPIFFE IDs of agents and IDs of entries."""
@@ -644,10 +647,11 @@ class PruneResponse(_message.Message):
         issuance_batches: _builtins.int = ...,
         audit_records: _builtins.int = ...,
         changes: _builtins.int = ...,
+        used_evidence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "audit_records", b"audit_records", "changes", b"changes", "entries", b"entries", "issuance_batches", b"issuance_batches", "join_tokens", b"join_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "audit_records", b"audit_records", "changes", b"changes", "entries", b"entries", "issuance_batches", b"issuance_batches", "join_tokens", b"join_tokens", "used_evidence", b"used_evidence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,7 +20,7 @@ from attestor.node.oidc import OidcProver, OidcVerifier, plugin
 from attestor.node.oidc_claims import evidence_of, texts
 from attestor.node.oidc_config import AgentConfig, ServerConfig
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
-from ca.ports import AttestedNode, TokenVerifier
+from ca.ports import AttestedNode, Checked, FindingLevel, TokenVerifier
 from ca.runtime.config import from_values
 from ca.runtime.notes import collecting
 from tests.contracts.attestors import NodeSample
@@ -357,6 +357,24 @@ async def test_a_forge_is_asked_for_a_token(
         issuer.answers[path] = answer
         with pytest.raises(FailedPrecondition):
             await node.payload()
+
+
+async def test_doctor_is_told_how_it_stands(issuer: OidcIssuer, tmp_path: Path) -> None:
+    to = verifier(issuer, tmp_path)
+    assert isinstance(to, Checked)
+    (well,) = await to.check()
+    assert (well.level, well.detail) == (FindingLevel.OK, "1 known")
+    issuer.down = True
+    (ill,) = await verifier(issuer, tmp_path).check()
+    assert (ill.level, "answered 503" in ill.detail) == (FindingLevel.FAILED, True)
+    (tmp_path / "token").write_text(issuer.token())
+    node = prover(token_file=str(tmp_path / "token"))
+    assert isinstance(node, Checked)
+    (token,) = await node.check()
+    assert f"`aud` `{AUDIENCE}`" in token.detail
+    for nothing in ("", "junk"):
+        (tmp_path / "token").write_text(nothing)
+        assert [found.level for found in await node.check()] == [FindingLevel.FAILED]
 
 
 async def test_no_challenge_is_answered() -> None:
