@@ -26,6 +26,7 @@ from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
 NAME = "k8s"
+_BESIDES_SECONDS = 1.0
 _FAILED_JUST_NOW_SECONDS = 2.0
 _RETRIED = frozenset({"KUBELET_UNREACHABLE"})
 
@@ -54,6 +55,11 @@ class K8sAttestor:
         self._monotonic = monotonic
         if config.skip_kubelet_verification:
             log.warning("whoever answers at the kubelet's port is believed", reason="KUBELET_UNVERIFIED")
+
+    @property
+    def deadline_seconds(self) -> float:
+        """Longer than the wait, so that it is said what was waited for."""
+        return self._config.max_wait_seconds + _BESIDES_SECONDS
 
     async def attest(self, process: Process) -> frozenset[Selector]:
         process.ensure_alive()

@@ -76,7 +76,7 @@ class Config(StrictModel):
         gt=0,
         le=120,
         description="How long a caller is looked for that is not in the kubelet's answer yet, "
-        "as while its pod is starting. Keep it below this attestor's deadline.",
+        "as while its pod is starting.",
     )
     cache_seconds: float = Field(
         default=2.0,

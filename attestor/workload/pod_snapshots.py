@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import Context
 from dataclasses import dataclass
 from hashlib import sha256
 
 from attestor.workload.pod_list import Pods, parse_pods
 from ca.errors import Unavailable
+from ca.runtime.cpu import steps
 from ca.runtime.log import get
-from ca.runtime.threads import to_thread
+from ca.runtime.threads import to_thread, watch
 
 Fetch = Callable[[], Awaitable[bytes]]
 log = get("attestor.workload.k8s")
@@ -73,8 +73,7 @@ class PodSnapshots:
 
     def _flight(self) -> asyncio.Task[None]:
         if self._asking is None or self._asking.done():
-            # In a context of its own: it belongs to no single one of those who wait, and its thread counts for none.
-            self._asking = asyncio.get_running_loop().create_task(self._ask(), context=Context())
+            self._asking = asyncio.get_running_loop().create_task(steps(self._ask))
             self._asking.add_done_callback(_look_at)
         return self._asking
 
@@ -84,8 +83,9 @@ class PodSnapshots:
         self._pace.asked(asked_at)
         self.requests += 1
         try:
-            body = await self._fetch()
-            self.last = Snapshot(asked_at=asked_at, pods=await to_thread(self._parsed, body))
+            with watch():  # it belongs to no single one of those who wait, and its threads count against none
+                body = await self._fetch()
+                self.last = Snapshot(asked_at=asked_at, pods=await to_thread(self._parsed, body))
         except Unavailable as error:
             self.failure = (self._monotonic(), error)
             raise

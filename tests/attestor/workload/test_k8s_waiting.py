@@ -10,10 +10,11 @@ import pytest
 
 from ca.errors import Unauthenticated
 from ca.runtime import threads
+from ca.runtime.cpu import metering
 from ca.runtime.notes import collecting
 from tests.attestor.processes import SLEEP, child, pinned
 from tests.attestor.workload.k8s_node import PATIENT, Node, in_pod, reason, tree, until, values
-from tests.support.kubelet import COARSE, Object, StandInKubelet, pod, status
+from tests.support.kubelet import COARSE, Object, StandInKubelet, many_pods, pod, pod_list, status
 from tests.support.pair import free_port
 from tests.support.proc_trees import ID, OTHER, POD
 from tests.support.tls_ca import TlsCa
@@ -230,3 +231,18 @@ async def test_nothing_says_which_kubelet_is_this_nodes(node: Node, monkeypatch:
     assert await reason(attestor, node.process()) == "KUBELET_UNKNOWN"
     monkeypatch.setenv("MY_NODE_IP", "127.0.0.1")
     assert await values(attestor, node.process())
+
+
+async def test_whoever_asks_first_pays_for_the_question(node: Node) -> None:
+    """Out of the agent's budget for attesting again: processor time, which is much for a hundred pods."""
+    node.kubelet.body = pod_list([*many_pods(110), *node.pods])
+    attestor, process, spent = node.attestor(cache_seconds=60.0), node.process(), []
+    for _ in range(2):
+        with metering() as meter:
+            assert await asyncio.create_task(values(attestor, process))
+        spent.append(meter.seconds)
+    assert spent[0] > 3 * spent[1] > 0
+
+
+def test_its_deadline_is_longer_than_its_wait(node: Node) -> None:
+    assert node.attestor(max_wait_seconds=30.0).deadline_seconds > 30.0
