@@ -29,6 +29,7 @@ from attestor.node.tpm.structures import (
     parse_signature,
 )
 from ca.errors import Denied, InvalidArgument
+from ca.identity.text import quote
 from ca.runtime.notes import note
 
 _FIXED = (FIXED_TPM, FIXED_PARENT, SENSITIVE_DATA_ORIGIN)
@@ -65,6 +66,7 @@ def verify_evidence(evidence: Evidence, authorities: Authorities, *, now: dateti
     )
     leaf = parse_node_certificate(evidence.devid_chain[0], max_rsa_bits=MAX_RSA_BITS)
     above = verify_chain(leaf, evidence.devid_chain[1:], authorities.devid, now=now)
+    note("DevID certificate", f"of {quote(leaf.certificate.subject.rfc4514_string())}")
     _require_same_key("DevID", leaf.key, devid, reason="TPM_DEVID_MISMATCH")
     endorsement = verify_endorsement(evidence.ek_certificate, authorities.endorsement, now)
     _require_same_key("endorsement", _key_of(endorsement), ek, reason="TPM_EK_MISMATCH")

@@ -1,10 +1,10 @@
 """Every fuzz target by name."""
 
 from tests.fuzz.harness import Target
-from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens
+from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens, tpm
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (names, requests, certificates, documents, tokens, streams, messages, gate)
+    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm)
     for target in module.TARGETS
 }
