@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from attestor.workload.procfile import read_proc_file
 from ca.errors import Denied
 
 MAX_CGROUP_BYTES = 64 * 1024
 MAX_MOUNTINFO_BYTES = 1 << 20
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 _ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _HEX = "[0-9a-f]"
@@ -38,9 +41,9 @@ _RUNTIME = re.compile(r"containerd|docker|crio|cri-o|kubelet|k3s|k0s|rke2|podman
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """`login_uid` is set when it stands below that login user's slice: he chose its name, and only his own rootless
-    runtime knows it. `hidden` when what stands above it, such as its pod, may be outside of the agent's cgroup
-    namespace. `found_in` says in which file and line, for those who ask why."""
+    """`login_uid` is set when it stands below that user's login, or below another cgroup that is his: he chose its
+    name, and only his own rootless runtime knows it. `hidden` when what stands above it, such as its pod, may be
+    outside of the agent's cgroup namespace. `found_in` says in which file and line, for those who ask why."""
 
     pod_uid: str | None
     container_id: str
@@ -55,26 +58,28 @@ class _Candidate:
     around_us: bool  # the agent is in it too
 
 
-def find_container(proc: int, *, own_cgroups: str | None = None) -> Container | None:
+def find_container(proc: int, *, own_cgroups: str | None = None, root: Path = CGROUP_ROOT) -> Container | None:
     """`proc` is a directory descriptor of /proc/PID; None where it runs in no container. Blocks.
 
-    `own_cgroups` is the agent's own /proc/self/cgroup, read when it is not given. Raises Unauthenticated when the
+    `own_cgroups` is the agent's own /proc/self/cgroup, read when it is not given; `root` is where cgroups are mounted:
+    who owns those that can be seen there, may make others below them. Raises Unauthenticated when the
     process is gone, Denied where different ids are found (CONTAINER_AMBIGUOUS) or another machine's root may have
     chosen the name (CONTAINER_NESTED).
     """
     if own_cgroups is None:
         own_cgroups = _own_cgroups()
-    found = from_cgroups(read_proc_file(proc, "cgroup", max_bytes=MAX_CGROUP_BYTES), own_cgroups)
+    found = from_cgroups(read_proc_file(proc, "cgroup", max_bytes=MAX_CGROUP_BYTES), own_cgroups, root)
     if found is None and _shares_user_namespace(proc):
         found = from_mounts(read_proc_file(proc, "mountinfo", max_bytes=MAX_MOUNTINFO_BYTES), own_cgroups)
     return found
 
 
-def from_cgroups(text: str, own: str) -> Container | None:
-    """`text` and `own` are /proc/PID/cgroup of the process and of the agent, cgroups(7)."""
+def from_cgroups(text: str, own: str, root: Path | None = None) -> Container | None:
+    """`text` and `own` are /proc/PID/cgroup of the process and of the agent, cgroups(7). Who owns a cgroup is looked up
+    where `root` is given."""
     ours = dict(_hierarchies(own))
     return _agreed(
-        _candidate(path, [ours.get(hierarchy, "")], f"cgroup {hierarchy}:{path}")
+        _candidate(path, [ours.get(hierarchy, "")], f"cgroup {hierarchy}:{path}", _mounts(hierarchy, root))
         for hierarchy, path in _hierarchies(text)
     )
 
@@ -108,8 +113,9 @@ def _cgroup_mounts(text: str) -> Iterable[tuple[str, str]]:
             yield parts[3], parts[4]
 
 
-def _candidate(path: str, own: Iterable[str], found_in: str) -> _Candidate | None:
-    """The container in one path; `own` are the agent's paths, what of them is above both is around us."""
+def _candidate(path: str, own: Iterable[str], found_in: str, mounts: Sequence[Path] = ()) -> _Candidate | None:
+    """The container in one path; `own` are the agent's paths, what of them is above both is around us. `mounts` are
+    where that hierarchy may be looked at."""
     parts = path.strip("/").split("/")
     around = max((_common(parts, ours.strip("/").split("/")) for ours in own), default=0)
     named = [(n, found) for n, part in enumerate(parts) if (found := _container_id(part, parts[n - 1] if n else ""))]
@@ -121,7 +127,7 @@ def _candidate(path: str, own: Iterable[str], found_in: str) -> _Candidate | Non
     container = Container(
         pod_uid=_pod_uid(parts[: n + 1]),
         container_id=container_id,
-        login_uid=_login(parts[around:n]),
+        login_uid=_foreign(parts, around, n, mounts),
         hidden=parts[0] == "..",
         found_in=found_in,
     )
@@ -148,9 +154,31 @@ def _pod_uid(parts: list[str]) -> str | None:
     return found[-1].replace("_", "-") if found else None
 
 
-def _login(above: list[str]) -> int | None:
-    logins = (match for part in above if (match := _LOGIN.fullmatch(part)))
-    return next((int(match[1] or match[2]) for match in logins), None)
+def _foreign(parts: list[str], around: int, end: int, mounts: Sequence[Path]) -> int | None:
+    """The user, neither root nor we, who may make cgroups between `around` and `end`: by his login, or as their owner.
+    Where they cannot be looked at, as outside of our cgroup namespace, names are all there is."""
+    logins = (match for part in parts[around:end] if (match := _LOGIN.fullmatch(part)))
+    login = next((int(match[1] or match[2]) for match in logins), None)
+    if login is not None or parts[0] == "..":
+        return login
+    above = (mount.joinpath(*parts[:n]) for mount in mounts for n in range(around + 1, end + 1))
+    owners = (owner for directory in above if (owner := _owner(directory)) is not None)
+    return next((owner for owner in owners if owner not in (0, os.geteuid())), None)
+
+
+def _owner(directory: Path) -> int | None:
+    try:
+        return os.lstat(directory).st_uid
+    except (OSError, ValueError):
+        return None
+
+
+def _mounts(hierarchy: str, root: Path | None) -> tuple[Path, ...]:
+    """Where a hierarchy may be mounted. The unified one is below the root where there are old ones as well."""
+    controllers = hierarchy.partition(":")[2].removeprefix("name=")
+    if root is None or "/" in controllers:
+        return ()
+    return (root / controllers,) if controllers else (root / "unified", root)
 
 
 def _refuse_machine(above: list[str]) -> None:

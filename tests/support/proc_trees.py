@@ -44,7 +44,8 @@ class Layout:
     refused: str = ""
 
     def write(self, directory: Path) -> Path:
-        """Makes the tree; the directory must be there and empty."""
+        """Makes the tree; the directory must be empty."""
+        directory.mkdir(exist_ok=True)
         (directory / "cgroup").write_text(self.cgroup)
         (directory / "mountinfo").write_text(self.mountinfo or MOUNTS)
         (directory / "status").write_text(

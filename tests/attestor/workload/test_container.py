@@ -70,6 +70,34 @@ def test_what_may_be_hidden_by_the_agents_own_namespace_is_said(tmp_path: Path) 
     assert not plain.hidden
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: run the tests as root")
+@pytest.mark.parametrize(
+    ("cgroup", "mounted"),
+    [
+        (unified(f"/kubepods/burstable/pod{POD}/{ID}"), "kubepods/burstable"),
+        (unified(f"/kubepods/burstable/pod{POD}/{ID}"), "unified/kubepods/burstable"),
+        (f"4:memory:/kubepods/burstable/pod{POD}/{ID}\n", "memory/kubepods/burstable"),
+        (f"1:name=systemd:/kubepods/burstable/pod{POD}/{ID}\n", "systemd/kubepods/burstable"),
+    ],
+    ids=["v2", "hybrid", "v1", "systemd's"],
+)
+def test_a_cgroup_that_is_a_users_is_his_whatever_its_name(cgroup: str, mounted: str, tmp_path: Path) -> None:
+    proc = Layout(name="", cgroup=cgroup).write(tmp_path / "proc")
+    directory = tmp_path / "cgroup" / mounted
+    directory.mkdir(parents=True)
+    for owner, expected in ((0, None), (1000, 1000)):
+        os.chown(directory, owner, owner)
+        with opened(proc) as descriptor:
+            found = find_container(descriptor, own_cgroups=unified("/"), root=tmp_path / "cgroup")
+        assert found is not None
+        assert found.login_uid == expected
+    with opened(proc) as descriptor:  # what is above the agent too was made before it
+        around = cgroup.replace(f"/pod{POD}/{ID}", "/agent")
+        found = find_container(descriptor, own_cgroups=around, root=tmp_path / "cgroup")
+    assert found is not None
+    assert found.login_uid is None
+
+
 def test_our_own_process_against_itself() -> None:
     """Whatever this runs in, it is the same from both sides: nothing is refused."""
     with pinned(os.getpid()) as process:
