@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ from ca.ports import AttestedNode, Checked, FindingLevel, TokenVerifier
 from ca.runtime.config import from_values
 from ca.runtime.notes import collecting
 from tests.contracts.attestors import NodeSample
+from tests.docs.pages import blocks
 from tests.support.clock import FakeClock
 from tests.support.node_host import FakeHost
 from tests.support.oidc_issuer import AUDIENCE, DISCOVERY, OidcIssuer, sign
@@ -392,3 +394,12 @@ async def test_the_clock_is_the_servers(issuer: OidcIssuer, tmp_path: Path) -> N
     assert await refusal(to, issuer.token()) == "TOKEN_NOT_YET_VALID"
     at = int((clock.now() + timedelta(seconds=1)).timestamp())
     await attest(to, issuer.token(iat=at, nbf=at, exp=at + 60))
+
+
+def test_the_pages_examples_are_valid() -> None:
+    page = Path(__file__).parents[3] / "docs/plugins/node-attestor-oidc.md"
+    documents = [yaml.safe_load(text) for text in blocks(page, "yaml")]
+    (server,) = (d["node_attestors"]["oidc"] for d in documents if "node_attestors" in d)
+    (agent,) = (d["node_attestor"]["oidc"] for d in documents if "node_attestor" in d)
+    assert from_values(server, ServerConfig).issuers["forge"].required_claims == {"repository_owner": "acme"}
+    assert from_values(agent, AgentConfig).token_file is not None
