@@ -7,7 +7,7 @@ wanted=()
 command -v openssl >/dev/null || wanted+=(openssl)
 command -v ssh-keygen >/dev/null || wanted+=(openssh-client)
 command -v softhsm2-util >/dev/null || wanted+=(softhsm2)
-{ command -v swtpm && command -v tpm2_createek; } >/dev/null || wanted+=(swtpm tpm2-tools libtss2-tcti-swtpm0)
+{ command -v swtpm_setup && command -v tpm2_createek; } >/dev/null || wanted+=(swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0)
 command -v dbus-daemon >/dev/null || wanted+=(dbus-daemon)
 [ ${#wanted[@]} -eq 0 ] && exit 0
 

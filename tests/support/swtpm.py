@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 from tests.support.device_ca import DeviceCa
 from tests.support.real import require
 
-HOW = "apt-get install swtpm tpm2-tools libtss2-tcti-swtpm0"
+HOW = "apt-get install swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0"
 EK_RSA, EK_ECC = "0x1c00002", "0x1c0000a"
 STORAGE = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
 SIGNING = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign"
@@ -30,18 +30,36 @@ _PR_SET_PDEATHSIG = 1
 
 def need_swtpm() -> None:
     """Skips (or fails) where the emulator or the tools are not installed."""
-    require("swtpm", all(map(shutil.which, ("swtpm", "tpm2_createek", "tpm2_nvdefine"))), HOW)
+    require("swtpm", all(map(shutil.which, ("swtpm", "swtpm_setup", "tpm2_createek"))), HOW)
 
 
 class SoftTpm:
-    """One TPM, running, in a short directory of its own."""
+    """One TPM, running, in a short directory of its own; if `manufactured`, with what `swtpm_setup` puts into it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, manufactured: bool = False) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="bg-tpm-"))
         self.socket = self.home / "t"
         (self.home / "state").mkdir()
         self._process: subprocess.Popen[bytes] | None = None
+        if manufactured:
+            self._manufacture()
         self.start()
+
+    @property
+    def manufacturer(self) -> Path:
+        """The CA of `swtpm_setup`, which signed the endorsement certificate of a manufactured TPM."""
+        return self.home / "config/var/lib/swtpm-localca/issuercert.pem"
+
+    def _manufacture(self) -> None:
+        """As whoever runs virtual machines does: certificates by swtpm's own local CA, which is not ours."""
+        config = self.home / "config"
+        config.mkdir()
+        environment = os.environ | {"XDG_CONFIG_HOME": str(config)}
+        made = ["--tpm2", "--tpmstate", str(self.home / "state"), "--create-ek-cert"]
+        for arguments in (["--create-config-files", "root"], [*made, "--config", str(config / "swtpm_setup.conf")]):
+            command = ["swtpm_setup", *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
         """Also after `stop`: what is kept in the TPM is kept."""

@@ -87,6 +87,17 @@ async def test_the_right_tpm_is_the_node_that_its_devid_names(machine_of: Callab
     assert node.reattestable
 
 
+async def test_a_tpm_that_somebody_else_manufactured_is_believed_by_that_manufacturers_ca() -> None:
+    """Keys, certificates and their places in the TPM are swtpm_setup's, as those of virtual machines are."""
+    machine = SoftTpm(manufactured=True)
+    try:
+        machine.provision(factory().owner, kind="ecc")
+        assert await attest(machine, {"endorsement_ca_path": str(machine.manufacturer)})
+        assert await refusal(attest(machine)) == "TPM_EK_UNTRUSTED"
+    finally:
+        machine.remove()
+
+
 async def test_nothing_stays_in_the_tpm(tpm: SoftTpm) -> None:
     node = prover(tpm)
     payload = await node.payload()
