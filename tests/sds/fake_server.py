@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import ssl
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -91,6 +92,7 @@ class FakeServer:
     agent_path: str = ""
     alpn: str = "h2"
     pushes: bool = True
+    ahead_seconds: float = 0.0
     federated: dict[str, TrustBundle] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
 
@@ -302,6 +304,9 @@ class _Svid(server_svid_pb2_grpc.SVIDServicer):
 class _Node(node_pb2_grpc.NodeServicer):
     def __init__(self, fake: FakeServer) -> None:
         self._fake = fake
+
+    async def GetTime(self, request: node_pb2.GetTimeRequest, context: Any) -> node_pb2.ServerTime:
+        return node_pb2.ServerTime(now_micros=int((time.time() + self._fake.ahead_seconds) * 1e6))
 
     async def Sync(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         fake = self._fake
