@@ -131,6 +131,7 @@ class ServerDoctor:
             types=plugins.names(plugins.WORKLOAD_ATTESTORS),
             node_types={*plugins.names(plugins.NODE_ATTESTORS), "spiffe_id"},
             now=self._clock.now(),
+            token_issuers=config.node_attestors.get("oidc", {}).get("issuers", {}),
         )
         return [*found, *checks.lives(self._settings(), config.ca_ttl_seconds, every)]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from ca.authority.ttls import longest_svid_ttl
+from ca.identity import exchange
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, is_agent_path, server_id
 from ca.ports import Finding, FindingLevel
@@ -37,20 +38,25 @@ def entries(
     types: Collection[str],
     node_types: Collection[str],
     now: datetime,
+    token_issuers: Collection[str] = (),
 ) -> list[Finding]:
-    """`types` of selectors are those of workload attestors that are installed, `node_types` those of node attestors."""
+    """`types` of selectors are those of workload attestors that are installed, `node_types` those of node attestors.
+    `token_issuers` are the names of issuers whose tokens are exchanged without an agent."""
     ids = {entry.spiffe_id for entry in every}
     server = server_id(trust_domain)
-    known = {**dict.fromkeys(ids), **dict.fromkeys(agents), server: None}
+    parents = [exchange.parent_id(trust_domain, "oidc", name) for name in token_issuers]
+    known = {**dict.fromkeys(ids), **dict.fromkeys(agents), **dict.fromkeys(parents), server: None}
     expired = [entry for entry in every if entry.expires_at is not None and entry.expires_at <= now]
     lost = {entry.id for entry in expired}
     orphans = [entry for entry in every if entry.id not in lost and entry.parent_id not in known]
     dead = [entry for entry in every if entry.id not in lost and _is_over(agents.get(entry.parent_id), now)]
 
     def strange(entry: RegistrationEntry) -> bool:
-        fitting = node_types if entry.parent_id == server else types
+        of_nodes = entry.parent_id == server or exchange.is_parent_path(entry.parent_id.path)
+        fitting = node_types if of_nodes else types
         return any(selector.type not in fitting for selector in entry.selectors)
 
+    wide = [entry for entry in every if entry.id not in lost and exchange.issuer_wide(entry.selectors)]
     odd = [entry for entry in every if entry.id not in lost and strange(entry)]
     found = [
         _group("expired entries", expired, "are over", "delete them, or give them a later end"),
@@ -66,6 +72,12 @@ def entries(
             odd,
             "want selectors of types that no installed attestor gives",
             "is a selector's type misspelt? an attestor that only agents have installed is unknown to this server",
+        ),
+        _group(
+            "entries for everybody at an issuer",
+            wide,
+            "tell whose token it is by nothing that others there cannot have",
+            "add whose it is, such as `oidc:claim:repository:acme/shop`",
         ),
     ]
     bad = [finding for finding in found if finding is not None]
@@ -114,6 +126,8 @@ def _group(what: str, entries: Sequence[RegistrationEntry], how: str, hint: str)
 
 
 def _orphan_hint(orphans: Sequence[RegistrationEntry]) -> str:
+    if any(exchange.is_parent_path(entry.parent_id.path) for entry in orphans):
+        return "no issuer of that name is configured for the node attestor `oidc`: correct `parent_id`, or configure it"
     if any(is_agent_path(entry.parent_id.path) for entry in orphans):
         return "that agent never attested here, or was evicted: correct `parent_id`, or let it attest"
     return "correct `parent_id`: an attested agent, the server (for a node alias), or another entry's SPIFFE ID"
