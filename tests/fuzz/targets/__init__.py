@@ -1,10 +1,10 @@
 """Every fuzz target by name."""
 
 from tests.fuzz.harness import Target
-from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens, tpm
+from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens, tpm, workloads
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm)
+    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm, workloads)
     for target in module.TARGETS
 }
