@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,12 @@ async def _findings(client: Any) -> list[dict[str, str]]:
     except BurgeeError as error:
         return [_finding("API server", "failed", f"{error.detail} ({error.reason})", error.hint)]
     found = [_finding("API server", "ok", f"it answers, and is {str(version.get('gitVersion', 'of no version'))[:64]}")]
-    return found + list(await asyncio.gather(*(_permission(client, needed) for needed in NEEDED)))
+    answers = await asyncio.gather(*(_granted(client, needed) for needed in NEEDED))
+    return found + _judged(dict(zip(NEEDED, answers, strict=True)))
 
 
-async def _permission(client: Any, needed: Permission) -> dict[str, str]:
+async def _granted(client: Any, needed: Permission) -> bool | BurgeeError:
+    """Whether whoever asks may do it; the error where that cannot be told."""
     attributes = {
         "verb": needed.verb,
         "resource": needed.resource,
@@ -80,16 +83,30 @@ async def _permission(client: Any, needed: Permission) -> dict[str, str]:
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    what = f"{needed.who}: {needed.name}"
     try:
         answer = await client.create(REVIEWS, review)
     except BurgeeError as error:
-        return _finding(what, "failed", f"{error.detail} ({error.reason})", error.hint)
+        return error
     status = answer.get("status")
-    if isinstance(status, dict) and status.get("allowed") is True:
+    return isinstance(status, dict) and status.get("allowed") is True
+
+
+def _judged(answers: Mapping[Permission, bool | BurgeeError]) -> list[dict[str, str]]:
+    """Who asks is the server's account or an agent's, and need not be both: of what it is not, nothing is granted.
+    A part of what one needs is a failure, and so is none of all."""
+    whose = {needed.who for needed, answer in answers.items() if answer is True}
+    return [_permission(needed, answer, may_be=needed.who in whose or not whose) for needed, answer in answers.items()]
+
+
+def _permission(needed: Permission, answer: bool | BurgeeError, *, may_be: bool) -> dict[str, str]:
+    what = f"{needed.who}: {needed.name}"
+    if isinstance(answer, BurgeeError):
+        return _finding(what, "failed", f"{answer.detail} ({answer.reason})", answer.hint)
+    if answer:
         return _finding(what, "ok", f"granted: {needed.why}")
-    hint = f"a {needed.who} needs it: grant `{needed.verb}` to its service account by a ClusterRole, and ask as that"
-    return _finding(what, "warning", f"not granted to whoever asks here; {needed.why}", hint)
+    hint = f"grant `{needed.verb}` to the {needed.who}'s service account by a ClusterRole, and ask as that account"
+    level = "failed" if may_be else "warning"
+    return _finding(what, level, f"not granted to whoever asks here: {needed.why}", hint)
 
 
 def _finding(what: str, level: str, detail: str, hint: str = "") -> dict[str, str]:
