@@ -37,6 +37,7 @@ class SoftTpm:
     """One TPM, running, in a short directory of its own; if `manufactured`, with what `swtpm_setup` puts into it."""
 
     def __init__(self, *, manufactured: bool = False) -> None:
+        need_swtpm()
         self.home = Path(tempfile.mkdtemp(prefix="bg-tpm-"))
         self.socket = self.home / "t"
         (self.home / "state").mkdir()
