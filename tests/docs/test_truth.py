@@ -110,7 +110,7 @@ def test_example_configurations_are_valid(tmp_path: Path) -> None:
     seen = 0
     for page in PAGES:
         for text in blocks(page, "yaml"):
-            document = yaml.safe_load(text)
+            document, *_ = yaml.safe_load_all(text)  # manifests are several
             if isinstance(document, dict) and {"trust_domain", "data_dir"} <= document.keys():
                 file = tmp_path / "example.yaml"
                 file.write_text(text)
