@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Row, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ca.errors import Denied, NotFound
@@ -30,6 +30,13 @@ from ca.store.tables import agent_selectors, agents, entries
 from ca.store.token_rows import forget_token_of
 from ca.store.values import AgentFilter, AttestedAgent, Page
 
+# Those of an attestation are made once: most of what a small statement costs is making it.
+_BY_ID = select(agents).where(agents.c.id == bindparam("agent_id"))
+_INSERT = insert(agents)
+_REPLACE = update(agents).where(agents.c.position == bindparam("at"))
+_INSERT_SELECTORS = insert(agent_selectors)
+_DELETE_SELECTORS = delete(agent_selectors).where(agent_selectors.c.position == bindparam("at"))
+
 
 class Agents:
     """The agents of the store. Methods that change one agent raise NotFound AGENT_NOT_FOUND when there is none."""
@@ -47,10 +54,15 @@ class Agents:
         return await self._database.write(lambda transaction: _upsert(transaction, agent, successor_of))
 
     async def get(self, agent_id: SpiffeId) -> AttestedAgent | None:
-        return (await self.get_many([agent_id])).get(agent_id)
+        async with self._database.read() as connection:
+            row = await _row_of(connection, str(agent_id))
+        return None if row is None else agent_of(row)
 
     async def get_many(self, agent_ids: Sequence[SpiffeId]) -> dict[SpiffeId, AttestedAgent]:
         """Those that exist, by ID."""
+        if len(agent_ids) == 1:  # as after each attestation
+            agent = await self.get(agent_ids[0])
+            return {} if agent is None else {agent.id: agent}
         found: dict[SpiffeId, AttestedAgent] = {}
         async with self._database.read() as connection:
             for some in chunks([str(agent_id) for agent_id in agent_ids]):
@@ -183,21 +195,23 @@ def _row(agent: AttestedAgent) -> dict[str, Any]:
 async def _upsert(transaction: WriteTransaction, agent: AttestedAgent, successor_of: str | None) -> AttestedAgent:
     connection = transaction.connection
     row = _row(agent)
-    old = (await connection.execute(select(agents).where(agents.c.id == row["id"]))).one_or_none()
+    old = await _row_of(connection, row["id"])
     revision = transaction.change("agent", row["id"])
     if old is None:
         position = revision
-        await connection.execute(insert(agents).values(position=position, **row))
+        await connection.execute(_INSERT, {"position": position, **row})
     else:
         _refuse_banned(old)
         if successor_of not in (None, old.serial):
             raise already_attested(agent.id)
         position = old.position
-        await connection.execute(update(agents).where(agents.c.position == position).values(row))
-        await connection.execute(delete(agent_selectors).where(agent_selectors.c.position == position))
+        await connection.execute(_REPLACE, {"at": position, **row})
+        if old.selectors == row["selectors"]:  # what is attested anew has mostly stayed what it was
+            return agent
+        await connection.execute(_DELETE_SELECTORS, {"at": position})
     members = [{"position": position, "digest": selector_digest(s)} for s in agent.selectors]
     if members:
-        await connection.execute(insert(agent_selectors), members)
+        await connection.execute(_INSERT_SELECTORS, members)
     return agent
 
 
@@ -224,8 +238,12 @@ def alias_selectors(agent_id: SpiffeId) -> frozenset[Selector]:
     return frozenset({Selector("spiffe_id", str(agent_id))})
 
 
+async def _row_of(connection: AsyncConnection, agent_id: str) -> Row[Any] | None:
+    return (await connection.execute(_BY_ID, {"agent_id": agent_id})).one_or_none()
+
+
 async def _must_get(connection: AsyncConnection, agent_id: SpiffeId) -> Row[Any]:
-    row = (await connection.execute(select(agents).where(agents.c.id == str(agent_id)))).one_or_none()
+    row = await _row_of(connection, str(agent_id))
     if row is None:
         raise NotFound("agent not found", reason="AGENT_NOT_FOUND")
     return row

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Integer, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ca.errors import Unavailable
@@ -25,6 +25,13 @@ POLL_SECONDS = 1.0
 """How often a server asks PostgreSQL whether another one wrote. SQLite has no other one, and nothing polls."""
 
 _PAGE = 5_000
+_STATE = select(tables.store)
+_AFTER = (
+    select(tables.changes)
+    .where(tables.changes.c.revision > bindparam("after"))
+    .order_by(tables.changes.c.revision)
+    .limit(bindparam("most", type_=Integer))
+)
 _log = log.get("store")
 
 
@@ -65,11 +72,12 @@ class ChangeLog:
         yet in this store (it then comes from before a restored backup).
         """
         async with self._database.read() as connection:
-            state = (await connection.execute(select(tables.store))).one()
+            state = (await connection.execute(_STATE)).one()
             if not state.compacted <= revision <= state.revision:
                 raise Compacted(f"revision {revision} is not in the change log", hint="read a snapshot")
-            query = select(tables.changes).where(tables.changes.c.revision > revision)
-            rows = await connection.execute(query.order_by(tables.changes.c.revision).limit(limit))
+            if revision == state.revision:
+                return []
+            rows = await connection.execute(_AFTER, {"after": revision, "most": limit})
             return [Change(row.revision, row.kind, row.name, row.deleted, row.mark) for row in rows]
 
     async def compact(self, keep: int) -> int:

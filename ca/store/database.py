@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Engine, create_engine, event, insert, make_url, select, update
+from sqlalchemy import URL, Engine, Integer, bindparam, create_engine, event, insert, make_url, select, update
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -30,6 +30,16 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 10_000
 _ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _BLOCKING_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+
+# Of every write, and so made once: most of what a small statement costs is making it.
+_COUNTER = select(tables.store.c.revision).where(tables.store.c.id == 1).with_for_update()
+_LOG = insert(tables.changes)
+_ADVANCE = (
+    update(tables.store)
+    .where(tables.store.c.id == 1)
+    .values(revision=tables.store.c.revision + bindparam("by", type_=Integer))
+    .returning(tables.store.c.revision)
+)
 
 
 class WriteTransaction:
@@ -221,8 +231,7 @@ def _tune_sqlite(engine: Engine) -> None:
 
 async def _lock_counter(connection: AsyncConnection) -> int:
     """The current revision; nobody else writes until this transaction ends."""
-    query = select(tables.store.c.revision).where(tables.store.c.id == 1).with_for_update()
-    return int((await connection.execute(query)).scalar_one())
+    return int((await connection.execute(_COUNTER)).scalar_one())
 
 
 async def _number(transaction: WriteTransaction) -> None:
@@ -233,15 +242,9 @@ async def _number(transaction: WriteTransaction) -> None:
     rows = [
         {"revision": c.revision, "kind": c.kind, "name": c.name, "deleted": c.deleted, "mark": c.mark} for c in changes
     ]
-    await transaction.connection.execute(insert(tables.changes), rows)
-    counter = tables.store
-    advance = (
-        update(counter)
-        .where(counter.c.id == 1)
-        .values(revision=counter.c.revision + len(changes))
-        .returning(counter.c.revision)
-    )
-    if (await transaction.connection.execute(advance)).scalar_one() != changes[-1].revision:
+    await transaction.connection.execute(_LOG, rows)
+    advanced = await transaction.connection.execute(_ADVANCE, {"by": len(changes)})
+    if advanced.scalar_one() != changes[-1].revision:
         raise Internal("revisions and counter disagree", reason="STORE_COUNTER")
 
 

@@ -51,6 +51,8 @@ class Entries:
 
     async def get_many(self, entry_ids: Sequence[str]) -> dict[str, RegistrationEntry]:
         """Those that exist, by id."""
+        if not entry_ids:
+            return {}
         async with self._database.read() as connection:
             return await read_entries(connection, entry_ids)
 
