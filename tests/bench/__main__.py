@@ -16,7 +16,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 
-from tests.bench import authorities, remote_keys, workload_attestation
+from tests.bench import authorities, node_attestation, remote_keys, workload_attestation
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
 from tests.bench.load import CACHE, Figures, wire
@@ -192,6 +192,8 @@ def main() -> int:
         figures |= remote_keys.transit(rounds) | remote_keys.softhsm(rounds)
         say(f"below a PKI mount ({rounds} rounds)")
         figures |= authorities.below_mount(rounds)
+        say(f"attesting nodes ({rounds} rounds)")
+        figures |= node_attestation.k8s_psat(rounds)
         say("a taint")
         figures |= authorities.taint()
         say("a thousand agents")

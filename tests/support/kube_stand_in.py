@@ -216,7 +216,7 @@ def main() -> None:
     api.node("n1", labels={"zone": "a"})
     token = api.token_for(api.pod("spire", "agent-1", node="n1", account="agent"), seconds=3600)
     (folder / "token").write_text(token)
-    (folder / "kubeconfig").write_text(str(api.kubeconfig()))
+    (folder / "kubeconfig").write_text(api.kubeconfig().read_text())
     print("ready", flush=True)
     sys.stdin.read()
 
