@@ -223,6 +223,14 @@ def azure_document(nonce: str, /, now: datetime | None = None, **changes: Any) -
     return json.dumps(document | changes).encode()
 
 
+def azure_message(content: bytes, signer: Signer) -> bytes:
+    """As Azure's: no attributes, and the algorithm of the signature named as that of the digest."""
+    message = signed_message(content, signer, attributes=False)
+    digest, signature = bytes.fromhex("0609608648016503040201"), bytes.fromhex("06092a864886f70d01010b")
+    assert message.count(digest) == 2  # of the message, and of its signer
+    return message.replace(digest, signature)
+
+
 def azure_answer(message: bytes, *, domain: str = TENANT_DOMAIN, scale_set: str | None = None) -> bytes:
     document = {"encoding": "pkcs7", "signature": base64.b64encode(message).decode()}
     return json.dumps({"document": document, "metadata": {"agentDomain": domain, "vmssName": scale_set}}).encode()

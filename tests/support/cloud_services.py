@@ -142,7 +142,7 @@ def azure_metadata(signer: documents.Signer, *, scale_set: str = "", **changes: 
         if request.path != "/metadata/attested/document":
             return 404, b""
         content = documents.azure_document(request.query["nonce"], **changes)
-        message = documents.signed_message(content, signer)
+        message = documents.azure_message(content, signer)
         return 200, as_json(json.loads(documents.azure_answer(message))["document"])
 
     return handle

@@ -32,6 +32,10 @@ _DIGESTS: dict[str, hashes.HashAlgorithm] = {
     "2.16.840.1.101.3.4.2.1": hashes.SHA256(),
     "2.16.840.1.101.3.4.2.2": hashes.SHA384(),
     "2.16.840.1.101.3.4.2.3": hashes.SHA512(),
+    # Azure names the algorithm of the signature where that of the digest belongs.
+    "1.2.840.113549.1.1.11": hashes.SHA256(),
+    "1.2.840.113549.1.1.12": hashes.SHA384(),
+    "1.2.840.113549.1.1.13": hashes.SHA512(),
 }
 # The algorithm of the signature, and the digest that it names itself (None: that of the signer's digestAlgorithm).
 _RSA_SIGNATURES = {

@@ -83,7 +83,7 @@ def answering(signer: clouds.Signer | None = None, *, domain: str = TENANT_DOMAI
 
     async def answer(nonce: bytes) -> bytes:
         content = azure_document(nonce.decode(), **changes)
-        return azure_answer(clouds.signed_message(content, signer or clouds.azure_signer()), domain=domain)
+        return azure_answer(clouds.azure_message(content, signer or clouds.azure_signer()), domain=domain)
 
     return answer
 
@@ -104,6 +104,13 @@ async def test_a_good_document_names_the_node() -> None:
     assert (node.path, node.reattestable) == (PATH, False)
     assert {str(selector) for selector in node.selectors} == SELECTORS
     assert (await verify(answering(domain=TENANT_DOMAIN.upper()))).path == PATH
+
+
+async def test_a_message_with_attributes_counts_too() -> None:
+    async def answer(nonce: bytes) -> bytes:
+        return azure_answer(clouds.signed_message(azure_document(nonce.decode()), clouds.azure_signer()))
+
+    assert (await verify(answer)).path == PATH
 
 
 async def test_the_nonce_is_new_each_time_and_azure_takes_it() -> None:
@@ -162,7 +169,7 @@ async def test_a_forged_document_is_refused() -> None:
     forged = clouds.Signer(key=clouds.key("forger"), certificate=good.certificate)
 
     async def answer(nonce: bytes) -> bytes:
-        message = clouds.signed_message(azure_document(nonce.decode()), good)
+        message = clouds.azure_message(azure_document(nonce.decode()), good)
         changed = message.replace(VM.encode(), VM[::-1].encode())
         assert changed != message
         return azure_answer(changed)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attestor.node.cloud import ber, cms
-from tests.support.cloud_documents import openssl_message, self_signed, signed_message
+from tests.support.cloud_documents import azure_message, openssl_message, self_signed, signed_message
 
 CONTENT = b'{"a": "document"}'
 SIGNER = self_signed("signer")
@@ -45,6 +45,12 @@ def test_messages_of_openssl_verify(command: str, options: tuple[str, ...]) -> N
     assert message.content == (content if "-nodetach" in options else None)
     if "-nocerts" not in options:
         assert message.own_signer() == SIGNER.certificate
+
+
+def test_a_message_that_names_its_digest_as_azure_does_verifies() -> None:
+    message = cms.parse(azure_message(CONTENT, SIGNER))
+    message.verify(SIGNER.certificate, CONTENT)
+    assert (message.digest.name, message.attributes) == ("sha256", None)
 
 
 def test_another_content_is_not_signed() -> None:
@@ -101,12 +107,13 @@ def test_the_way_of_writing_does_not_matter() -> None:
     cms.parse(_with_signers(data, [signer])).verify(SIGNER.certificate, CONTENT)
 
 
-@pytest.mark.parametrize("form", ["attributes", "plain", "streamed"])
+@pytest.mark.parametrize("form", ["attributes", "plain", "streamed", "azure"])
 def test_a_flipped_bit_changes_nothing_that_is_believed(form: str) -> None:
     """Either it is refused, or what is verified is what it was: never another content, never another error."""
     data = {
         "attributes": signed_message(CONTENT, SIGNER),
         "plain": signed_message(CONTENT, SIGNER, attributes=False, certificates=False),
+        "azure": azure_message(CONTENT, SIGNER),
         "streamed": openssl_message(CONTENT, SIGNER, "-nodetach", "-stream", "-nocerts"),
     }[form]
     refused = 0
