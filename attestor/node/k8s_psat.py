@@ -6,21 +6,26 @@ the node that it was made for are looked up there, and must be the very ones (by
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from attestor.node.psat_check import token_findings
 from ca.errors import BurgeeError, Denied, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from ca.identity.selector import Selector
 from ca.identity.text import quote
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
 from ca.runtime.kube import KubeClient, object_path
+from ca.runtime.kube_permissions import OF_SERVER
+from ca.runtime.kube_permissions import findings as permissions
 from ca.runtime.notes import note
 from ca.runtime.token_review import MAX_TOKEN_BYTES, ReviewedToken, is_token, review
 
@@ -143,6 +148,11 @@ class PsatVerifier:
             raise outward from error
         return cluster.attested(found)
 
+    async def check(self) -> Sequence[Finding]:
+        """Whether each cluster's API server answers, and grants what is asked of it."""
+        groups = await asyncio.gather(*(cluster.check() for cluster in self._clusters.values()))
+        return [finding for group in groups for finding in group]
+
 
 class _Cluster:
     def __init__(self, name: str, config: ClusterConfig) -> None:
@@ -161,6 +171,9 @@ class _Cluster:
         pod = await self._pod(token)
         node = await self._node(token, _text(pod, "spec", "nodeName"))
         return Found(token=token, pod=pod, node=node)
+
+    async def check(self) -> Sequence[Finding]:
+        return await permissions(self._api, OF_SERVER, prefix=f"cluster {self._name}:")
 
     def attested(self, found: Found) -> AttestedNode:
         uid = found.pod_uid if self._config.use_pod_uid_for_agent_id else found.node_uid
@@ -266,6 +279,13 @@ class PsatProver:
         raise FailedPrecondition(
             "the server sent a challenge, which service account tokens do not have", reason="UNEXPECTED_CHALLENGE"
         )
+
+    async def check(self) -> Sequence[Finding]:
+        """What the token says of itself."""
+        try:
+            return token_findings(self._token(), now=datetime.now(UTC))
+        except FailedPrecondition as error:
+            return [Finding(what="token", level=FindingLevel.FAILED, detail=error.detail, hint=error.hint)]
 
     def _token(self) -> str:
         path = self._config.token_path

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attestor.workload.container import Container, find_container
 from attestor.workload.k8s_config import Config, kubelet_of
 from attestor.workload.kubelet import Kubelet
-from attestor.workload.pod_list import ContainerStatus, Pod
+from attestor.workload.pod_list import ContainerStatus, Pod, parse_pods
 from attestor.workload.pod_selectors import container_selectors, pod_selectors
 from attestor.workload.pod_snapshots import PodSnapshots, Snapshot
-from ca.errors import Denied, Unavailable
+from ca.errors import ConfigError, Denied, Unavailable
 from ca.identity.selector import Selector
-from ca.ports import Process, WorkloadAttestorPlugin
+from ca.ports import Finding, FindingLevel, Process, WorkloadAttestorPlugin
 from ca.runtime.log import get
 from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
@@ -56,6 +56,22 @@ class K8sAttestor:
         if config.skip_kubelet_verification:
             log.warning("whoever answers at the kubelet's port is believed", reason="KUBELET_UNVERIFIED")
 
+    async def check(self) -> Sequence[Finding]:
+        """Asks the kubelet once: that it is there, is the one, and lists its pods to this agent."""
+        what = "kubelet permission"
+        try:
+            pods = await to_thread(parse_pods, await self._ask())
+        except (Unavailable, ConfigError) as error:
+            detail = f"{error.detail} ({error.reason})"
+            hint = error.hint or "is the kubelet running, and are `kubelet_address` and `kubelet_port` its own?"
+            return [Finding(what=what, level=FindingLevel.FAILED, detail=detail, hint=hint)]
+        found = [Finding(what=what, level=FindingLevel.OK, detail=f"the kubelet lists {len(pods.by_uid)} pods")]
+        if self._config.skip_kubelet_verification:
+            hint = "set `kubelet_ca_file`, and leave `skip_kubelet_verification` out"
+            detail = "whoever answers at the kubelet's port is believed"
+            found.append(Finding(what="kubelet certificate", level=FindingLevel.WARNING, detail=detail, hint=hint))
+        return found
+
     @property
     def deadline_seconds(self) -> float:
         """Longer than the wait, so that it is said what was waited for."""
@@ -89,11 +105,12 @@ class K8sAttestor:
             return found
         if (found := self._stale_already(container)) is not None:
             return found
+        begun = self._monotonic()
         try:
             async with asyncio.timeout(self._config.max_wait_seconds):
                 return await self._wait(container, process)
         except TimeoutError as error:
-            raise self._unknown(container) from error
+            raise self._unknown(container, begun) from error
 
     def _fresh(self) -> Snapshot | None:
         age = self.snapshots.age_seconds()
@@ -152,12 +169,15 @@ class K8sAttestor:
             note("kubelet", f"{error.reason}: {error.detail}; what it said {age:.0f} seconds ago counts")
         return found
 
-    def _unknown(self, container: Container) -> Unavailable:
+    def _unknown(self, container: Container, begun: float) -> Unavailable:
+        """Why somebody has waited in vain since then."""
         last, failure = self.snapshots.last, self.snapshots.failure
         if failure is not None:
             error = failure[1]
             return Unavailable(error.detail, reason=error.reason, hint=error.hint)
-        if last is not None and container.pod_uid in last.pods.by_uid:
+        if last is None or last.asked_at < begun:
+            return Unavailable("the kubelet did not answer in time", reason="KUBELET_UNREACHABLE")
+        if container.pod_uid in last.pods.by_uid:
             return Unavailable(
                 "the kubelet knows the caller's pod and not its container yet", reason="K8S_CONTAINER_UNKNOWN"
             )
