@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from attestor.node.files import read_bounded
 from attestor.node.node_certificate import NodeCertificate, fingerprint, parse_node_certificate, verify_chain
@@ -41,6 +41,7 @@ from attestor.node.possession import (
 )
 from ca.errors import ConfigError, Denied, FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
 from ca.identity.bundle_pem import parse_certificates
+from ca.identity.endpoint import UnixEndpoint, parse_endpoint
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import is_reserved
 from ca.identity.svid import parse_x509_svid
@@ -115,16 +116,43 @@ class ServerConfig(StrictModel):
 
 
 class AgentConfig(StrictModel):
-    """The certificate and its key. All files are read anew at each attestation."""
+    """The certificate and its key: in files, which are read anew at each attestation, or an SVID."""
 
-    certificate_path: Path = Field(
-        description="PEM file with the node's certificate; intermediate certificates may follow it."
+    certificate_path: Path | None = Field(
+        default=None, description="PEM file with the node's certificate; intermediate certificates may follow it."
     )
-    private_key_path: Path = Field(description="PEM file with its private key, RSA or EC, not encrypted.")
+    private_key_path: Path | None = Field(
+        default=None, description="PEM file with its private key, RSA or EC, not encrypted."
+    )
     intermediates_path: Path | None = Field(
         default=None,
         description="PEM file with further intermediate certificates, where the first has not all of them.",
     )
+    spiffe_endpoint_socket: str | None = Field(
+        default=None,
+        description="Instead of files: the Workload API, `unix:///…`, of another agent, whose first SVID for this "
+        "process is used.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AgentConfig:
+        files = (self.certificate_path, self.private_key_path)
+        if self.spiffe_endpoint_socket is None:
+            if None in files:
+                raise ValueError("name `certificate_path` and `private_key_path`, or `spiffe_endpoint_socket`")
+        elif any((*files, self.intermediates_path)):
+            raise ValueError("`spiffe_endpoint_socket` stands instead of the files")
+        return self
+
+    @field_validator("spiffe_endpoint_socket")
+    @classmethod
+    def _is_socket(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not isinstance(parse_endpoint(value), UnixEndpoint):
+                raise ValueError("the Workload API of another agent is at a Unix socket: `unix:///…`")
+        except InvalidArgument as error:
+            raise ValueError(error.detail) from error
+        return value
 
 
 class X509PopVerifier:
@@ -221,11 +249,23 @@ class X509PopProver:
         self._key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | None = None
 
     async def payload(self) -> bytes:
-        chain = list(_read_chain(self._config.certificate_path))
-        if self._config.intermediates_path is not None:
-            chain += _read_chain(self._config.intermediates_path)
-        self._key = _read_key(self._config.private_key_path, chain[0])
+        chain, self._key = await self._credential()
         return wire({"certificates": [text_of(der) for der in chain]})
+
+    async def _credential(self) -> tuple[list[bytes], rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey]:
+        config = self._config
+        if config.spiffe_endpoint_socket is not None:
+            from attestor.node.workload_svid import fetch_svid
+
+            endpoint = parse_endpoint(config.spiffe_endpoint_socket)
+            assert isinstance(endpoint, UnixEndpoint)
+            return await fetch_svid(endpoint.path)
+        assert config.certificate_path is not None
+        assert config.private_key_path is not None
+        chain = list(_read_chain(config.certificate_path))
+        if config.intermediates_path is not None:
+            chain += _read_chain(config.intermediates_path)
+        return chain, _read_key(config.private_key_path, chain[0])
 
     async def answer(self, challenge: bytes) -> bytes:
         if self._key is None:

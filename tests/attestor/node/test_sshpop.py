@@ -322,7 +322,7 @@ async def test_a_certificate_without_its_key_proves_nothing_nor_does_an_answer_t
         assert caught.value.reason == "POSSESSION_UNPROVEN"
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), bit=PLACES)
 def test_flipped_bits_are_refused_or_change_nothing(data: st.DataObject, bit: int) -> None:
     node = host(data.draw(st.sampled_from(["ed25519", "p256", "rsa"])))

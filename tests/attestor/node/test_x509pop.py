@@ -35,8 +35,8 @@ from tests.support.openssl_ca import CA, LEAF, Made, OpensslCa, run
 from tests.support.pair import pair, until
 
 RSA = ("-newkey", "rsa:2048")
-RSA_4096 = ("-newkey", "rsa:4096")
 P384 = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384")
+P521 = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521")
 ED25519 = ("-newkey", "ed25519")
 BELOW = "authorityKeyIdentifier=keyid"
 NOW = datetime.now(UTC) + timedelta(minutes=1)
@@ -219,7 +219,7 @@ async def test_openssl_believes_what_our_agent_signs(kind: str, tmp_path: Path) 
 
 
 async def test_other_keys_that_are_accepted() -> None:
-    for name, key in (("p384", P384), ("rsa4096", RSA_4096)):
+    for name, key in (("p384", P384), ("p521", P521)):
         leaf = pki().leaf(name, key=key)
         assert (await attest(leaf)).path.endswith(sha1(leaf.der))
 
@@ -402,7 +402,7 @@ async def test_an_answer_that_was_overheard_is_of_no_use(name: str) -> None:
     assert caught.value.reason == "POSSESSION_UNPROVEN"
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), bit=PLACES)
 def test_flipped_bits_are_refused_or_change_nothing(data: st.DataObject, bit: int) -> None:
     """In the payload or in the answer, RSA or EC."""
@@ -584,6 +584,50 @@ def test_a_real_agent_attests_to_a_real_server_and_again_after_its_state_is_gone
         both.start_agent()
         assert until("the agent has its ID again", both.agent_path) == expected
         assert both.count_agents() == 1
+
+
+def test_an_agent_exchanges_an_svid_that_another_agent_gives_it() -> None:
+    """Two agents of one server: the second is a workload of the first, and a node in its own right."""
+    server = {"node_attestors": {"x509pop": {"mode": "spiffe"}, "join_token": {}}}
+    with pair(server=server) as both:
+        inner = both.home / "inner"
+        config = both.agent_config() | {
+            "data_dir": str(inner / "d"),
+            "workload_socket": str(inner / "w" / "w.sock"),
+            "admin_socket": {"path": str(inner / "a" / "a.sock")},
+            "cache": {"directory": str(inner / "c")},
+            "node_attestor": {"x509pop": {"spiffe_endpoint_socket": f"unix://{both.workload_socket}"}},
+        }
+        both._start("inner", "sds.agent", config)
+        until("it says what it lacks", lambda: "NODE_CREDENTIAL" in both.logs())
+        both.create_entry("/spire-exchange/vm/7")
+        both.agent_admin_socket = inner / "a" / "a.sock"
+        assert until("the inner agent has its ID", both.agent_path, seconds=40) == "/spire/agent/x509pop/vm/7"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"certificate_path": "/x"},
+        {"private_key_path": "/x"},
+        {"spiffe_endpoint_socket": "unix:///x", "certificate_path": "/x"},
+        {"spiffe_endpoint_socket": "unix:///x", "intermediates_path": "/x"},
+        {"spiffe_endpoint_socket": "tcp://127.0.0.1:1"},
+        {"spiffe_endpoint_socket": "/x"},
+    ],
+)
+def test_an_agents_proof_has_one_source(values: dict[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        from_values(values, AgentConfig)
+
+
+async def test_a_workload_api_that_is_not_there_says_so(tmp_path: Path) -> None:
+    node = X509PopProver(from_values({"spiffe_endpoint_socket": f"unix://{tmp_path}/none"}, AgentConfig))
+    with pytest.raises(FailedPrecondition) as caught:
+        await node.payload()
+    assert caught.value.reason == "NODE_CREDENTIAL"
+    assert f"{tmp_path}/none" in caught.value.detail
 
 
 def remove(directory: Path) -> bool:
