@@ -221,11 +221,20 @@ class NodeAttestation:
             selectors=node.selectors,
             reattestable=node.reattestable,
         )
+        earlier = self._agents.get(agent_id)
         try:
             await self._store.agents.upsert(agent, successor_of=successor_of)
         except Denied as denied:  # since we looked
             raise (_banned() if denied.reason == "AGENT_BANNED" else denied) from denied
         await self._agents.refresh(agent_id)
+        if earlier is not None and earlier.serial:  # where nobody lost a state, two hold this node's evidence
+            logger.info(
+                "agent SVID superseded",
+                reason="AGENT_SVID_SUPERSEDED",
+                spiffe_id=str(agent_id),
+                serial=earlier.serial,
+                by=agent.serial,
+            )
 
 
 def _banned() -> Denied:

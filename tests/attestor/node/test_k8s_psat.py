@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from attestor.node.k8s_psat import MAX_PAYLOAD_BYTES, AgentConfig, PsatProver, PsatVerifier, ServerConfig
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
@@ -22,6 +24,7 @@ from tests.contracts.attestors import NodeSample
 from tests.support.clock import FakeClock
 from tests.support.kube_stand_in import EXTRA, REVIEWS, KubeStandIn
 from tests.support.node_host import FakeHost
+from tests.support.server import attest, make_csr, running_server
 
 ALLOWED = {"service_account_allow_list": ["spire:agent"]}
 
@@ -273,6 +276,23 @@ async def test_a_cluster_that_is_not_configured_is_asked_nothing(api: KubeStandI
     with pytest.raises(Denied) as caught:
         await verifier(api).verify(payload("a.b.c", "prod"), no_challenge)
     assert caught.value.reason == "K8S_CLUSTER_UNKNOWN"
+
+
+async def test_the_same_token_again_supersedes_the_earlier_svid_and_the_log_says_so() -> None:
+    api, token = shared()
+    cluster = {"kube_config_file": str(api.kubeconfig()), **ALLOWED}
+    async with running_server(node_attestors={"k8s_psat": {"clusters": {"demo": cluster}}}) as server:
+        with capture_logs() as logs:
+            first, second = [
+                await attest(await server.caller(), payload(token.read_text()), make_csr(), "k8s_psat")
+                for _ in range(2)
+            ]
+        assert first.svid.id == second.svid.id
+        serials = [
+            str(x509.load_der_x509_certificate(done.svid.cert_chain[0]).serial_number) for done in (first, second)
+        ]
+        told = [(e["serial"], e["by"]) for e in logs if e.get("reason") == "AGENT_SVID_SUPERSEDED"]
+        assert told == [tuple(serials)]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
