@@ -65,7 +65,9 @@ class HostCertificate:
     key_id: str
     authority: bytes
     _parsed: SSHCertificate
+    _signed: bytes
     _signed_by: str
+    _signature: bytes
 
     @property
     def fingerprint(self) -> str:
@@ -90,8 +92,11 @@ class HostCertificate:
             )
             raise _untrusted()
         try:
-            _check_strength(self._parsed.signature_key())
-            self._parsed.verify_cert_signature()
+            key = self._parsed.signature_key()
+            _check_strength(key)
+            # By our own reading of signatures, which knows one spelling of each number alone: the fingerprint is of all
+            # of the certificate, and whoever holds it must not make another one of it.
+            verify_signature(key, self._signed_by, self._signature, self._signed)
         except (InvalidSignature, *_UNREADABLE) as error:
             note("authority", "its signature on the certificate is wrong")
             raise _untrusted() from error
@@ -114,7 +119,11 @@ def parse_host_certificate(blob: bytes) -> HostCertificate:
             f"certificate is longer than {MAX_CERTIFICATE_BYTES} bytes", reason="CERTIFICATE_MALFORMED"
         )
     try:
-        kind, authority, signed_by = _outline(blob)
+        kind, authority, signature = _outline(blob)
+        signed_by, rest = _string(signature)
+        signature_blob, rest = _string(rest)
+        if rest:
+            raise ValueError("bytes behind the signature")
         parsed = load_ssh_public_identity(kind.encode() + b" " + base64.b64encode(blob))
         if not isinstance(parsed, SSHCertificate):
             raise ValueError("no certificate")
@@ -130,7 +139,9 @@ def parse_host_certificate(blob: bytes) -> HostCertificate:
         key_id=key_id,
         authority=authority,
         _parsed=parsed,
-        _signed_by=signed_by,
+        _signed=blob[: -4 - len(signature)],
+        _signed_by=signed_by.decode("ascii", "replace"),
+        _signature=signature_blob,
     )
 
 
@@ -192,8 +203,8 @@ def verify_signature(key: PublicKey, kind: str, blob: bytes, data: bytes, *, sha
     key.verify(encode_dss_signature(_integer(r), _integer(s)), data, ec.ECDSA(_HASHES[kind]))
 
 
-def _outline(blob: bytes) -> tuple[str, bytes, str]:
-    """(type, the signing key, the signature's algorithm) of a certificate. Raises ValueError."""
+def _outline(blob: bytes) -> tuple[str, bytes, bytes]:
+    """(type, the signing key, the signature) of a certificate, which ends with the signature. Raises ValueError."""
     kind, rest = _string(blob)
     plain = kind.decode("ascii").removesuffix(_CERTIFICATE)
     if not kind.endswith(_CERTIFICATE.encode()) or plain not in _KEY_PARTS:
@@ -208,8 +219,9 @@ def _outline(blob: bytes) -> tuple[str, bytes, str]:
         _, rest = _string(rest)
     authority, rest = _string(rest)
     signature, rest = _string(rest)
-    algorithm, _ = _string(signature)
-    return kind.decode("ascii"), authority, algorithm.decode("ascii")
+    if rest:
+        raise ValueError("bytes behind the certificate")
+    return kind.decode("ascii"), authority, signature
 
 
 def _check_strength(key: object) -> None:

@@ -322,6 +322,22 @@ async def test_a_certificate_without_its_key_proves_nothing_nor_does_an_answer_t
         assert caught.value.reason == "POSSESSION_UNPROVEN"
 
 
+async def test_who_holds_a_certificate_cannot_spell_its_signature_in_other_ways(tmp_path: Path) -> None:
+    """The fingerprint is of the whole certificate: another spelling would be another agent, which nobody banned."""
+    authority = SshCa(tmp_path, kind="ecdsa", bits=256)
+    node, check = authority.host("node"), verifier(cert_authorities=[authority.line])
+    signature = string(b"ecdsa-sha2-nistp256")
+    head, _, tail = node.blob.rpartition(signature)
+    numbers = [bytes.fromhex(one) for one in mpints(tail[4:])]
+    assert node.blob.endswith(string(string(numbers[0]) + string(numbers[1])))
+    for other in (string(b"\0" + numbers[0]) + string(numbers[1]), string(numbers[0]) + string(b"\0\0" + numbers[1])):
+        spelled = head[:-4] + string(signature + string(other))
+        with pytest.raises((Denied, InvalidArgument)):
+            await check.verify(payload(spelled), answer_of(node))
+    same = head[:-4] + string(signature + string(string(numbers[0]) + string(numbers[1])))
+    assert (await check.verify(payload(same), answer_of(node))).path == (await attest(node, check)).path
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), bit=PLACES)
 def test_flipped_bits_are_refused_or_change_nothing(data: st.DataObject, bit: int) -> None:

@@ -402,6 +402,24 @@ async def test_an_answer_that_was_overheard_is_of_no_use(name: str) -> None:
     assert caught.value.reason == "POSSESSION_UNPROVEN"
 
 
+async def test_a_certificates_twin_is_the_same_node_only_where_it_is_named_by_what_was_signed() -> None:
+    """An ECDSA signature (r, s) holds as (r, n - s) too: whoever has the certificate can make a second one of it,
+    with another fingerprint. The page says so, and what to do."""
+    der, order = pki().web.der, 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    old = pki().web.parsed.signature
+    r, s = decode_dss_signature(old)
+    new = encode_dss_signature(r, order - s)
+    body = der[4 : -len(old) - 3]  # behind the outer header, before the signature's
+    inner = body + bytes([3, len(new) + 1, 0]) + new
+    twin = b"\x30\x82" + len(inner).to_bytes(2, "big") + inner
+    sent = json.dumps({"certificates": [b64(twin), b64(pki().issuing.der)]}).encode()
+    assert (await verifier().verify(sent, prover_answer(pki().web))).path.endswith(sha1(twin))
+    by_serial = verifier(agent_path_template="/{{ .PluginName }}/{{ .SerialNumberHex }}")
+    node = await by_serial.verify(sent, prover_answer(pki().web))
+    assert node.path == (await attest(pki().web, by_serial)).path
+    assert "r, n - s" in PAGE.read_text()
+
+
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), bit=PLACES)
 def test_flipped_bits_are_refused_or_change_nothing(data: st.DataObject, bit: int) -> None:
