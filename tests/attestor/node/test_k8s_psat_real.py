@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,14 +13,20 @@ import grpc
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from attestor.node.k8s_psat import PsatVerifier, ServerConfig
+from ca.errors import Denied, InvalidArgument
 from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_agent_pb2_grpc
+from ca.runtime.config import from_values
 from tests.ca.api.refusals import refused
 from tests.docs.pages import blocks
 from tests.docs.reason_codes import ROOT
 from tests.support.kube import Cluster, Object, Refused, fresh, kube_lab, other_cluster
 from tests.support.kube_stand_in import KubeStandIn
+from tests.support.node_host import FakeHost
 from tests.support.pair import TRUST_DOMAIN, Pair, pair, until
 from tests.support.server import Identity, RunningServer, attest, entry, make_csr, running_server, spiffe_id
 
@@ -246,6 +253,31 @@ async def test_the_stand_in_says_what_the_real_one_says(cluster: Cluster, node: 
     assert theirs("a.b.c") == cluster.review("a.b.c") == {"user": {}, "error": "invalid bearer token"}
     other_audience = cluster.review(cluster.token_for(node.pod, "x")), theirs(stand_in.token_for(pod, "x"))
     assert all(status["error"].startswith("[invalid bearer token, token audiences") for status in other_audience)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_flipped_bits_gain_nothing(access: Path, data: st.DataObject) -> None:
+    """The real one reads tokens its own way: what it takes for the same token is the same node."""
+    true = payload(_same_node().token)
+    changed = bytearray(true)
+    for flip in data.draw(st.lists(st.integers(0, len(true) * 8 - 1), min_size=1, max_size=2, unique=True)):
+        changed[flip // 8] ^= 1 << flip % 8
+    verifier = PsatVerifier(from_values(server_config(demo=access)["k8s_psat"], ServerConfig), FakeHost())
+    try:
+        found = await verifier.verify(bytes(changed), no_challenge)
+    except (Denied, InvalidArgument):
+        return
+    assert found == await verifier.verify(true, no_challenge)
+
+
+@functools.cache
+def _same_node() -> Node:
+    return Node(kube_lab())
+
+
+async def no_challenge(_: bytes) -> bytes:
+    raise AssertionError("service account tokens have no challenge")
 
 
 def _review(token: str) -> bytes:
