@@ -21,9 +21,15 @@ from tests.attestor.processes import Pinned, pinned
 from tests.support.kubelet import LocalGate, Object, StandInKubelet, pod, status
 from tests.support.proc_trees import ID, POD, Layout, unified
 
-FAST = {"poll_retry_interval_seconds": 0.02, "max_wait_seconds": 0.3, "cache_seconds": 0.0, "stale_seconds": 0.0}
-PATIENT = {**FAST, "max_wait_seconds": 20.0}
-NOT_A_CONTAINER = unified("/system.slice/app.service")
+FAST = {
+    "poll_retry_interval_seconds": 0.02,
+    "max_wait_seconds": 20.0,
+    "timeout_seconds": 10.0,
+    "cache_seconds": 0.0,
+    "stale_seconds": 0.0,
+}
+HASTY = {**FAST, "max_wait_seconds": 1.0}
+"""Where nobody comes who is waited for."""
 
 
 def in_pod(pod_uid: str = POD, container: str = ID) -> str:

@@ -55,10 +55,11 @@ async def test_the_kubelet_is_asked_three_times_and_all_have_their_svids(lab: La
     lab.snapshot(*entries)
     await eventually(lambda: all(lab.cache.svid(e.id) for e in entries), seconds=60)
     with sleepers(PODS) as pids, StandInKubelet(lambda: list(running), LocalGate(agent="secret")) as kubelet:
-        attestor = K8sAttestor(from_values(kubelet.config(tmp_path, "secret"), Config), find=trees.find)
+        config = kubelet.config(tmp_path, "secret") | {"max_wait_seconds": 30.0, "timeout_seconds": 30.0}
+        attestor = K8sAttestor(from_values(config, Config), find=trees.find)
 
         async def attest(process: Process) -> frozenset[Selector]:
-            return (await attest_all({"k8s": attestor}, process)).selectors
+            return (await attest_all({"k8s": attestor}, process, timeout_seconds=60)).selectors
 
         workloads = Workloads(attest=attest, cache=lab.cache, clock=lab.clock, share_of=trees.share)
 

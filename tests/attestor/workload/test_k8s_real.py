@@ -30,7 +30,7 @@ from sds.agent import Agent
 from sds.config import AgentConfig
 from tests.attestor.node.test_k8s_psat_real import ACCOUNT, NAMESPACE, Node, server_access, server_config
 from tests.attestor.processes import Pinned, pinned
-from tests.attestor.workload.k8s_node import FAST, Trees, in_pod, reason, tree, until, values
+from tests.attestor.workload.k8s_node import FAST, HASTY, Trees, in_pod, reason, tree, until, values
 from tests.docs.pages import blocks
 from tests.docs.reason_codes import ROOT
 from tests.sds.lab import eventually
@@ -210,7 +210,7 @@ async def test_each_fault_has_its_own_reason(
     cluster: Cluster, node: Node, kubelet: StandInKubelet, caller: Pinned, tmp_path: Path
 ) -> None:
     def attestor(token: str | None = None, **options: Any) -> K8sAttestor:
-        config = kubelet_config(kubelet, node, tmp_path / "agent", **FAST, **options)
+        config = kubelet_config(kubelet, node, tmp_path / "agent", **HASTY, **options)
         if token is not None:
             (tmp_path / "agent" / "token").write_text(token)
         return K8sAttestor(from_values(config, Config))
@@ -236,9 +236,9 @@ async def test_a_token_of_a_pod_that_is_gone(
     cluster: Cluster, node: Node, kubelet: StandInKubelet, caller: Pinned, tmp_path: Path
 ) -> None:
     """One that the API server has seen it may vouch for during ten seconds more; so here is one that it has not."""
-    config = kubelet_config(kubelet, node, tmp_path, **FAST)
+    config = kubelet_config(kubelet, node, tmp_path, **HASTY)
     assert await reason(K8sAttestor(from_values(config, Config)), caller) == "K8S_POD_UNKNOWN"
-    unseen = kubelet_config(kubelet, node, tmp_path, **FAST)
+    unseen = kubelet_config(kubelet, node, tmp_path, **HASTY)
     cluster.delete_pod(node.pod)
     attestor = K8sAttestor(from_values(unseen, Config))
     async with asyncio.timeout(60):
@@ -248,7 +248,7 @@ async def test_a_token_of_a_pod_that_is_gone(
 
 async def test_a_pod_that_is_starting_is_waited_for(node: Node, kubelet: StandInKubelet, tmp_path: Path) -> None:
     pod = web(node, started=False)
-    config = kubelet_config(kubelet, node, tmp_path / "agent", **{**FAST, "max_wait_seconds": 30.0})
+    config = kubelet_config(kubelet, node, tmp_path / "agent", **FAST)
     attestor = K8sAttestor(from_values(config, Config))
     with pinned(os.getpid(), tree(tmp_path / "proc", in_pod(uid(pod), MAIN))) as process, collecting() as notes:
         looking = asyncio.create_task(values(attestor, process))

@@ -13,7 +13,7 @@ from ca.runtime import threads
 from ca.runtime.cpu import metering
 from ca.runtime.notes import collecting
 from tests.attestor.processes import SLEEP, child, pinned
-from tests.attestor.workload.k8s_node import PATIENT, Node, in_pod, reason, tree, until, values
+from tests.attestor.workload.k8s_node import HASTY, Node, in_pod, reason, tree, until, values
 from tests.support.kubelet import COARSE, Object, StandInKubelet, many_pods, pod, pod_list, status
 from tests.support.pair import free_port
 from tests.support.proc_trees import ID, OTHER, POD
@@ -34,7 +34,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 async def test_a_pod_that_is_starting_is_waited_for(node: Node) -> None:
     """First the kubelet knows nothing of it, then the pod and no container, then all."""
     ready, node.pods = node.pods, []
-    looking = asyncio.create_task(values(node.attestor(**PATIENT), node.process()))
+    looking = asyncio.create_task(values(node.attestor(), node.process()))
     await until(lambda: node.asked >= 2)
     node.pods = [pod("web", status("main", ""), uid=POD)]
     seen = node.asked
@@ -45,7 +45,7 @@ async def test_a_pod_that_is_starting_is_waited_for(node: Node) -> None:
 
 
 async def test_a_container_that_was_restarted_is_asked_for_again(node: Node) -> None:
-    attestor = node.attestor(**{**PATIENT, "cache_seconds": 60.0})
+    attestor = node.attestor(cache_seconds=60.0)
     assert await values(attestor, node.process())
     looking = asyncio.create_task(values(attestor, node.process(in_pod(container=OTHER))))
     await until(lambda: node.asked >= 2)
@@ -61,8 +61,14 @@ async def test_a_container_that_was_restarted_is_asked_for_again(node: Node) -> 
 )
 async def test_the_wait_ends(node: Node, pods: list[Object], expected: str) -> None:
     node.pods = pods
-    assert await reason(node.attestor(), node.process()) == expected
+    assert await reason(node.attestor(**HASTY), node.process()) == expected
     assert node.asked >= 2
+
+
+async def test_a_kubelet_that_hangs_is_not_a_pod_that_is_unknown(node: Node) -> None:
+    node.kubelet.delay_seconds = 2.0
+    attestor = node.attestor(**HASTY)
+    assert await reason(attestor, node.process()) == "KUBELET_UNREACHABLE"
 
 
 async def test_a_pod_alone_is_found_before_its_container_is_known(node: Node) -> None:
@@ -75,7 +81,7 @@ async def test_a_pod_alone_is_found_before_its_container_is_known(node: Node) ->
 async def test_who_dies_while_it_is_waited_for_is_not_waited_for_any_longer(node: Node) -> None:
     node.pods = []
     with child([SLEEP, "60"]) as process, pinned(process.pid, tree(node.directory / "dying", in_pod())) as pin:
-        looking = asyncio.create_task(node.attestor(**PATIENT).attest(pin))
+        looking = asyncio.create_task(node.attestor().attest(pin))
         await until(lambda: node.asked >= 1)
         process.kill()
         process.wait()
@@ -85,7 +91,7 @@ async def test_who_dies_while_it_is_waited_for_is_not_waited_for_any_longer(node
 
 async def test_those_who_wait_share_a_request_and_one_who_leaves_takes_it_from_nobody(node: Node) -> None:
     node.kubelet.delay_seconds = 0.2
-    attestor = node.attestor(**PATIENT)
+    attestor = node.attestor()
     with threads.watch() as unfinished:
         first = asyncio.create_task(values(attestor, node.process()))
         await until(lambda: node.asked == 1)
@@ -136,7 +142,7 @@ async def test_each_fault_has_its_own_reason(node: Node, tmp_path: Path) -> None
     (node.directory / "agent" / "ca.pem").write_bytes(TlsCa("another").pem)
     faults["certificate"] = await reason(attestor, process)
     faults["no file"] = await reason(node.attestor(kubelet_ca_file=str(tmp_path / "nowhere")), process)
-    faults["nobody"] = await reason(node.attestor(kubelet_port=1), process)
+    faults["nobody"] = await reason(node.attestor(**HASTY, kubelet_port=1), process)
     assert faults == {
         "status": "KUBELET_ANSWER",
         "answer": "KUBELET_ANSWER",
@@ -216,7 +222,7 @@ async def test_a_silent_kubelet_is_not_waited_for_by_everybody(node: Node) -> No
 async def test_a_kubelet_that_comes_back_finds_those_who_wait(node: Node) -> None:
     """Connections that are refused pass, as while it restarts."""
     port = free_port()
-    attestor = node.attestor(**PATIENT, kubelet_port=port)
+    attestor = node.attestor(kubelet_port=port)
     looking = asyncio.create_task(values(attestor, node.process()))
     await until(lambda: attestor.snapshots.requests >= 2)
     assert not looking.done()
