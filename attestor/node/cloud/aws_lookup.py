@@ -124,13 +124,13 @@ class AwsLookup:
         return {f"iamrole:{role['Arn']}" for role in answer["InstanceProfile"]["Roles"]}
 
     def _client(self, service: str, document: InstanceDocument) -> Any:
-        with self._lock:
-            if self._config.assume_role is not None:
-                return self._made(service, document.region, **self._assumed(document))
-            key = (service, document.region)
-            if key not in self._clients:
-                self._clients[key] = self._made(service, document.region)
-            return self._clients[key]
+        """Nobody waits for another's call: the lock is for making clients alone."""
+        if self._config.assume_role is not None:
+            return self._made(service, document.region, **self._assumed(document))
+        key = (service, document.region)
+        if key not in self._clients:
+            self._clients[key] = self._made(*key)
+        return self._clients[key]
 
     def _assumed(self, document: InstanceDocument) -> dict[str, str]:
         config = self._config
@@ -153,7 +153,10 @@ class AwsLookup:
             read_timeout=config.timeout_seconds,
             retries={"total_max_attempts": 2, "mode": "standard"},
         )
-        return self._session.client(service, region_name=region, endpoint_url=endpoint, config=bounds, **credentials)
+        with self._lock:
+            return self._session.client(
+                service, region_name=region, endpoint_url=endpoint, config=bounds, **credentials
+            )
 
     def _refusal(self, error: Exception) -> Exception:
         code = getattr(error, "response", {}).get("Error", {}).get("Code", "")

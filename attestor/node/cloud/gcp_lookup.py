@@ -6,7 +6,6 @@ Behind Google's own library for credentials (`pip install burgee[gcp]`), which i
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,17 @@ class ApiConfig(StrictModel):
 
 
 class GcpLookup:
-    """Asks in threads, one at a time: the library's sessions are not for several."""
+    """Asks in threads, each with a session of its own: the library's are not for several."""
 
     def __init__(self, config: ApiConfig) -> None:
         self._config = config
-        needed("google.auth.transport.requests", "gcp")
-        self._errors = importlib.import_module("google.auth.exceptions")
-        self._requests = importlib.import_module("requests")
-        self._session = self._authorized()
-        self._lock = threading.Lock()
+        self._transport = needed("google.auth.transport.requests", "gcp")
+        self._auth_error = importlib.import_module("google.auth.exceptions").GoogleAuthError
+        self._http_errors = (
+            importlib.import_module("requests").RequestException,
+            importlib.import_module("urllib3.exceptions").HTTPError,
+        )
+        self._credentials = self._found_credentials()
 
     async def look_up(self, instance: GcpInstance) -> frozenset[str]:
         """Values of selectors. Raises Denied CLOUD_INSTANCE_UNKNOWN, CLOUD_METADATA_VALUE; Unavailable CLOUD_API."""
@@ -86,11 +87,10 @@ class GcpLookup:
         path = f"/compute/v1/projects/{instance.project_id}/zones/{instance.zone}/instances/{instance.instance_name}"
         url, timeout = self._config.endpoint.rstrip("/") + path, self._config.timeout_seconds
         try:
-            with self._lock:
-                answer = self._session.get(url, timeout=timeout, allow_redirects=False, stream=True)
-                with answer:
-                    body = answer.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
-        except (self._errors.GoogleAuthError, self._requests.RequestException, OSError) as error:
+            with self._transport.AuthorizedSession(self._credentials) as session:
+                answer = session.get(url, timeout=timeout, allow_redirects=False, stream=True)
+                body = answer.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+        except (self._auth_error, *self._http_errors, OSError) as error:
             raise api_unavailable("Google", str(error)) from error
         if answer.status_code == 404:
             raise _unknown("there is no machine of that name")
@@ -104,7 +104,7 @@ class GcpLookup:
             raise api_unavailable("Google", f"it answered with {error}") from error
         return document
 
-    def _authorized(self) -> Any:
+    def _found_credentials(self) -> Any:
         auth = importlib.import_module("google.auth")
         try:
             if self._config.service_account_file is None:
@@ -113,9 +113,9 @@ class GcpLookup:
                 credentials = importlib.import_module(
                     "google.oauth2.service_account"
                 ).Credentials.from_service_account_file(str(self._config.service_account_file), scopes=[SCOPE])
-        except (self._errors.GoogleAuthError, OSError, ValueError) as error:
+        except (self._auth_error, OSError, ValueError) as error:
             raise ConfigError(f"no credentials for Google's API: {error}", reason="CLOUD_CREDENTIALS") from error
-        return importlib.import_module("google.auth.transport.requests").AuthorizedSession(credentials)
+        return credentials
 
 
 def _unknown(what: str) -> Denied:

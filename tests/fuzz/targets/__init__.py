@@ -1,10 +1,22 @@
 """Every fuzz target by name."""
 
 from tests.fuzz.harness import Target
-from tests.fuzz.targets import certificates, documents, gate, messages, names, requests, streams, tokens, tpm, workloads
+from tests.fuzz.targets import (
+    certificates,
+    clouds,
+    documents,
+    gate,
+    messages,
+    names,
+    requests,
+    streams,
+    tokens,
+    tpm,
+    workloads,
+)
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm, workloads)
+    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm, workloads, clouds)
     for target in module.TARGETS
 }
