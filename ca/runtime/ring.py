@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class FairRing(Generic[T]):
         self._each = each
         self._shares: dict[str, deque[tuple[int, int, T]]] = {}
         self._bytes: dict[str, int] = {}
+        self._order: list[tuple[int, int, str]] = []
+        """A heap of what shares were once, the one that has most first; what is not so any more is passed over."""
         self._used = 0
         self._held = 0
         self._number = 0
@@ -47,6 +50,7 @@ class FairRing(Generic[T]):
         self._bytes[share] = self._bytes.get(share, 0) + size
         self._used += size
         self._held += 1
+        self._note(share)
         gone = []
         while len(self._shares[share]) > self._each.items or self._bytes[share] > self._each.bytes:
             gone.append(self._drop(share))
@@ -59,15 +63,30 @@ class FairRing(Generic[T]):
         every = sorted((kept for share in self._shares.values() for kept in share), key=lambda kept: -kept[0])
         return (item for _, _, item in every)
 
+    def _rank(self, share: str) -> tuple[int, int, str]:
+        """Of several that have as much, the one whose oldest is oldest comes first."""
+        return -self._bytes[share], self._shares[share][0][0], share
+
+    def _note(self, share: str) -> None:
+        heapq.heappush(self._order, self._rank(share))
+        if len(self._order) > 4 * len(self._shares) + 64:
+            self._order = [self._rank(name) for name in self._shares]
+            heapq.heapify(self._order)
+
     def _largest(self) -> str:
-        """Of several that have as much, the one whose oldest is oldest."""
-        return min(self._shares, key=lambda share: (-self._bytes[share], self._shares[share][0][0]))
+        while True:
+            rank = self._order[0]
+            if rank[2] in self._shares and rank == self._rank(rank[2]):
+                return rank[2]
+            heapq.heappop(self._order)
 
     def _drop(self, share: str) -> T:
         _, size, item = self._shares[share].popleft()
         self._used -= size
         self._held -= 1
         self._bytes[share] -= size
-        if not self._shares[share]:
+        if self._shares[share]:
+            self._note(share)
+        else:
             del self._shares[share], self._bytes[share]
         return item

@@ -7,6 +7,7 @@ ring apart, so that no stranger pushes out what is known of agents.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Attempt:
     notes: tuple[Note, ...] = ()
     again: int = 0
     last_at: datetime | None = None
+    number: int = 0
+    """Grows from one to the next: many may come within the clock's resolution."""
 
     @property
     def host(self) -> str:
@@ -91,6 +94,7 @@ class AttestationRing:
         self._agents: FairRing[Attempt] = FairRing(total=AGENTS, each=EACH_AGENT)
         self._strangers: FairRing[Attempt] = FairRing(total=STRANGERS, each=EACH_ADDRESS)
         self._last: dict[str, Attempt] = {}
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._agents) + len(self._strangers)
@@ -118,14 +122,15 @@ class AttestationRing:
 
     def __iter__(self) -> Iterator[Attempt]:
         """All, the newest first."""
-        return iter(sorted((*self._agents, *self._strangers), key=lambda made: made.newest_at, reverse=True))
+        return iter(sorted((*self._agents, *self._strangers), key=lambda made: made.number, reverse=True))
 
     def _keep(self, made: Attempt) -> None:
+        made.number = next(self._numbers)
         share = str(made.agent_id) if made.agent_id is not None else f"from {made.origin}"
         last = self._last.get(share)
         if last is not None and last.same_as(made):
             last.id, last.seconds, last.last_at = made.id, made.seconds, made.at
-            last.again += 1
+            last.number, last.again = made.number, last.again + 1
             if made.size() <= last.size():
                 last.error, last.notes = made.error, made.notes
             return

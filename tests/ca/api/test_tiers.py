@@ -111,6 +111,8 @@ EXPECTED = {
     "/burgee.admin.v1.Admin/ListAudit": _MANAGE,
     "/burgee.admin.v1.Admin/ListJoinTokens": _MANAGE,
     "/burgee.admin.v1.Admin/Prune": _MANAGE,
+    "/burgee.admin.v1.Admin/ExplainAgent": _MANAGE,
+    "/burgee.admin.v1.Admin/GetDoctorReport": _MANAGE,
     "/burgee.authority.v1.Authorities/GetStatus": _MANAGE,
     "/burgee.authority.v1.Authorities/Prepare": _MANAGE,
     "/burgee.authority.v1.Authorities/Activate": _MANAGE,
