@@ -121,6 +121,16 @@ async def test_refusals_have_a_reason_an_id_and_an_exit_code(call: Call, issuer:
     assert (new.code, "(TOKEN_ISSUER_UNAVAILABLE)" in new.err) == (1, True), new.err
 
 
+async def test_an_administrator_finds_out_by_the_id(
+    call: Call, caadmin: Caadmin, server: RunningServer, issuer: OidcIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = await call("--audience", "db", token=issuer.token(aud="other"))
+    request_id = ran.err.rpartition("under request `")[2].partition("`")[0]
+    monkeypatch.setenv("BURGEE_ADMIN_SOCKET", str(server.config.admin_socket_path))
+    explained = await asyncio.to_thread(caadmin, "explain", "agent", request_id)
+    assert "TOKEN_AUDIENCE" in explained.out, explained.out + explained.err
+
+
 async def test_one_of_several_is_named(call: Call, server: RunningServer, issuer: OidcIssuer) -> None:
     await server.create(entry("/ci/other", PARENT, SUB))
     token = issuer.token()
