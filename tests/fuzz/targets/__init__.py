@@ -8,6 +8,7 @@ from tests.fuzz.targets import (
     gate,
     messages,
     names,
+    possession,
     requests,
     streams,
     tokens,
@@ -17,6 +18,19 @@ from tests.fuzz.targets import (
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (names, requests, certificates, documents, tokens, streams, messages, gate, tpm, workloads, clouds)
+    for module in (
+        names,
+        requests,
+        certificates,
+        documents,
+        tokens,
+        streams,
+        messages,
+        gate,
+        tpm,
+        workloads,
+        clouds,
+        possession,
+    )
     for target in module.TARGETS
 }
