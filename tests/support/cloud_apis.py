@@ -83,8 +83,8 @@ def gcp_api(*, instance: str = GCP_INSTANCE, secret: str = "for selectors", toke
 
 def azure_api(*, vm: str = VM, token: str = "access-1", pages: int = 2, elsewhere: bool = False) -> Handle:
     """The log-in of an application, the resource graph, and the list of a scale set's machines."""
-    machine = {"id": MACHINE_ID, "name": "blog", "location": "eastus", "resourceGroup": "group-1"}
-    machine["tags"] = {"team": "pay", "owner": "somebody"}  # type: ignore[assignment]
+    machine: dict[str, Any] = {"id": MACHINE_ID, "name": "blog", "location": "eastus", "resourceGroup": "group-1"}
+    machine["tags"] = {"team": "pay", "owner": "somebody"}
     interface = {
         "networkSecurityGroup": {"id": GROUP_ID},
         "ipConfigurations": [{"properties": {"subnet": {"id": SUBNET_ID}}}],
