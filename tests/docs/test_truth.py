@@ -42,6 +42,8 @@ def complaint(words: list[str]) -> str:
         return _make(words[1:])
     command: Any = PROGRAMS[words[0]]
     rest = words[1:]
+    if "--" in rest:  # what follows is another program's
+        rest = rest[: rest.index("--")]
     while rest and rest[0] in getattr(command, "commands", {}):
         command, rest = command.commands[rest[0]], rest[1:]
     if getattr(command, "commands", {}) and rest and not rest[0].startswith("-"):

@@ -317,7 +317,8 @@ def test_no_option_wants_bare_seconds() -> None:
     """An option that is a number and is about time would refuse `1h`."""
     options = [p for command in COMMANDS.values() for p in command.params if p.param_type_name == "option"]
     numbers = [p for p in options if p.type_descriptor.annotation in (int, float)]
-    assert {name for p in numbers for name in p.opts} == {"--port", "--count", "--limit", "--log-lines", "--pid", "--nearest"}
+    named = {name for p in numbers for name in p.opts}
+    assert named == {"--port", "--count", "--limit", "--log-lines", "--pid", "--nearest"}
 
 
 def test_no_time_to_wait_is_refused(caadmin: Caadmin) -> None:
