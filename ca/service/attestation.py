@@ -22,6 +22,7 @@ from ca.service.peers import AgentTable
 from ca.service.rates import TokenBuckets
 from ca.service.trust import Trust
 from ca.store.agents import already_attested
+from ca.store.prune import ONE_TIME_ATTESTATION
 from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
@@ -130,7 +131,8 @@ class NodeAttestation:
         node = await self._verify(verifier, kind, payload, challenge)
         agent_id = attempt.agent_id = self._agent_id(kind, node)
         self._refuse_banned(agent_id)
-        successor_of = None if node.reattestable else await self._first_use(agent_id, request.key.der)
+        serves_again = node.reattestable or kind in ONE_TIME_ATTESTATION  # what is used up cannot come twice
+        successor_of = None if serves_again else await self._first_use(agent_id, request.key.der)
         svid = await self._issuer.for_agent(agent_id, request)
         await self._remember(agent_id, kind, node, svid, successor_of)
         logger.info("agent attested", spiffe_id=str(agent_id), attestor=kind, not_after=svid.not_after.isoformat())
