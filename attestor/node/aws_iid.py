@@ -118,6 +118,8 @@ class AwsIidVerifier:
 class AwsIidProver:
     """Agent half."""
 
+    evidence_lasts = True
+
     def __init__(self, config: AgentConfig) -> None:
         self._service = MetadataService(config.metadata_endpoint, "Amazon")
 

@@ -163,6 +163,8 @@ class AzureImdsVerifier:
 class AzureImdsProver:
     """Agent half."""
 
+    evidence_lasts = True
+
     def __init__(self, config: AgentConfig) -> None:
         self._domain = config.tenant_domain
         self._service = MetadataService(config.metadata_endpoint, "Azure")

@@ -142,6 +142,8 @@ class GcpIitVerifier:
 class GcpIitProver:
     """Agent half."""
 
+    evidence_lasts = True
+
     def __init__(self, config: AgentConfig) -> None:
         self._service = MetadataService(config.metadata_endpoint, "Google")
         self._path = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,10 @@ async def test_the_server_explains_the_same(tmp_path: Path, server: RunningServe
 
 def _verdict(reason: str) -> Denied:
     return Denied("no", reason=reason)
+
+
+@pytest.mark.parametrize("name", ["aws_iid", "azure_imds", "gcp_iit", "http_challenge"])
+def test_the_methods_that_are_trusted_on_first_use_say_that_their_evidence_lasts(name: str) -> None:
+    """Else an agent that was evicted would wait for new evidence for ever."""
+    module = import_module(f"attestor.node.{name}")
+    assert [kind for kind in vars(module).values() if getattr(kind, "evidence_lasts", False) is True]
