@@ -47,9 +47,11 @@ class NodeCertificate:
 
     @property
     def common_name(self) -> str:
-        """Empty without one, and where there are several: which of them would count is anybody's guess."""
+        """Empty without one, where there are several (which of them counts is anybody's guess), and where a terminal
+        would obey it."""
         found = self.certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        return str(found[0].value) if len(found) == 1 else ""
+        name = str(found[0].value) if len(found) == 1 else ""
+        return name if name.isprintable() else ""
 
     @property
     def serial_hex(self) -> str:

@@ -334,7 +334,8 @@ def _san_selectors(leaf: NodeCertificate, trust_domain: str) -> list[tuple[str, 
         with suppress(ValueError):
             parts = urlsplit(uri)
             key, slash, value = parts.path[1:].partition("/")
-            plain = not (parts.query or parts.fragment or "?" in uri or "#" in uri)
+            # What the parser would leave out of the value is not left out: such a URI is none of ours.
+            plain = uri.isascii() and uri.isprintable() and not {"?", "#", " "} & set(uri)
             if (parts.scheme, parts.netloc) == (NAME, trust_domain) and plain and key and slash and value:
                 found.append((key, value))
     return found[:MAX_SELECTORS]

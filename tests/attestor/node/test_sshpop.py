@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -42,7 +44,9 @@ PAGE = ROOT / "docs/plugins/node-attestor-sshpop.md"
 
 @cache
 def host_ca() -> SshCa:
-    return SshCa(Path(tempfile.mkdtemp(prefix="bg-ssh-")))
+    directory = Path(tempfile.mkdtemp(prefix="bg-ssh-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return SshCa(directory)
 
 
 @cache

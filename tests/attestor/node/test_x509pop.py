@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attestor.node import x509pop
 from attestor.node.x509pop import AgentConfig, ServerConfig, X509PopProver, X509PopVerifier, plugin
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
 from ca.identity.bundle import TrustBundle, X509Authority
@@ -49,6 +53,7 @@ class Pki:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="bg-pki-"))
+        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
         self.ca = OpensslCa(self.directory)
         self.root = self.ca.make("root", extensions=CA)
         self.issuing = self.ca.make("issuing", self.root, extensions=CA_BELOW)
@@ -144,6 +149,29 @@ async def test_evidence_that_makes_no_path_is_denied() -> None:
             await attest(leaf, verifier(agent_path_template="/{{ .PluginName }}/{{ .Subject.CommonName }}"))
         assert caught.value.reason == "AGENT_PATH"
     assert not any(one.startswith("x509pop:subject") for one in shown(await attest(twice)))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "x509pop://other.org/zone/eu",
+        "x509pop://example.org/zone",
+        "x509pop://example.org/zone/",
+        "x509pop://example.org//eu",
+        "x509pop://example.org/zone/eu?x",
+        "x509pop://example.org/zone/eu#x",
+        "x509pop://a@example.org/zone/eu",
+        "x509pop://example.org:80/zone/eu",
+        "x509pop:/zone/eu",
+        "https://example.org/zone/eu",
+        " x509pop://example.org/zone/eu",
+        "x509pop://example.org/zo\tne/eu",
+        "x509pop://[/zone/eu",
+    ],
+)
+def test_uris_that_are_no_selectors(uri: str) -> None:
+    leaf = SimpleNamespace(uris=(uri, "x509pop://example.org/rack/a/b:c"))
+    assert x509pop._san_selectors(leaf, "example.org") == [("rack", "a/b:c")]  # type: ignore[arg-type]
 
 
 async def test_every_root_that_vouches_is_told_and_each_authority_once() -> None:
@@ -598,7 +626,7 @@ def test_a_real_agent_attests_to_a_real_server_and_again_after_its_state_is_gone
         assert until("the agent has its ID", both.agent_path) == expected
         both.stop("agent")
         for state in (both.home / "agent", both.home / "cache"):
-            until("its state is gone", lambda state=state: remove(state))
+            shutil.rmtree(state, ignore_errors=True)
         both.start_agent()
         assert until("the agent has its ID again", both.agent_path) == expected
         assert both.count_agents() == 1
@@ -646,10 +674,3 @@ async def test_a_workload_api_that_is_not_there_says_so(tmp_path: Path) -> None:
         await node.payload()
     assert caught.value.reason == "NODE_CREDENTIAL"
     assert f"{tmp_path}/none" in caught.value.detail
-
-
-def remove(directory: Path) -> bool:
-    import shutil
-
-    shutil.rmtree(directory, ignore_errors=True)
-    return not directory.exists()
