@@ -21,7 +21,8 @@ from tests.sds.test_node_real_server import configuration
 from tests.support.pair import free_port
 from tests.support.server import RunningServer, running_server, spiffe_id
 
-PATH = "/spire/agent/join_token/machine-1"
+METHOD = "first_use"
+PATH = f"/spire/agent/{METHOD}/machine-1"
 
 
 class FirstUse:
@@ -57,7 +58,7 @@ def verifier() -> FirstUse:
 @pytest.fixture
 async def server(verifier: FirstUse) -> AsyncIterator[RunningServer]:
     async with running_server(bind_port=free_port()) as started:
-        started.server.attestation._verifiers = {"join_token": verifier}
+        started.server.attestation._verifiers = {METHOD: verifier}
         yield started
 
 
@@ -67,7 +68,9 @@ async def evict(server: RunningServer) -> None:
 
 def lost(tmp_path: Path, server: RunningServer) -> Node:
     """The same machine, its state gone."""
-    return Node(configuration(tmp_path, server), Document())
+    node = Node(configuration(tmp_path, server), Document())
+    node.identity._attestor = METHOD
+    return node
 
 
 async def test_a_node_that_lost_its_state_stays_up_and_says_what_to_do(
