@@ -1,7 +1,7 @@
 """aiosqlite with one thread hop per statement instead of four: a hop costs more than most statements do.
 
-Opening and closing a cursor and handing out fetched rows touch no disk, so they happen where they are asked for;
-executing, with fetching, and committing happen on the connection's thread.
+Opening and closing a cursor, handing out fetched rows, and the begin and end of a transaction that only reads touch no
+disk, so they happen where they are asked for. Executing, with fetching, and committing have the connection's thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiosqlite
+
+READ = "BEGIN"
+"""Takes no lock before the first statement, and none that writes."""
 
 
 async def connect(path: str) -> aiosqlite.Connection:
@@ -34,6 +37,10 @@ class _Cursor:
         return self
 
     async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> _Cursor:
+        if sql == READ and not self._connection.busy:
+            self._cursor.execute(sql)
+            self._connection.reading = True
+            return self
         self._rows = await self._connection.on_thread(self._run, sql, parameters)
         return self
 
@@ -66,10 +73,26 @@ class _Cursor:
 
 
 class _Connection(aiosqlite.Connection):
+    busy = False
+    """The thread may be at work for this connection: a caller that was cancelled leaves it so."""
+    reading = False
+    """In a transaction that began without a lock, and writes nothing."""
+
     def cursor(self) -> Any:
         """Entered by the dialect at once, like aiosqlite's own."""
         return _Cursor(self, self._conn.cursor())
 
     async def on_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a call on the connection's thread, after those already waiting for it."""
-        return await self._execute(call, *arguments)  # type: ignore[no-untyped-call]  # aiosqlite left it untyped
+        self.busy = True
+        done = await self._execute(call, *arguments)  # type: ignore[no-untyped-call]  # aiosqlite left it untyped
+        self.busy = False
+        return done
+
+    async def rollback(self) -> None:
+        at_once = self.reading and not self.busy
+        self.reading = False
+        if at_once:
+            self._conn.rollback()
+        else:
+            await self.on_thread(self._conn.rollback)
