@@ -29,6 +29,8 @@ from ca.proto.spire import types_pb2
 from ca.runtime import log
 
 DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "burgee-request-id"
+"""Where the details have no room for it: SPIRE's PermissionDeniedDetails travel alone."""
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 LONGEST_RETRY_SECONDS = 3600.0
 """What is believed of a server's word when to come again."""
@@ -81,7 +83,7 @@ def status_details(error: BurgeeError, request_id: str = "") -> bytes:
     number = STATUS[error.code][0]
     status = status_pb2.Status(code=number, message=_message(error))
     detail = any_pb2.Any()
-    if error.code is Code.PERMISSION_DENIED and error.reason in _AGENT_NAMES:
+    if _is_agents(error):
         detail.Pack(types_pb2.PermissionDeniedDetails(reason=_AGENT_REASONS.Value(error.reason)))
     else:
         metadata = {"hint": error.hint, "request_id": request_id}
@@ -99,10 +101,17 @@ def status_details(error: BurgeeError, request_id: str = "") -> bytes:
 async def abort_with(context: Context, error: BurgeeError) -> NoReturn:
     """End the call with `error`. Raising the error from a handler does the same and logs it as well."""
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status_details(error, log.request_id.get()))]
+    if _is_agents(error) and (request_id := log.request_id.get()):
+        trailers.append((REQUEST_ID_KEY, request_id))
     if error.retry_after_seconds is not None:  # for gRPC's own retries (gRFC A6), where a client has them switched on
         trailers.append((PUSHBACK_KEY, str(round(error.retry_after_seconds * 1000))))
     await context.abort(STATUS_CODES[error.code], _message(error), tuple(trailers))
     raise AssertionError("abort always raises")
+
+
+def _is_agents(error: BurgeeError) -> bool:
+    """Whether a SPIRE agent acts on it."""
+    return error.code is Code.PERMISSION_DENIED and error.reason in _AGENT_NAMES
 
 
 def _message(error: BurgeeError) -> str:
@@ -124,7 +133,7 @@ def error_of(error: grpc.aio.AioRpcError) -> BurgeeError:
         hint=hint,
         retry_after_seconds=_retry_after_seconds(details),
     )
-    found.request_id = _request_id(details)
+    found.request_id = _request_id(details) or _request_id_of_trailers(error)
     return found
 
 
@@ -157,6 +166,12 @@ def _request_id(status: status_pb2.Status) -> str:
             found: str = info.metadata.get("request_id", "")
             return found if _REQUEST_ID.fullmatch(found) else ""
     return ""
+
+
+def _request_id_of_trailers(error: grpc.aio.AioRpcError) -> str:
+    trailers: Any = error.trailing_metadata()
+    found = next((value for key, value in trailers or () if key == REQUEST_ID_KEY), "")
+    return found if isinstance(found, str) and _REQUEST_ID.fullmatch(found) else ""
 
 
 def _retry_after_seconds(status: status_pb2.Status) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,16 @@ async def test_a_banned_agent_gets_the_details_that_a_spire_agent_acts_on() -> N
         assert denied.reason == types_pb2.PermissionDeniedDetails.AGENT_BANNED
         assert isinstance(family(error), Denied)
         assert family(error).reason == "AGENT_BANNED"
+
+
+@pytest.mark.parametrize("name", ["input", "banned"])
+async def test_every_refusal_carries_the_id_of_its_call(name: str) -> None:
+    """What a refused caller is told leads administrators to the rest."""
+    async with rig() as it, it.unix_channel() as channel:
+        error = await refusal(channel, name)
+        found = family(error).request_id
+        assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", found)
+        assert found.startswith(log.run_id())
 
 
 @pytest.mark.parametrize("method", ["Fail", "Watch", "Echo"])
