@@ -16,6 +16,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ca.errors import ConfigError, Unavailable
+from ca.runtime.http_stream import Origin
 from ca.runtime.threads import to_thread
 from ca.runtime.tls import load_chain
 
@@ -79,6 +80,21 @@ class HttpClient:
             for connection in used:  # given up: one that drips its answer must not keep its thread
                 with suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def origin(self, *, idle_seconds: float) -> Origin:
+        """Where `ca.runtime.http_stream` finds the same origin; paths below it begin with `prefix`."""
+        return Origin(
+            host=self._host,
+            port=self._port,
+            context=self._context,
+            source=self._source,
+            connect_seconds=self._timeout,
+            idle_seconds=idle_seconds,
+        )
+
+    @property
+    def prefix(self) -> str:
+        return self._prefix
 
     def close(self) -> None:
         """Lets go of the connections that are kept."""

@@ -8,23 +8,45 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
-from ca.errors import ConfigError, Denied, InvalidArgument, NotFound, Unavailable
+from ca.errors import AlreadyExists, ConfigError, Denied, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from ca.identity.text import quote
+from ca.runtime.http_stream import stream
 from ca.runtime.https import Answer, HttpClient, context_of
 from ca.runtime.kube_access import KubeAccess, in_cluster_access, read_kubeconfig
+from ca.runtime.kube_watch import (
+    IDLE_SECONDS,
+    METADATA,
+    METADATA_LIST,
+    PAGE_SIZE,
+    WATCH_SECONDS,
+    WHOLE,
+    Event,
+    Listing,
+    Object,
+    event_of,
+    status_answer,
+    watch_path,
+    whole_list,
+)
 
 MAX_TOKEN_BYTES = 64 << 10
 MAX_AT_ONCE = 16
 """Requests of one client at a time; the others wait for their turn."""
 
-Object = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_VERBS = {"POST": "create", "DELETE": "delete", "PUT": "update", "PATCH": "patch", "WATCH": "watch"}
+PatchKind = Literal["merge", "json", "apply"]
+_PATCHES: dict[PatchKind, str] = {
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+    "apply": "application/apply-patch+yaml",  # of which JSON is a part
+}
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -53,6 +75,7 @@ class KubeClient:
     ) -> None:
         self._read = access if callable(access) else lambda: access
         self._source = source
+        self._max_bytes = max_bytes
         self._watched = watched
         self._new_http = partial(HttpClient, source=source, timeout_seconds=timeout_seconds, max_bytes=max_bytes)
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
@@ -79,19 +102,76 @@ class KubeClient:
         """
         return await self.request("POST", path, body)
 
-    async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Object:
+    async def update(self, path: str, body: Mapping[str, Any]) -> Object:
+        """Puts an object in place of the one there, or `…/status` in place of its status.
+
+        With `metadata.resourceVersion`: unless it changed meanwhile. Raises as `get`, and FailedPrecondition
+        KUBE_CONFLICT.
+        """
+        return await self.request("PUT", path, body)
+
+    async def patch(
+        self, path: str, body: Mapping[str, Any] | Sequence[Mapping[str, Any]], kind: PatchKind = "merge"
+    ) -> Object:
+        """Changes what `body` names; `json` takes a list of operations, `apply` a whole object of ours, made if absent.
+
+        For `apply` the path says who (`?fieldManager=…`), and `&force=true` takes fields from others.
+        """
+        return await self.request("PATCH", path, body, content_type=_PATCHES[kind])
+
+    async def delete(self, path: str, body: Mapping[str, Any] | None = None) -> Object:
+        """`body` may be DeleteOptions, with preconditions. Raises as `get`."""
+        return await self.request("DELETE", path, body)
+
+    async def list(self, path: str, *, metadata_only: bool = False, page_size: int = PAGE_SIZE) -> Listing:
+        """All of it or an error, however many pages it takes. `path` may have a query (`?labelSelector=…`)."""
+        accept = METADATA_LIST if metadata_only else WHOLE
+        return await whole_list(lambda asked: self.request("GET", asked, accept=accept), path, page_size)
+
+    async def watch(
+        self, path: str, resource_version: str, *, metadata_only: bool = False, seconds: int = WATCH_SECONDS
+    ) -> AsyncGenerator[Event, None]:
+        """What changes from `resource_version` on, until the API server ends it (after `seconds`): ask again then.
+
+        A BOOKMARK says only how far this is. Raises NotFound KUBE_GONE where that version is too old: list again.
+        Raises as `get`, and Unavailable HTTP_UNREACHABLE where the connection breaks. Close it if you leave it early.
+        """
+        http = self._current()
+        asked = watch_path(path, resource_version, seconds)
+        headers = self._headers(METADATA if metadata_only else WHOLE)
+        async with stream(http.origin(idle_seconds=IDLE_SECONDS), "GET", http.prefix + asked, headers) as answer:
+            if answer.status != 200:
+                self._refused("WATCH", path, Answer(answer.status, answer.headers, await answer.start()))
+            async for line in answer.lines(self._max_bytes):
+                event = event_of(self._object(line))
+                if event.type == "ERROR":
+                    self._refused("WATCH", path, status_answer(event.object))
+                yield event
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        content_type: str = WHOLE,
+        accept: str = WHOLE,
+    ) -> Object:
         """One request whose answer is an object."""
         http = self._current()
-        headers = {"Accept": "application/json", "User-Agent": "burgee"} | self._authorization()
+        headers = self._headers(accept)
         data = None
         if body is not None:
             data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = content_type
         async with self._turns:
             answer = await http.request(method, path, body=data, headers=headers)
         if not 200 <= answer.status < 300:
             self._refused(method, path, answer)
         return self._object(answer.body)
+
+    def _headers(self, accept: str) -> dict[str, str]:
+        return {"Accept": accept, "User-Agent": "burgee"} | self._authorization()
 
     def close(self) -> None:
         """Lets go of the connections that are kept."""
@@ -160,6 +240,23 @@ class KubeClient:
                 ) from said
             case 404:
                 raise NotFound(f"{self._source} has no {quote(path)}", reason="KUBE_NOT_FOUND") from said
+            case 409 if method == "POST":
+                raise AlreadyExists(
+                    f"{self._source} has one of that name in {quote(path)}", reason="KUBE_EXISTS"
+                ) from said
+            case 409:
+                raise FailedPrecondition(
+                    f"{quote(path)} at {self._source} changed meanwhile", reason="KUBE_CONFLICT"
+                ) from said
+            case 410:
+                raise NotFound(
+                    f"{self._source} no longer has that version of {quote(path)}", reason="KUBE_GONE"
+                ) from said
+            case 400 | 422:
+                raise InvalidArgument(
+                    f"{self._source} takes no such object for {quote(path)}: {_message(answer.body)}",
+                    reason="KUBE_INVALID",
+                ) from said
             case _:
                 raise Unavailable(
                     f"{self._source} answered with status {answer.status}",
@@ -190,9 +287,7 @@ def permission(method: str, path: str) -> str:
     if rest[0] == "namespaces" and len(rest) > 2:
         where, rest = f" in namespace {quote(rest[1])}", rest[2:]
     resource = "/".join([rest[0], *rest[2:]])
-    verb = {"POST": "create", "DELETE": "delete", "PUT": "update", "PATCH": "patch"}.get(
-        method, "get" if len(rest) > 1 else "list"
-    )
+    verb = _VERBS.get(method, "get" if len(rest) > 1 else "list")
     return f"{verb} {quote(resource + group)}{where}"
 
 
