@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ca.identity.spiffe_id import SERVER_PATH, SpiffeId, TrustDomain, is_agent_p
 from ca.identity.text import quote
 from ca.issuing.names import COUNTRY, ORGANIZATION, SERIAL_NUMBER, Attribute, requested_subject
 
+_ISTIO_PATH = re.compile(r"/ns/[^/]+/sa/[^/]+")
 SVID_SUBJECT = (Attribute(COUNTRY, "US"), Attribute(ORGANIZATION, "SPIRE"))
 
 
@@ -36,6 +38,13 @@ WORKLOAD = LeafProfile(
 AGENT = LeafProfile(name="agent", subject=SVID_SUBJECT, admits=is_agent_path, admitted="a path below `/spire/agent`")
 SERVER = LeafProfile(
     name="server", subject=SVID_SUBJECT, admits=lambda path: path == SERVER_PATH, admitted=f"the path `{SERVER_PATH}`"
+)
+
+ISTIO = LeafProfile(
+    name="istio",
+    subject=(),  # as Istio's own: the alternative name is critical then (RFC 5280 §4.2.1.6)
+    admits=lambda path: _ISTIO_PATH.fullmatch(path) is not None,
+    admitted="a path `/ns/<namespace>/sa/<service account>`",
 )
 
 

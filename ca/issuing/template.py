@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ca.issuing import der
-from ca.issuing.extensions import SUBJECT_ALT_NAME, SUBJECT_KEY_HEAD
+from ca.issuing.extensions import CRITICAL, SUBJECT_ALT_NAME, SUBJECT_KEY_HEAD
 from ca.issuing.lifetime import Lifetime
 from ca.issuing.names import COMMON_NAME, Attribute, encode_attribute
 from ca.issuing.parts import EXTENSIONS, VERSION_3, Extension, Parts, read_names
@@ -66,7 +66,7 @@ class Template:
             self.before_key
             + key_identifier
             + self.authority_key
-            + tlv(der.SEQUENCE, SUBJECT_ALT_NAME + tlv(der.OCTET_STRING, names))
+            + tlv(der.SEQUENCE, _names_head(subject) + tlv(der.OCTET_STRING, names))
         )
         return tlv(
             der.SEQUENCE,
@@ -111,7 +111,7 @@ class Template:
         if stop != end or extensions_end != end:
             return None
         tail = self.before_key + want.key_identifier + self.authority_key
-        return self._cut_names(tbs, at + len(tail)) if tbs.startswith(tail, at) else None
+        return self._cut_names(tbs, at + len(tail), _names_head(want.subject)) if tbs.startswith(tail, at) else None
 
     def cut(self, tbs: bytes, want: Expected) -> Parts | None:
         """The parts of `tbs`, equal to `parse_tbs(tbs)`; None where `names_in` says so. Raises as that does."""
@@ -139,15 +139,24 @@ class Template:
             linted.basic_constraints,
             Extension(False, head + want.key_identifier),
             linted.authority_key_id,
-            linted.names_critical,
+            _is_empty(want.subject),
             read_names(names),
         )
 
-    def _cut_names(self, tbs: bytes, at: int) -> bytes | None:
-        """The value of the alternative names, given that they are the last extension and not critical."""
+    def _cut_names(self, tbs: bytes, at: int, head: bytes) -> bytes | None:
+        """The value of the alternative names, given that they are the last extension and begin as they ought to."""
         end = len(tbs)
         at, stop = der.read(tbs, at, end, der.SEQUENCE)
-        if stop != end or not tbs.startswith(SUBJECT_ALT_NAME, at):
+        if stop != end or not tbs.startswith(head, at):
             return None
-        at, stop = der.read(tbs, at + len(SUBJECT_ALT_NAME), end, der.OCTET_STRING)
+        at, stop = der.read(tbs, at + len(head), end, der.OCTET_STRING)
         return tbs[at:] if stop == end else None
+
+
+def _is_empty(subject: bytes) -> bool:
+    return len(subject) <= 2
+
+
+def _names_head(subject: bytes) -> bytes:
+    """What stands before the alternative names: they are critical if there is no other name (RFC 5280 §4.2.1.6)."""
+    return SUBJECT_ALT_NAME + CRITICAL if _is_empty(subject) else SUBJECT_ALT_NAME

@@ -15,7 +15,7 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
 from ca.issuing.csr import Csr, parse_csr
 from ca.issuing.lifetime import Lifetime, plan_lifetime
-from ca.issuing.profile import AGENT, SERVER, WORKLOAD, LeafProfile, minted
+from ca.issuing.profile import AGENT, ISTIO, SERVER, WORKLOAD, LeafProfile, minted
 from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
 from ca.issuing.spki import PublicKeyInfo, read_public_key
 from ca.issuing.token import IssuanceToken
@@ -165,7 +165,13 @@ class Issuer:
             )
         )
 
-    async def for_server(self, public_key_der: bytes) -> IssuedX509:
+    async def for_account(self, requester: str, identity: SpiffeId, csr: Csr, ttl_seconds: int) -> IssuedX509:
+        """For a Kubernetes service account as Istio names it; there is no entry. Of the CSR only the key counts."""
+        return await self._issue_one(
+            _Job(profile=ISTIO, spiffe_id=identity, request=csr.key, ttl_seconds=ttl_seconds, agent=requester)
+        )
+
+    async def for_server(self, public_key_der: bytes, dns_names: tuple[str, ...] = ()) -> IssuedX509:
         """This server's own SVID, for a key that this process just made."""
         return await self._issue_one(
             _Job(
@@ -173,6 +179,7 @@ class Issuer:
                 spiffe_id=server_id(self.settings.trust_domain),
                 request=read_public_key(public_key_der),
                 ttl_seconds=self.settings.x509_svid_ttl_seconds,
+                dns_names=dns_names,
             )
         )
 

@@ -38,12 +38,16 @@ class _Held:
 
 
 class ServerSvid:
-    """Its key never leaves memory; a new one with each renewal. `on_renewed` is told, to reload listeners."""
+    """Its key never leaves memory; a new one with each renewal. `on_renewed` is told, to reload listeners.
 
-    def __init__(self, *, issuer: Issuer, trust: Trust, clock: Clock) -> None:
+    With `dns_names` it is one more, for a listener whose clients look at host names.
+    """
+
+    def __init__(self, *, issuer: Issuer, trust: Trust, clock: Clock, dns_names: tuple[str, ...] = ()) -> None:
         self._issuer = issuer
         self._trust = trust
         self._clock = clock
+        self._dns_names = dns_names
         self._held: _Held | None = None
         self._failure = ""
         self._wake = asyncio.Event()
@@ -77,10 +81,11 @@ class ServerSvid:
         """Issues a new one now."""
         key, public = await self._issuer.in_pool(lambda _: _generate(), None)
         signed_by = self._issuer.authority.x509().issuer.authority_id
-        svid = await self._issuer.for_server(public)
+        svid = await self._issuer.for_server(public, self._dns_names)
         self._held = _Held(svid=svid, key_pem=key, signed_by=signed_by)
         self._failure = ""
-        _not_after.set(svid.not_after.timestamp())
+        if not self._dns_names:
+            _not_after.set(svid.not_after.timestamp())
         logger.info("server SVID issued", serial=str(svid.serial), not_after=svid.not_after.isoformat())
         self.on_renewed()
 
