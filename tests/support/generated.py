@@ -1,7 +1,7 @@
 """Regenerates every generated file, or with --check says which of them are not what their source makes.
 
-Generated: the protobuf messages, the CLI reference, the configuration tables, those in the pages of plugins too, and
-JSON Schemas.
+Generated: the protobuf messages, the CLI reference, the configuration tables, those in the pages of plugins too,
+JSON Schemas, and the values of the Helm chart.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ PRINTED = {
     "docs/reference/vault-config.md": ["ca.vault.config", "table"],
     "docs/reference/agent-config.md": ["sds.config", "table"],
     "docs/reference/agent-config.schema.json": ["sds.config", "schema"],
+    "helm/burgee/values.schema.json": ["tests.support.helm_values", "schema"],
+    "helm/burgee/values.yaml": ["tests.support.helm_values", "values"],
+    "docs/reference/helm-values.md": ["tests.support.helm_values", "table"],
 }
 
 

@@ -283,6 +283,7 @@ class Cluster:
             "--enable-admission-plugins=NodeRestriction",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--endpoint-reconciler-type=none",
+            "--allow-privileged=true",  # as every distribution has it
         ]
 
 

@@ -1,0 +1,137 @@
+"""The chart as helm renders and installs it, and the values that tests go through."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conformance.programs import CACHE, go_program
+from tests.docs.reason_codes import ROOT
+from tests.support.real import require
+
+CHART = ROOT / "helm/burgee"
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+CA = {"name": "vault-ca", "key": "ca.crt"}
+VAULT = {"address": "https://vault.test:8200", "caConfigMap": CA, "auth": {"role": "burgee"}}
+
+MATRIX: dict[str, Values] = {
+    "defaults": {},
+    "labels": {
+        "clusterName": "west-1",
+        "server": {
+            "nodeAttestors": {
+                "k8sPsat": {"allowedNodeLabelKeys": ["topology.kubernetes.io/zone"], "allowedPodLabelKeys": ["app"]},
+                "joinToken": {"enabled": True},
+            },
+            "config": {"x509_svid_ttl_seconds": 1800, "jwt_issuer": "https://issuer.test", "log": {"level": "debug"}},
+        },
+        "agent": {"config": {"sds": {"validator": "trusted_ca"}, "cache": {"persist": "none"}}},
+    },
+    "vault": {
+        "server": {
+            "vault": VAULT,
+            "keys": {"plugin": "vault_transit", "mount": "transit/burgee"},
+            "upstream": {"plugin": "vault_pki", "issuer": "root-2026", "trustedIssuers": ["root-2027"]},
+        }
+    },
+    "vault-jwt": {
+        "server": {
+            "vault": VAULT | {"namespace": "mesh", "auth": {"method": "jwt", "mount": "jwt/west", "role": "burgee"}},
+            "upstream": {"plugin": "vault_pki"},
+        }
+    },
+    "apart": {
+        "agent": {
+            "namespace": "burgee-agents",
+            "trust": {"configMap": {"name": "our-bundle", "key": "roots.pem"}},
+            "kubelet": {"caConfigMap": {"name": "kubelet-ca"}, "port": 10251},
+            "adminSocketDirectory": "/run/burgee/admin",
+            "socket": {"directory": "/run/mesh", "name": "socket"},
+            "maxUnavailable": "10%",
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [{"matchExpressions": [{"key": "mesh", "operator": "Exists"}]}]
+                    }
+                }
+            },
+        },
+        "csiDriver": {"enabled": False},
+    },
+    "watched": {
+        "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "networkPolicy": {"monitoringNamespace": "monitoring", "agentCidrs": ["192.0.2.0/24", "2001:db8::/32"]},
+        "imagePullSecrets": ["pull"],
+        "image": {"repository": "registry.test/burgee", "digest": "sha256:" + "ab" * 32},
+        "server": {
+            "service": {"type": "LoadBalancer", "port": 443, "annotations": {"a": "b"}},
+            "persistence": {"size": "10Gi", "storageClass": "fast", "whenDeleted": "Delete"},
+            "podLabels": {"team": "mesh"},
+            "podAnnotations": {"note": "1"},
+            "nodeSelector": {"pool": "system"},
+            "tolerations": [{"key": "system", "operator": "Exists"}],
+            "priorityClassName": "system-cluster-critical",
+            "podDisruptionBudget": {"maxUnavailable": 0},
+        },
+        "agent": {"trust": {"insecureBootstrap": True}, "kubelet": {"skipVerification": True}},
+    },
+    "agents-alone": {
+        "server": {"enabled": False},
+        "agent": {"servers": ["burgee.example.org:443"], "trust": {"bundleUrl": "https://burgee.example.org/bundle"}},
+    },
+    "server-alone": {
+        "agent": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "server": {"podDisruptionBudget": {"enabled": False}, "topologySpreadConstraints": []},
+    },
+}
+"""By name, over the trust domain, which each has."""
+
+
+def helm(*arguments: str | Path, kubeconfig: Path | None = None, fails: bool = False) -> str:
+    """What helm prints; what it complains of where it `fails`."""
+    with tempfile.TemporaryDirectory(prefix="bg-helm-") as home:
+        environment = {f"HELM_{kind}_HOME": home for kind in ("CACHE", "CONFIG", "DATA")}
+        environment |= {"PATH": os.environ["PATH"], "HOME": home, "KUBECONFIG": str(kubeconfig or Path(home) / "none")}
+        done = subprocess.run(
+            [go_program("helm"), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120
+        )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def kubectl() -> Path:
+    """The program, of the API server's own version."""
+    path = CACHE / "bin" / "kubectl"
+    require("kubectl 1.37", path.exists(), "install Go, then bash tests/support/build-go.sh")
+    return path
+
+
+def values_file(directory: Path, values: Values, *, trust_domain: str = "example.org") -> Path:
+    path = directory / "values.yaml"
+    path.write_text(yaml.safe_dump({"trustDomain": trust_domain} | values))
+    return path
+
+
+def rendered(directory: Path, values: Values, *, namespace: str = "burgee") -> list[Object]:
+    """The objects of a release called burgee."""
+    text = helm("template", "burgee", CHART, "-n", namespace, "-f", values_file(directory, values))
+    return [value for value in yaml.safe_load_all(text) if value]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def config_of(objects: list[Object], who: str) -> str:
+    """The text of the configuration file of `server` or `agent`."""
+    text: str = named(objects, "ConfigMap", f"burgee-{who}")["data"][f"{who}.yaml"]
+    return text
