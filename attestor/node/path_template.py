@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from attestor.node.path_grammar import Constant, Expression, Field, Text, fields_of, parse
 from ca.errors import Denied, InvalidArgument
 from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain
+from ca.identity.template_grammar import Constant, Expression, Field, Text, fields_of, parse
 from ca.identity.text import quote
 from ca.runtime.notes import note
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from attestor.node.path_functions import FUNCTIONS
 from attestor.node.path_template import PathTemplate
 from ca.errors import Denied
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from ca.identity.template_functions import FUNCTIONS
 from ca.runtime.notes import collecting
 from tests.docs.reason_codes import ROOT
 

@@ -1,4 +1,4 @@
-"""What an agent path template may do to a value: named and ordered as Sprig's functions, each total and bounded.
+"""What a template may do to a value: named and ordered as Sprig's functions, each total and bounded.
 
 Letters are those of ASCII: two values that differ in others must not become one path.
 """

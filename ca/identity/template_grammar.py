@@ -1,13 +1,14 @@
-"""The grammar of agent path templates: text to a tree that can only be evaluated, in bounded time, without failing.
+"""The grammar of templates: text to a tree that can only be evaluated, in bounded time, without failing.
 
     template := (text | "{{" pipeline "}}")*
     pipeline := command ("|" call)*          the value before a pipe is the last argument of the call behind it
-    command  := operand | call
+    command  := operand | call | "index" .Field(.Field)* string      one of many names below a field
     call     := function argument*
     argument := operand | integer
     operand  := .Field(.Field)* | "string" | `string` | "(" pipeline ")"
 
-It is what agent path templates of SPIRE use of Go's template language. There is nothing that repeats, decides or calls.
+It is what SPIRE's agent path templates and its templates of Kubernetes use of Go's template language. There is nothing
+that repeats, decides or calls.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
-from attestor.node.path_functions import FUNCTIONS, Function
+from ca.identity.template_functions import FUNCTIONS, Function
 
 MAX_TEMPLATE_CHARACTERS = 1024
 MAX_CALLS = 16
@@ -35,9 +36,9 @@ _TOKEN = re.compile(
 )
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NOT_HERE = {
-    "if": "nothing is decided in a path template",
-    "with": "nothing is decided in a path template",
-    "range": "nothing is repeated in a path template",
+    "if": "nothing is decided in a template here",
+    "with": "nothing is decided in a template here",
+    "range": "nothing is repeated in a template here",
     "index": "name the field that holds the value",
     "printf": "write the text around the actions",
     "print": "write the text around the actions",
@@ -123,7 +124,7 @@ class _Action:
         return found
 
     def _pipeline(self, depth: int) -> Expression:
-        value = self._call(None, depth) if self._ahead.kind == "word" else self._operand(depth)
+        value: Expression = self._call(None, depth) if self._ahead.kind == "word" else self._operand(depth)
         while self._ahead.text == "|" and self._ahead.kind == "mark":
             self._take()
             if self._ahead.kind != "word":
@@ -131,8 +132,10 @@ class _Action:
             value = self._call(value, depth)
         return value
 
-    def _call(self, piped: Expression | None, depth: int) -> Call:
+    def _call(self, piped: Expression | None, depth: int) -> Call | Field:
         name = self._take()
+        if name.text == "index" and piped is None and self._named_below(self._ahead):
+            return self._index()
         function = FUNCTIONS.get(name.text)
         if function is None:
             _fail(name, f"there is no function `{name.text}`", _function_hint(name.text))
@@ -146,6 +149,16 @@ class _Action:
             given.append(piped)
         self._check_types(name, function, given)
         return Call(function, tuple(given))
+
+    def _named_below(self, token: _Token) -> bool:
+        return token.kind == "field" and f"{token.text[1:]}.*" in self._fields
+
+    def _index(self) -> Field:
+        """One of the names below a field, which may hold what a field's name cannot: dots, dashes, slashes."""
+        above, name = self._take(), self._take()
+        if name.kind != "string" or not (below := _unquoted(name.text)):
+            _fail(name, "`index` takes a field and a text")
+        return Field(f"{above.text[1:]}.{below}")
 
     @staticmethod
     def _check_types(name: _Token, function: Function, given: list[Expression | int]) -> None:
