@@ -111,7 +111,10 @@ class NodeAttestation:
 
     async def attest(self, *, kind: str, payload: bytes, csr: bytes, challenge: Challenge) -> Attestation:
         """CSR proof of possession, then the evidence, then the ban, then the SVID; what comes first costs nothing
-        that comes later. Raises FailedPrecondition for an unknown attestor, what the verifier raises, or Denied."""
+        that comes later. Raises FailedPrecondition for an unknown attestor, what the verifier raises, or Denied.
+
+        Whoever answers the agent lets the follower catch up first: then memory knows the agent, and its entries.
+        """
         with self.ring.attempt(kind) as attempt:
             return await self._attest(kind, payload, csr, challenge, attempt)
 
@@ -228,7 +231,6 @@ class NodeAttestation:
             await self._store.agents.upsert(agent, successor_of=successor_of)
         except Denied as denied:  # since we looked
             raise (_banned() if denied.reason == "AGENT_BANNED" else denied) from denied
-        await self._agents.refresh(agent_id)
         if earlier is not None and earlier.serial:  # where nobody lost a state, two hold this node's evidence
             logger.info(
                 "agent SVID superseded",

@@ -48,6 +48,7 @@ class Follower:
         self._agents = agents
         self._trust = trust
         self._lock = asyncio.Lock()
+        self._begun = self._done = 0  # passes; one shows whatever was committed before it began
         self._listeners: list[Listener] = []
         self.revision = 0
         self.mark = ""
@@ -77,20 +78,29 @@ class Follower:
             await self.catch_up()
 
     async def catch_up(self) -> None:
-        """Returns when memory shows every change committed before the call."""
+        """Returns when memory shows every change committed before the call. Of those who wait for their turn one reads
+        for all."""
+        wanted = self._begun + 1
         async with self._lock:
-            while True:
-                try:
-                    changes = await self._store.changes.since(self.revision, PAGE)
-                except Compacted:
-                    logger.warning("change log was compacted past this server; loading everything", reason="COMPACTED")
-                    await self.load()
-                    self._tell(Applied(revision=self.revision, everything=True))
-                    return
-                if changes:
-                    await self._apply(changes)
-                if len(changes) < PAGE:
-                    return
+            if self._done >= wanted:
+                return
+            self._begun += 1
+            await self._read_on()
+            self._done = self._begun
+
+    async def _read_on(self) -> None:
+        while True:
+            try:
+                changes = await self._store.changes.since(self.revision, PAGE)
+            except Compacted:
+                logger.warning("change log was compacted past this server; loading everything", reason="COMPACTED")
+                await self.load()
+                self._tell(Applied(revision=self.revision, everything=True))
+                return
+            if changes:
+                await self._apply(changes)
+            if len(changes) < PAGE:
+                return
 
     def expire(self) -> None:
         """Tells of the entries whose end has come. That is no change of the store, so the revision stays."""

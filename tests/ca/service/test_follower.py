@@ -127,3 +127,28 @@ async def test_an_eviction_that_only_the_whole_store_tells_of() -> None:
             await server.server.store.changes.compact(0)
         with refused(Code.PERMISSION_DENIED, reason="AGENT_NOT_ATTESTED"):
             await stream.until_the_end()
+
+
+async def test_those_who_wait_share_a_pass_that_began_after_they_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty agents that attest at once need not read the log fifty times; a pass that was under way is not enough."""
+    async with running_server() as server:
+        follower, changes = server.server.follower, server.server.store.changes
+        read, passes, gate = changes.since, 0, asyncio.Event()
+
+        async def slow(*arguments: Any) -> Any:
+            nonlocal passes
+            passes += 1
+            found = await read(*arguments)
+            await gate.wait()  # what is committed from now on is not in it
+            return found
+
+        monkeypatch.setattr(changes, "since", slow)
+        under_way = asyncio.create_task(follower.catch_up())
+        await eventually(lambda: passes == 1)
+        await server.server.store.bundles.set(TrustBundle(trust_domain=TrustDomain("late.org")))
+        waiting = [asyncio.create_task(follower.catch_up()) for _ in range(50)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(under_way, *waiting)
+        assert follower.trust.get(TrustDomain("late.org")) is not None
+        assert passes <= 3  # the one under way, the one for all who waited, and the follower's own
