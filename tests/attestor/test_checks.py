@@ -82,7 +82,7 @@ def verifier(kubeconfig: Path) -> Checked:
 
 
 class TestPermissions:
-    @pytest.mark.real("Kubernetes")
+    @pytest.mark.real("kube-apiserver")
     @pytest.mark.xdist_group("kube")
     async def test_the_real_api_server_says_what_it_grants(self) -> None:
         cluster = kube_lab()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,18 @@ def start(running: Pair, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture
+def identity(live: Caadmin, running: Pair) -> Iterator[None]:
+    """This process's user has one while the test runs."""
+    entry = running.create_entry("/waited")
+    eventually("it has an identity", lambda: live("svid", "fetch").code == 0)
+    yield
+    running.delete_entry(entry)
+    eventually("it has none", lambda: live("svid", "fetch").code == 3)
+
+
 def test_without_an_identity_the_time_runs_out_and_says_why(live: Caadmin, running: Pair) -> None:
+    eventually("it has none", lambda: live("svid", "fetch").code == 3)
     said = live("wait", "--timeout", "1s", "--", "touch", "never")
     assert said.code == 1
     assert "no X.509-SVID in time; last: no identity issued (NO_IDENTITY) (WAIT_TIMEOUT)" in said.err
@@ -43,15 +55,16 @@ def test_the_program_starts_once_the_identity_is_there_and_is_this_process(live:
     waiting = start(running, "--timeout", "60s", "--", "sh", "-c", PROGRAM)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.wait(1.5)
-    running.create_entry("/waited")
+    entry = running.create_entry("/waited")
     out, err = waiting.communicate(timeout=30)
     assert waiting.returncode == 0, err
+    running.delete_entry(entry)
     pid, _, ignored = out.split()
     assert int(pid) == waiting.pid, "the same process"
     assert not int(ignored, 16) & 1 << signal.SIGPIPE - 1, "with its signals as they were at first"
 
 
-def test_signals_and_exit_codes_are_the_programs_own(live: Caadmin, running: Pair) -> None:
+def test_signals_and_exit_codes_are_the_programs_own(live: Caadmin, running: Pair, identity: None) -> None:
     program = "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done"
     waiting = start(running, "--", "sh", "-c", program)
     assert waiting.stdout is not None
@@ -61,8 +74,7 @@ def test_signals_and_exit_codes_are_the_programs_own(live: Caadmin, running: Pai
     assert waiting.returncode == 42
 
 
-def test_only_the_identity_that_is_named_will_do(live: Caadmin, running: Pair) -> None:
-    eventually("it has an identity", lambda: live("svid", "fetch").code == 0)
+def test_only_the_identity_that_is_named_will_do(live: Caadmin, running: Pair, identity: None) -> None:
     said = live("wait", "--id", "spiffe://pair.test/another", "--timeout", "1s")
     assert said.code == 1
     assert "no X.509-SVID of `spiffe://pair.test/another` in time" in said.err
@@ -71,7 +83,7 @@ def test_only_the_identity_that_is_named_will_do(live: Caadmin, running: Pair) -
 
 
 @pytest.mark.parametrize("options", [["--for", "bundle"], ["--for", "jwt", "--audience", "db"], []])
-def test_each_kind_can_be_waited_for(live: Caadmin, options: list[str]) -> None:
+def test_each_kind_can_be_waited_for(live: Caadmin, identity: None, options: list[str]) -> None:
     """Without a command it is a step of a script, or an init container."""
     assert live("wait", *options, "--timeout", "20s").code == 0
 
@@ -97,7 +109,7 @@ def test_what_can_never_come_is_not_waited_for(live: Caadmin, options: list[str]
     assert live("wait", *options).code == 2
 
 
-def test_a_program_that_cannot_run(live: Caadmin, running: Pair) -> None:
+def test_a_program_that_cannot_run(live: Caadmin, running: Pair, identity: None) -> None:
     waiting = start(running, "--timeout", "20s", "--", "/nonexistent/program")
     _, err = waiting.communicate(timeout=30)
     assert waiting.returncode == 3
