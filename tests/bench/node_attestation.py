@@ -75,5 +75,6 @@ def _api_server(folder: Path) -> Iterator[Path]:
             if process.stdout.readline() != "ready\n":
                 raise RuntimeError("the API server's stand-in did not start")
             yield folder
+            process.communicate(timeout=20)  # it ends with its input, and takes its files away
         finally:
             process.kill()
