@@ -76,12 +76,16 @@ fuzz: $(VENV)/.dev ## Fuzz every parser and listener for ten minutes (FUZZ_SECON
 docs: $(VENV)/.dev ## Serve the documentation on this machine
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-lock: $(VENV)/.dev ## Renew both lock files (names and hashes, no addresses)
+lock: $(VENV)/.dev ## Renew the lock files (names and hashes, no addresses)
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
 	  --extra demo --group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
 	  --no-strip-markers --extra demo --extra postgres --extra vault --extra pkcs11 --extra systemd --group build --group test --group dev \
 	  --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
+	  --extra postgres --extra vault --constraint requirements-dev.lock pyproject.toml -o helm/image/requirements.lock
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 $(ARGS) \
+	  --group build --constraint requirements-dev.lock -o helm/image/build.lock
 
 clean: ## Remove everything that was made here, state of `make up` included
 	rm -rf $(VENV) $(CACHE) .burgee .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,11 +28,8 @@ def write_schemas(cluster: Cluster, directory: Path) -> str:
 
 def _strict(definition: dict[str, Any]) -> dict[str, Any]:
     """Without fields that are not described; numbers may stand for quantities, and either for ports."""
-    if (
-        definition.get("format") == "int-or-string"
-        or definition.get("type") == "string"
-        and "properties" not in definition
-    ):
+    is_text = definition.get("type") == "string" and "properties" not in definition
+    if is_text or definition.get("format") == "int-or-string":
         return {"type": ["string", "number"]}
     if "properties" in definition:
         return definition | {"additionalProperties": False}

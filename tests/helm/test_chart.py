@@ -153,7 +153,7 @@ def test_only_the_agent_is_more_than_restricted(tmp_path: Path) -> None:
         for one in rendered(tmp_path, values):
             if one["kind"] == "StatefulSet":
                 pod = one["spec"]["template"]["spec"]
-                assert "hostPID" not in pod and "hostNetwork" not in pod
+                assert not {"hostPID", "hostNetwork", "hostIPC"} & set(pod)
                 assert all("hostPath" not in volume for volume in pod["volumes"])
 
 

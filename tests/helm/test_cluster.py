@@ -102,7 +102,8 @@ def test_pod_security_lets_the_server_into_restricted_and_the_agent_into_privile
         try:
             dry_run(cluster, pod)
         except Refused as refused:
-            assert "violates PodSecurity" in str(refused), refused
+            if "violates PodSecurity" not in str(refused):
+                raise
             return False
         return True
 

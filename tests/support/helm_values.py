@@ -62,8 +62,8 @@ CHARTS_OWN: dict[type[BaseModel], frozenset[str]] = {
 INTRODUCTION = """\
 # Values of the Helm chart
 
-What `helm install` of the chart in `helm/burgee` can be told, with `--values FILE` or `--set KEY=VALUE`. An unknown key is
-refused with its path. [Install on Kubernetes](../kubernetes-install.md) shows them in use.
+What `helm install` of the chart in `helm/burgee` can be told, with `--values FILE` or `--set KEY=VALUE`. An unknown key
+is refused with its path. [Install on Kubernetes](../kubernetes-install.md) shows them in use.
 """
 HEAD = """\
 # Values of the chart burgee. Made from values.schema.json by `make proto`; change that.
