@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -87,7 +88,7 @@ class NodeCalls:
             data=types_pb2.AttestationData(type=attestor, payload=await prover.payload()),
             params=server_agent_pb2.AgentX509SVIDParams(csr=agent_request(key.private)),
         )
-        async with self._link(None, refused=_refused) as link:
+        async with self._link(None, refused=partial(_refused, attestor)) as link:
             stub = server_agent_pb2_grpc.AgentStub(link.channel)
             result = await _converse(stub.AttestAgent(timeout=RPC_TIMEOUT_SECONDS), params, prover)
         self._attesting = None
@@ -191,17 +192,22 @@ def no_more_proof(attestor: str, why: BurgeeError) -> NoMoreProof:
     return NoMoreProof(
         f"{why.detail}; the node attestor `{attestor}` has nothing left to prove this node with",
         reason=why.reason,
-        hint="give the node attestor something new (a join token: `caadmin token create`, into the configured "
-        "source): the agent takes it up by itself from a file, otherwise restart it",
+        hint=f"{_what_helps(attestor)}: the agent takes it up by itself from a file, otherwise restart it",
     )
 
 
-def _refused(error: BurgeeError) -> BurgeeError:
+def _refused(attestor: str, error: BurgeeError) -> BurgeeError:
     """A server's no to an attestation. The AGENT_* reasons stay what they are: the agent acts on them."""
     if error.code not in REFUSALS or error.reason.startswith("AGENT_"):
         return error
     return FailedPrecondition(
         f"the server refused this node's attestation: {error.detail}",
         reason="ATTESTATION_REFUSED",
-        hint=error.hint or "give the node attestor something new to prove this node with, for example a new join token",
+        hint=error.hint or _what_helps(attestor),
     )
+
+
+def _what_helps(attestor: str) -> str:
+    if attestor == "join_token":
+        return "give the node attestor a new token: `caadmin token create`, into the configured source"
+    return "what was compared is known to the server: `caadmin explain agent` with this node's address or ID tells it"
