@@ -16,7 +16,7 @@ from tests.support.node_host import FakeHost
 
 
 def contract_sample() -> NodeSample:
-    return NodeSample(host=FakeHost("t-1"), agent={"token": "t-1"})
+    return NodeSample(host=FakeHost("a-token-long-enough"), agent={"token": "a-token-long-enough"})
 
 
 async def no_challenge(_: bytes) -> bytes:
