@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import grpc
 from cryptography import x509
@@ -209,5 +209,5 @@ def _refused(attestor: str, error: BurgeeError) -> BurgeeError:
 
 def _what_helps(attestor: str) -> str:
     if attestor == "join_token":
-        return "give the node attestor a new token: `caadmin token create`, into the configured source"
+        return "give the node attestor a new join token (`caadmin token create`) by way of the configured source"
     return "what was compared is known to the server: `caadmin explain agent` with this node's address or ID tells it"
