@@ -268,7 +268,8 @@ class WorkloadAttestorPlugin:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorityHost:
-    """What the server lends to key managers and upstream authorities. `server` is its own stable name."""
+    """What the server lends to key managers, upstream authorities and bundle publishers. `server` is its own stable
+    name."""
 
     trust_domain: TrustDomain
     server: str
@@ -380,3 +381,29 @@ class UpstreamAuthorityPlugin:
     config: type[Any]
     upstream: Callable[[Any, AuthorityHost], UpstreamAuthority]
     ends: Callable[[Any], datetime | None] = lambda config: None
+
+
+class BundlePublisher(Protocol):
+    """Keeps a copy of the own trust bundle where others look for one; `where` names the place for people.
+
+    `publish` makes the copy say what `bundle` says and tells whether it had to write: it looks there each time, for
+    what others may have done. A copy that is missing is made. What is there without the mark of this trust domain is
+    somebody else's: it stays as it is, and FailedPrecondition PUBLISH_FOREIGN is raised. Nothing is ever deleted.
+    Raises Unavailable for what may pass, Denied for a permission that is missing. `close` lets connections go.
+    """
+
+    @property
+    def where(self) -> str: ...
+
+    async def publish(self, bundle: TrustBundle) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundlePublisherPlugin:
+    """What the entry point group `burgee.bundle_publishers` names."""
+
+    name: str
+    config: type[Any]
+    publisher: Callable[[Any, AuthorityHost], BundlePublisher]

@@ -219,8 +219,13 @@ class Server:
             authorities=lambda: self.authority.journal.authorities,
             server=server_name(self.config.data_dir),
             waits=consumer_waits(self.config),
-            has_files=self.config.bundle_file is not None,
+            has_files=self.config.bundle_file is not None or bool(self.config.bundle_publishers),
         )
+
+    @property
+    def publisher_host(self) -> AuthorityHost:
+        """What bundle publishers are lent."""
+        return self._authority_host(self.issuer.settings.server)
 
     def _authority_host(self, server: str) -> AuthorityHost:
         return AuthorityHost(

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from ca.identity.signer_name import check_signer_name
+
 
 def _host_port(text: str) -> str:
     host, colon, port = text.rpartition(":")
@@ -15,3 +17,4 @@ def _host_port(text: str) -> str:
 
 
 HostPort = Annotated[str, AfterValidator(_host_port)]
+SignerName = Annotated[str, AfterValidator(check_signer_name)]

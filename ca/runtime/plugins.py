@@ -14,6 +14,7 @@ NODE_ATTESTORS = "burgee.node_attestors"
 WORKLOAD_ATTESTORS = "burgee.workload_attestors"
 KEY_MANAGERS = "burgee.key_managers"
 UPSTREAM_AUTHORITIES = "burgee.upstream_authorities"
+BUNDLE_PUBLISHERS = "burgee.bundle_publishers"
 
 
 def names(group: str) -> tuple[str, ...]:

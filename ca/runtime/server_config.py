@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
@@ -39,6 +39,7 @@ def _default_attestors() -> dict[str, dict[str, Any]]:
 
 TrustDomainName = Annotated[str, AfterValidator(_trust_domain)]
 SpiffeIdText = Annotated[str, AfterValidator(_spiffe_id)]
+PublisherName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?\z")]
 Seconds = Annotated[int, Field(gt=0, le=10 * 366 * 86400)]
 Wait = Annotated[int, Field(ge=0, le=7 * 86400)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -87,6 +88,16 @@ class UpstreamConfig(StrictModel):
     """The plugin's own configuration."""
 
 
+class BundlePublisherConfig(StrictModel):
+    """One place where the server keeps a copy of its trust bundle."""
+
+    plugin: str
+    """Name of a bundle publisher plugin; `file`, `k8s_configmap` and `cluster_trust_bundle` come with Burgee."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The plugin's own configuration."""
+
+
 class LogConfig(StrictModel):
     """Logs go to standard error."""
 
@@ -115,7 +126,8 @@ class ConsumerWaitsConfig(StrictModel):
     """Agents that ask every few seconds, as SPIRE's do, and whatever is behind them."""
 
     files_seconds: Wait = 60
-    """Readers of `bundle_file`. 0 if only new agents read it."""
+    """Readers of `bundle_file` and of what `bundle_publishers` publish; a kubelet takes a minute to renew what pods
+    have mounted. 0 if only new agents read it."""
 
     downstream_seconds: Wait = 120
     """Servers below this one, and what is behind them."""
@@ -278,6 +290,10 @@ class ServerConfig(StrictModel):
 
     bundle_file: Path | None = None
     """The server keeps its trust bundle here as PEM, for the first trust of agents; by default nowhere."""
+
+    bundle_publishers: dict[PublisherName, BundlePublisherConfig] = Field(default_factory=dict)
+    """Copies of the trust bundle where others look for one, by names of your choice. A copy that cannot be written is
+    a warning and is tried again; the server works without."""
 
     metrics_address: HostPort | None = "127.0.0.1:9988"
     """Where /metrics, /live and /ready are served, without authentication; null turns it off."""

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Protocol
 
 from ca.identity.spiffe_id import TrustDomain
-from ca.ports import Clock
+from ca.ports import AuthorityHost, Clock
 from ca.runtime import metrics
 from ca.runtime.gate import Gate
 from ca.runtime.health import Health
@@ -15,6 +15,7 @@ from ca.runtime.server_config import ServerConfig
 from ca.runtime.tasks import Tasks
 from ca.service.bundle_file import BundleFile
 from ca.service.bundle_pruning import BundlePruning
+from ca.service.configured import bundle_publishers
 from ca.service.entry_expiry import EntryExpiry
 from ca.service.feed import Feed
 from ca.service.follower import Follower
@@ -22,6 +23,7 @@ from ca.service.leftover_keys import LeftoverKeys
 from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentTable
 from ca.service.pruning import Pruner
+from ca.service.publishing import Publishing
 from ca.service.revocation import Revocation
 from ca.service.rotation import AuthorityManager
 from ca.service.server_svid import ServerSvid
@@ -55,6 +57,9 @@ class Parts(Protocol):
     server_svid: ServerSvid
     sign_on: SignOn
     pruner: Pruner
+
+    @property
+    def publisher_host(self) -> AuthorityHost: ...
 
 
 async def start(parts: Parts, stack: AsyncExitStack) -> Maintenance:
@@ -94,6 +99,7 @@ async def _spawn(parts: Parts, tasks: Tasks, store_watch: StoreWatch, maintenanc
         file = BundleFile(parts.config.bundle_file, parts.trust)
         await file.write()
         tasks.spawn("bundle-file", file.run)
+    _spawn_publishers(parts, tasks)
     pruning = BundlePruning(
         store=parts.store, trust_domain=parts.trust_domain, follower=parts.follower, clock=parts.clock
     )
@@ -110,3 +116,11 @@ async def _spawn(parts: Parts, tasks: Tasks, store_watch: StoreWatch, maintenanc
     tasks.spawn("maintenance", maintenance.run)
     if parts.leftovers is not None:
         tasks.spawn("leftover-keys", parts.leftovers.run)
+
+
+def _spawn_publishers(parts: Parts, tasks: Tasks) -> None:
+    """Each is a task of its own: an API that hangs is nobody else's to wait for."""
+    for name, publisher in bundle_publishers(parts.config, parts.publisher_host).items():
+        publishing = Publishing(name, publisher, trust=parts.trust, clock=parts.clock)
+        parts.health.warn(f"publisher:{name}", publishing.problem)
+        tasks.spawn(f"publisher-{name}", publishing.run)

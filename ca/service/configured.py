@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 from ca.authority.ttls import check_ttls, longest_svid_ttl
 from ca.errors import ConfigError
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.ports import AuthorityHost, KeyManager, KeyManagerPlugin, NodeAttestorPlugin, UpstreamAuthorityPlugin
+from ca.ports import (
+    AuthorityHost,
+    BundlePublisher,
+    BundlePublisherPlugin,
+    KeyManager,
+    KeyManagerPlugin,
+    NodeAttestorPlugin,
+    UpstreamAuthorityPlugin,
+)
 from ca.runtime import plugins
 from ca.runtime.config import from_values
 from ca.runtime.gate import GateLimits
@@ -52,6 +60,9 @@ def check(config: ServerConfig) -> None:
     for name, settings in config.node_attestors.items():
         attestor = plugins.load(plugins.NODE_ATTESTORS, name, NodeAttestorPlugin)
         from_values(settings, attestor.server_config, name=f"node_attestors.{name}")
+    for name, published in config.bundle_publishers.items():
+        publisher = plugins.load(plugins.BUNDLE_PUBLISHERS, published.plugin, BundlePublisherPlugin)
+        from_values(published.config, publisher.config, name=f"bundle_publishers.{name}.config")
     _check_waits(config)
     admin_gid(config)
 
@@ -113,6 +124,16 @@ def upstream_link(config: ServerConfig, host: AuthorityHost) -> UpstreamLink | N
     settings = from_values(config.upstream.config, plugin.config, name="upstream.config")
     upstream = plugin.upstream(settings, host)
     return UpstreamLink(upstream, name=plugin.name, trust_domain=host.trust_domain, clock=host.clock)
+
+
+def bundle_publishers(config: ServerConfig, host: AuthorityHost) -> dict[str, BundlePublisher]:
+    """By the names that the configuration gives them. Raises ConfigError."""
+    made = {}
+    for name, published in config.bundle_publishers.items():
+        plugin = plugins.load(plugins.BUNDLE_PUBLISHERS, published.plugin, BundlePublisherPlugin)
+        settings = from_values(published.config, plugin.config, name=f"bundle_publishers.{name}.config")
+        made[name] = plugin.publisher(settings, host)
+    return made
 
 
 def consumer_waits(config: ServerConfig) -> ConsumerWaits:

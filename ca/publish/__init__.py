@@ -1,0 +1,1 @@
+"""ca.publish: copies of the trust bundle where others look for one."""
