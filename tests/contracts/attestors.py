@@ -1,7 +1,7 @@
 """What the contract suites of attestors need to know about each plugin; its own test module says it.
 
-`tests/attestor/<kind>/test_<name>.py` defines `contract_sample()`. A plugin in another package puts a module of that
-name on its own path, or calls the checks of the suites with its own sample.
+`tests/attestor/<kind>/test_<name>.py` defines `contract_sample()`. A plugin in another package names its own by an
+entry point `<kind>.<name>` of the group `burgee.contract_samples`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,8 @@ class WorkloadSample:
 
 def sample(kind: str, name: str) -> Any:
     """The plugin's `contract_sample()`; a plugin without one fails the suite."""
+    for point in entry_points(group="burgee.contract_samples", name=f"{kind}.{name}"):
+        return point.load()()
     module = _module(f"tests.attestor.{kind}.test_{name}")
     return module.contract_sample()
 
