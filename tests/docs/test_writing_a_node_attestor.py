@@ -23,17 +23,21 @@ FILES = dict(_FILE.findall(PAGE.read_text()))
 CONTRACT, KEYS = _COMMANDS.findall(PAGE.read_text())
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(paths: pytest.TempPathFactory, files: dict[str, str]) -> Path:
     """Where the package is installed, as pip does it: nothing of it is in our own environment."""
-    package, target = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "burgee_machine_key/__init__.py", "burgee_machine_key/sample.py"):
+    package, target = paths.mktemp("package"), paths.mktemp("site")
+    for name, text in files.items():
         path = package / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(FILES[name])
+        path.write_text(text)
     install = ["install", "-q", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--target"]
     subprocess.run([sys.executable, "-m", "pip", *install, str(target), str(package)], check=True, timeout=120)
     return target
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory, {name: text for name, text in FILES.items() if not name.endswith(".yaml")})
 
 
 def test_it_keeps_the_contract(site: Path) -> None:
