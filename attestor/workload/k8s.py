@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from attestor.workload.container import Container, find_container
 from attestor.workload.k8s_config import Config, kubelet_of
 from attestor.workload.kubelet import Kubelet
-from attestor.workload.pod_list import ContainerStatus, Pod, parse_pods
-from attestor.workload.pod_selectors import container_selectors, pod_selectors
 from attestor.workload.pod_snapshots import PodSnapshots, Snapshot
 from ca.errors import ConfigError, Denied, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import Finding, FindingLevel, Process, WorkloadAttestorPlugin
 from ca.runtime.log import get
 from ca.runtime.notes import note
+from ca.runtime.pod_list import ContainerStatus, Pod, parse_pods
+from ca.runtime.pod_selectors import container_selectors, pod_selectors
 from ca.runtime.threads import to_thread
 
 NAME = "k8s"

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from attestor.workload.pod_list import Pods, parse_pods
 from ca.errors import Unavailable
 from ca.runtime.cpu import steps
 from ca.runtime.log import get
+from ca.runtime.pod_list import Pods, parse_pods
 from ca.runtime.threads import to_thread, watch
 
 Fetch = Callable[[], Awaitable[bytes]]

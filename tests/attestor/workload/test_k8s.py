@@ -13,10 +13,10 @@ import pytest
 
 from attestor.workload.container import find_container
 from attestor.workload.k8s import Config
-from attestor.workload.pod_selectors import MAX_OF_A_KIND
 from ca.errors import ConfigError, Denied, Unavailable
 from ca.runtime.config import from_values
 from ca.runtime.notes import collecting
+from ca.runtime.pod_selectors import MAX_OF_A_KIND
 from tests.attestor.processes import SLEEP, child, pinned
 from tests.attestor.workload.k8s_node import HASTY, Node, in_pod, reason, tree, values
 from tests.contracts.attestors import WorkloadSample

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestor.workload.pod_list import Pods, parse_pods
-from attestor.workload.pod_selectors import container_selectors, pod_selectors
 from attestor.workload.pod_snapshots import Pace
 from ca.errors import Unavailable
 from ca.identity.selector import Selector
+from ca.runtime.pod_list import Pods, parse_pods
+from ca.runtime.pod_selectors import container_selectors, pod_selectors
 from tests.support.kubelet import pod, pod_list, status
 from tests.support.proc_trees import ID, OTHER, OTHER_POD, POD
 

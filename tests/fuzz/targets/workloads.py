@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from attestor.workload.container import Container, from_cgroups, from_mounts
-from attestor.workload.pod_list import parse_pods
-from attestor.workload.pod_selectors import container_selectors, pod_selectors
 from ca.errors import Denied, Unavailable
 from ca.identity.selector import Selector
+from ca.runtime.pod_list import parse_pods
+from ca.runtime.pod_selectors import container_selectors, pod_selectors
 from tests.fuzz.harness import Target, outcome
 from tests.support.proc_trees import ID, OTHER, POD
 

@@ -1,4 +1,4 @@
-"""What a kubelet says of its node's pods: the few fields that count, out of a PodList (core/v1) in JSON.
+"""What a kubelet or an API server says of pods: the few fields that count, out of core/v1 in JSON.
 
 The rest of a pod, ten times as much, is never made an object of.
 """
@@ -78,6 +78,14 @@ def parse_pods(body: bytes) -> Pods:
         raise Unavailable("the kubelet's answer is no list of pods", reason="KUBELET_ANSWER") from error
     pods = [_pod(item) for item in items if item is not None]
     return _indexed(pods, malformed=len(items) - len(pods))
+
+
+def parse_pod(value: Mapping[str, Any]) -> Pod:
+    """One pod as the API server has it. Raises Unavailable (KUBE_ANSWER) when it is none."""
+    try:
+        return _pod(_PodJson.model_validate(value))
+    except ValidationError as error:
+        raise Unavailable("a Kubernetes API answered with a pod that is none", reason="KUBE_ANSWER") from error
 
 
 def _indexed(pods: list[Pod], malformed: int) -> Pods:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attestor.workload.pod_list import ContainerStatus, Pod
 from ca.runtime.notes import note
+from ca.runtime.pod_list import ContainerStatus, Pod
 
 MAX_OF_A_KIND = 256
 """Of a pod with more labels, owners or images none of that kind is told: whoever writes pods must not fill the agent's
@@ -14,24 +14,30 @@ memory, and part of them would be a guess at which count."""
 _PULLABLE = "docker-pullable://"
 
 
-def pod_selectors(pod: Pod) -> list[str]:
-    """What holds for every process in the pod, without the type."""
-    values = [
+def standing_selectors(pod: Pod) -> list[str]:
+    """What is certain of the pod before anything in it runs, without the type."""
+    owners = [owner for owner in pod.owners if owner.kind and owner.name and owner.uid]
+    return [
         *_given("ns", pod.namespace),
         *_given("sa", pod.service_account),
         *_given("node-name", pod.node_name),
         *_given("pod-uid", pod.uid),
         *_given("pod-name", pod.name),
+        *_few("pod-label", (f"pod-label:{key}:{value}" for key, value in pod.labels)),
+        *_few("pod-owner", (f"pod-owner:{owner.kind}:{owner.name}" for owner in owners)),
+        *_few("pod-owner-uid", (f"pod-owner-uid:{owner.uid}" for owner in owners)),
+    ]
+
+
+def pod_selectors(pod: Pod) -> list[str]:
+    """What holds for every process in the pod, without the type."""
+    return [
+        *standing_selectors(pod),
         f"pod-image-count:{len(pod.containers)}",
         f"pod-init-image-count:{len(pod.init_containers)}",
+        *_few("pod-image", (f"pod-image:{image}" for image in _images(pod.containers))),
+        *_few("pod-init-image", (f"pod-init-image:{image}" for image in _images(pod.init_containers))),
     ]
-    values += _few("pod-image", (f"pod-image:{image}" for image in _images(pod.containers)))
-    values += _few("pod-init-image", (f"pod-init-image:{image}" for image in _images(pod.init_containers)))
-    values += _few("pod-label", (f"pod-label:{key}:{value}" for key, value in pod.labels))
-    owners = [owner for owner in pod.owners if owner.kind and owner.name and owner.uid]
-    values += _few("pod-owner", (f"pod-owner:{owner.kind}:{owner.name}" for owner in owners))
-    values += _few("pod-owner-uid", (f"pod-owner-uid:{owner.uid}" for owner in owners))
-    return values
 
 
 def container_selectors(status: ContainerStatus) -> list[str]:
