@@ -1,4 +1,4 @@
-"""`burgee`: starts the server, the agent, or with `up` all of it."""
+"""`burgee`: starts the server, the agent, a cluster's controller, or with `up` all that a first look needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def burgee(version: VersionOption = False) -> None:
     """Burgee: a SPIFFE identity authority."""
 
 
-_PROGRAMS = {"server": "ca.server", "agent": "sds.agent"}
+_PROGRAMS = {"server": "ca.server", "agent": "sds.agent", "controller": "ca.controller"}
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
@@ -51,6 +51,15 @@ def server(context: typer.Context) -> None:
 def agent(context: typer.Context) -> None:
     """Run the agent of this node. Arguments: --config FILE, and --check to only check the file."""
     _become("agent", context.args)
+
+
+@app.command(context_settings=_PASS_ON)
+def controller(context: typer.Context) -> None:
+    """Keep entries for the pods of a Kubernetes cluster.
+
+    Arguments: --config FILE; --check to only check the file; --dry-run to only say what would be done.
+    """
+    _become("controller", context.args)
 
 
 @app.command()

@@ -135,15 +135,15 @@ def _credentials(remote: Remote) -> Credentials:
         return _from_workload_api(remote.spiffe_id)
     for _ in range(TRIES):  # between two of its replacements a directory holds a key and another's certificate
         try:
-            return _from_directory(remote.svid_dir)
+            return directory_credentials(remote.svid_dir)
         except InvalidArgument as error:
             if error.reason != "SVID_KEY_MISMATCH":
                 raise
         time.sleep(RETRY_SECONDS)
-    return _from_directory(remote.svid_dir)
+    return directory_credentials(remote.svid_dir)
 
 
-def _from_directory(directory: Path) -> Credentials:
+def directory_credentials(directory: Path) -> Credentials:
     """Raises what `read_svid_dir` does, InvalidArgument (SVID_KEY_MISMATCH) and what is wrong with an SVID."""
     from ca.cli.svid_dir import read_svid_dir
     from ca.identity.bundle_pem import parse_pem

@@ -101,6 +101,10 @@ class Cluster:
         self._program.until(self._ready, "become ready")
         return self
 
+    def stop(self) -> None:
+        """It answers nobody until `start` is called again; what it kept is in etcd."""
+        self._program.stop()
+
     def close(self) -> None:
         """Before its etcd: the other way round it would wait for that."""
         self._program.stop()

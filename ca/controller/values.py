@@ -1,0 +1,145 @@
+"""What of the cluster's objects counts, as frozen values; how a kubelet reports a pod's probes is nothing to us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ca.runtime.kube_watch import Object
+
+MAX_VALUE_CHARACTERS = 2048
+"""Annotations that are longer are left out: no template could use them."""
+_ENDED = ("Succeeded", "Failed")
+_POD_SPEC = ("serviceAccountName", "nodeName", "hostname", "subdomain", "schedulerName", "priorityClassName")
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Metadata of a node, a namespace or a pod."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    namespace: str = ""
+
+    def fields(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """As templates name them."""
+        yield f"{prefix}.Name", self.name
+        yield f"{prefix}.UID", self.uid
+        if self.namespace:
+            yield f"{prefix}.Namespace", self.namespace
+        for key, value in self.labels.items():
+            yield f"{prefix}.Labels.{key}", value
+        for key, value in self.annotations.items():
+            yield f"{prefix}.Annotations.{key}", value
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """`ended` ones run no more and never will; `spec` has the fields that templates name."""
+
+    meta: Meta
+    spec: Mapping[str, str]
+    ended: bool
+
+    @property
+    def uid(self) -> str:
+        return self.meta.uid
+
+    @property
+    def node(self) -> str:
+        return self.spec.get("NodeName", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One of our own kinds. `status` is what was written last, by whomever."""
+
+    kind: str
+    name: str
+    uid: str
+    generation: int
+    created: str
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+    @property
+    def rank(self) -> tuple[str, str]:
+        """The oldest first: it keeps what two want."""
+        return self.created, self.uid
+
+    def same_spec(self, other: Resource | None) -> bool:
+        return other is not None and (self.uid, self.spec) == (other.uid, other.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Which pods a service leads to, from an EndpointSlice."""
+
+    namespace: str
+    service: str
+    pods: frozenset[str]
+
+
+def read_meta(value: Object) -> Meta:
+    meta = _mapping(value, "metadata")
+    return Meta(
+        name=_text(meta, "name"),
+        uid=_text(meta, "uid"),
+        namespace=_text(meta, "namespace"),
+        labels=_texts(meta, "labels"),
+        annotations=_texts(meta, "annotations"),
+    )
+
+
+def read_pod(value: Object) -> Pod | None:
+    meta, spec, status = read_meta(value), _mapping(value, "spec"), _mapping(value, "status")
+    if not meta.uid or not meta.namespace:
+        return None
+    fields = {name[0].upper() + name[1:]: found for name in _POD_SPEC if (found := _text(spec, name))}
+    return Pod(meta, fields, _text(status, "phase") in _ENDED)
+
+
+def read_resource(value: Object) -> Resource | None:
+    meta = _mapping(value, "metadata")
+    uid, generation = _text(meta, "uid"), meta.get("generation")
+    if not uid:
+        return None
+    return Resource(
+        kind=_text(value, "kind"),
+        name=_text(meta, "name"),
+        uid=uid,
+        generation=generation if isinstance(generation, int) else 0,
+        created=_text(meta, "creationTimestamp"),
+        spec=_mapping(value, "spec"),
+        status=_mapping(value, "status"),
+    )
+
+
+def read_slice(value: Object) -> Slice | None:
+    meta = read_meta(value)
+    service = meta.labels.get("kubernetes.io/service-name", "")
+    endpoints = value.get("endpoints")
+    targets = [_mapping(one, "targetRef") for one in endpoints if isinstance(one, dict)] if endpoints else []
+    pods = frozenset(_text(target, "uid") for target in targets if _text(target, "kind") == "Pod")
+    return Slice(meta.namespace, service, pods) if service and pods else None
+
+
+def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key)
+    return found if isinstance(found, str) else ""
+
+
+def _texts(value: Mapping[str, Any], key: str) -> Mapping[str, str]:
+    return {
+        name: text
+        for name, text in _mapping(value, key).items()
+        if isinstance(text, str) and len(text) <= MAX_VALUE_CHARACTERS
+    }
