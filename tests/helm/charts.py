@@ -79,6 +79,7 @@ MATRIX: dict[str, Values] = {
             "tolerations": [{"key": "system", "operator": "Exists"}],
             "priorityClassName": "system-cluster-critical",
             "podDisruptionBudget": {"maxUnavailable": 0},
+            "clusterTrustBundle": {"enabled": True, "signerName": "mesh.example/svid"},
         },
         "agent": {"trust": {"insecureBootstrap": True}, "kubelet": {"skipVerification": True}},
     },

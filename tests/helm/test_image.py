@@ -18,7 +18,9 @@ from tests.support.real import require
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 HADOLINT = Path(sys.executable).with_name("hadolint")
-OF_THE_BASE = re.compile(r"(libc|libm|libpthread|libdl|librt|libresolv|libz|libgcc_s|libstdc\+\+|ld-linux-[\w-]+)\.so\.\d")
+OF_THE_BASE = re.compile(
+    r"(libc|libm|libpthread|libdl|librt|libresolv|libz|libgcc_s|libstdc\+\+|ld-linux-[\w-]+)\.so\.\d"
+)
 """Shared libraries of the C library, of C++ and of Python itself."""
 
 MAX_MIB = 200

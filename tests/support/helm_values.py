@@ -39,6 +39,8 @@ CHARTS_OWN: dict[type[BaseModel], frozenset[str]] = {
             "upstream",
             "node_attestors",
             "bundle_file",
+            "bundle_publishers",
+            "istio",
             "metrics_address",
         }
     ),

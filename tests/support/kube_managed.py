@@ -57,6 +57,7 @@ class Kubelets:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(10)
+        self._cluster.delete_node(self._node)
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
@@ -70,12 +71,13 @@ class Kubelets:
 
     def _step(self, pod: Object) -> None:
         if pod["metadata"].get("deletionTimestamp"):
-            self._cluster.delete_pod(pod)
-        elif not pod["spec"].get("nodeName"):
+            if pod["spec"].get("nodeName") in (None, self._node):
+                self._cluster.delete_pod(pod)
+        elif not pod["spec"].get("nodeName") and _wanted_node(pod) in ("", self._node):
             target = {"apiVersion": "v1", "kind": "Node", "name": self._node}
             body = {"apiVersion": "v1", "kind": "Binding", "metadata": _named(pod), "target": target}
             self._cluster.admin.call("POST", f"{path_of(pod)}/binding", body)
-        elif pod["status"].get("phase") != "Running":
+        elif pod["spec"].get("nodeName") == self._node and pod["status"].get("phase") != "Running":
             self._cluster.set_status(pod, **_running(pod))
 
 
@@ -87,6 +89,14 @@ def until(what: str, probe: Callable[[], Any], *, seconds: float = 60.0) -> Any:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.1)
     return found
+
+
+def _wanted_node(pod: Object) -> str:
+    """The one that a DaemonSet made the pod for."""
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    fields = [field for term in required.get("nodeSelectorTerms", ()) for field in term.get("matchFields", ())]
+    return next((field["values"][0] for field in fields if field["key"] == "metadata.name"), "")
 
 
 def _named(pod: Object) -> Mapping[str, str]:

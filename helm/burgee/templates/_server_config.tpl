@@ -23,7 +23,24 @@
 {{- with $server.upstream.trustedIssuers }}{{ $_ := set $vault "trusted_issuers" . }}{{ end -}}
 {{- $_ := set $owned "upstream" (dict "plugin" "vault_pki" "config" $vault) -}}
 {{- end -}}
+{{- with include "burgee.publishers" . | fromYaml }}{{ $_ := set $owned "bundle_publishers" . }}{{ end -}}
 {{- toYaml (mergeOverwrite (deepCopy $server.config) $owned) -}}
+{{- end -}}
+
+{{/* Where the server keeps copies of its trust bundle. */}}
+{{- define "burgee.publishers" -}}
+{{- $publishers := dict -}}
+{{- if and .Values.agent.enabled (include "burgee.ownsBundle" .) -}}
+{{- $place := dict "namespace" (include "burgee.agentNamespace" .) "config_map" (include "burgee.bundleConfigMap" .) -}}
+{{- $_ := set $place "config_map_key" .Values.agent.trust.configMap.key -}}
+{{- $_ := set $publishers "agents" (dict "plugin" "k8s_configmap" "config" $place) -}}
+{{- end -}}
+{{- with .Values.server.clusterTrustBundle -}}
+{{- if .enabled -}}
+{{- $_ := set $publishers "pods" (dict "plugin" "cluster_trust_bundle" "config" (dict "signer_name" .signerName)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $publishers -}}
 {{- end -}}
 
 {{- define "burgee.nodeAttestors" -}}
