@@ -194,8 +194,9 @@ async def _once_running(engine: Engine, container_id: str, timeout_seconds: floa
 
 
 def _bounded(values: Iterable[str]) -> list[str]:
-    """Whoever starts a container may give it labels without end; what is left out is no selector."""
-    kept = [value for value in values if len(value) <= MAX_SELECTOR_CHARACTERS]
+    """Whoever starts a container may give it labels without end, and with characters that terminals obey: what is left
+    out is no selector."""
+    kept = [value for value in values if len(value) <= MAX_SELECTOR_CHARACTERS and value.isprintable()]
     if len(kept) > MAX_SELECTORS:
         note("selectors", f"{len(kept)} are more than {MAX_SELECTORS}: labels are left out")
         kept = [value for value in kept if not value.startswith("label:")][:MAX_SELECTORS]

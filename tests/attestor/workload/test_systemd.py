@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -32,6 +34,8 @@ ITS = {"id:web@1.service", "fragment_path:/etc/systemd/system/web@.service"}
 def _lasting() -> SystemBus:
     bus = SystemBus()
     bus.start()
+    atexit.register(bus.close)
+    atexit.register(shutil.rmtree, bus.directory, ignore_errors=True)
     StandInSystemd(bus, units={os.getpid(): WEB}).start()
     return bus
 
