@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ca.api.assembly import servicers
 from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
+from ca.api.limits import Limits
 from ca.api.rest import application
 from ca.api.services import register
 from ca.errors import BurgeeError, ConfigError
@@ -34,7 +34,9 @@ from ca.runtime.files import make_private_dir, unusable
 from ca.runtime.gate import Gate, PeerCred
 from ca.runtime.health import Health
 from ca.runtime.heartbeat import Heartbeat
+from ca.runtime.istio_config import IstioConfig
 from ca.runtime.log_levels import LogLevels
+from ca.runtime.private_socket import private_socket
 from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
 from ca.runtime.server_config import ServerConfig
@@ -49,6 +51,7 @@ from ca.service.configured import (
     consumer_waits,
     foresee,
     gate_limits,
+    has_files,
     has_own_keys,
     issue_settings,
     key_manager,
@@ -73,10 +76,12 @@ from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 
+if TYPE_CHECKING:
+    from ca.api.istio_server import IstioServer
+
 logger = log.get("server")
 
 WORKERS = 2
-SOCKET_PATH_BYTES = 100
 MAX_STREAMS_PER_CONNECTION = 128
 """Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
 
@@ -91,6 +96,7 @@ class Server:
         self.health = Health()
         self.address = ("", 0)
         self.metrics_address = ""
+        self.istio: IstioServer | None = None
         self._stack = AsyncExitStack()
         self._loop = asyncio.get_running_loop()
 
@@ -139,6 +145,8 @@ class Server:
         await self._make_authority()
         self._make_services()
         await self._listen()
+        if self.config.istio is not None:
+            await self._serve_istio(self.config.istio)
         await self._watch()
 
     async def _open_store(self) -> None:
@@ -173,7 +181,10 @@ class Server:
             self.leftovers = None
         self.guarding = self._guard_parts()
         self.longest_ttl = LongestTtls(
-            entries=self.store.entries, settings=lambda: self.issuer.settings, ca_ttl_seconds=config.ca_ttl_seconds
+            entries=self.store.entries,
+            settings=lambda: self.issuer.settings,
+            ca_ttl_seconds=config.ca_ttl_seconds,
+            without_entries_seconds=0 if config.istio is None else config.istio.max_ttl_seconds,
         )
         self.upstream = upstream_link(config, self._authority_host(server))
         if self.upstream is not None:
@@ -219,7 +230,7 @@ class Server:
             authorities=lambda: self.authority.journal.authorities,
             server=server_name(self.config.data_dir),
             waits=consumer_waits(self.config),
-            has_files=self.config.bundle_file is not None or bool(self.config.bundle_publishers),
+            has_files=has_files(self.config),
         )
 
     @property
@@ -262,6 +273,7 @@ class Server:
         self.log_levels = LogLevels(self.config.log.level)
         self.attestation = self._attestation()
         self.started_at = self.clock.now()
+        self.limits = Limits(self.config.limits, self.clock)
         made = servicers(self)
         self.admin, self._services = made.admin, made.all
 
@@ -279,7 +291,7 @@ class Server:
     async def _listen(self) -> None:
         """The private grpcio server, and the gate before it."""
         config, limits = self.config, self.config.limits
-        private = self._private_socket()
+        private = private_socket(self.config.data_dir, "grpc.sock", self._stack)
         self.access = access = AuditedAccess(
             agents=self.authorizer,
             index=self.index,
@@ -328,6 +340,13 @@ class Server:
         )
         logger.info("open to agents", address=f"{self.address[0]}:{self.address[1]}")
 
+    async def _serve_istio(self, config: IstioConfig) -> None:
+        """Imported here: it is memory that most servers have no use for."""
+        from ca.api.istio_server import IstioServer
+
+        self.istio = IstioServer(self, config, self._verify)
+        await self.istio.start(private_socket(self.config.data_dir, "istio.sock", self._stack), self._stack)
+
     async def _watch(self) -> None:
         """What goes on in the background, and what follows from changes."""
         self._maintenance = await background.start(self, self._stack)
@@ -339,17 +358,6 @@ class Server:
     def _verify(self, chain: Sequence[bytes]) -> X509Svid:
         """Against the bundle of the leaf's own trust domain."""
         return verify_x509_svid(chain, self.trust.bundles, now=self.clock.now())
-
-    def _private_socket(self) -> Path:
-        """Between the gate and grpcio, in a directory of ours alone; elsewhere if the data directory's name is long."""
-        directory = self.config.data_dir / "private"
-        if len(os.fsencode(directory / "grpc.sock")) > SOCKET_PATH_BYTES:
-            directory = Path(tempfile.mkdtemp(prefix="burgee-"))
-            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        make_private_dir(directory)
-        socket = directory / "grpc.sock"
-        socket.unlink(missing_ok=True)  # of a server that was killed; the store's lock says that none is running
-        return socket
 
     def _admits(self) -> Callable[[PeerCred], bool]:
         own = {0, os.geteuid()}

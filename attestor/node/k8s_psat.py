@@ -23,7 +23,8 @@ from ca.identity.selector import Selector
 from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
-from ca.runtime.kube import KubeClient, object_path
+from ca.runtime.kube import object_path
+from ca.runtime.kube_cluster import UID, node_of_pod, open_cluster, outward, pod_of_token, refuse_ended, text_at
 from ca.runtime.kube_permissions import OF_SERVER
 from ca.runtime.kube_permissions import findings as permissions
 from ca.runtime.notes import note
@@ -33,11 +34,8 @@ NAME = "k8s_psat"
 PATH_PREFIX = f"/spire/agent/{NAME}/"
 TOKEN_PATH = Path("/var/run/secrets/tokens/spire-agent")
 MAX_PAYLOAD_BYTES = MAX_TOKEN_BYTES + 1024
-ENDED = ("Succeeded", "Failed")
-"""Phases of a pod in which nothing of it runs any more."""
 
 _ACCOUNT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?:[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def _account(text: str) -> str:
@@ -108,19 +106,19 @@ class Found:
 
     @property
     def pod_name(self) -> str:
-        return _text(self.pod, "metadata", "name")
+        return text_at(self.pod, "metadata", "name")
 
     @property
     def pod_uid(self) -> str:
-        return _text(self.pod, "metadata", "uid")
+        return text_at(self.pod, "metadata", "uid")
 
     @property
     def node_name(self) -> str:
-        return _text(self.node, "metadata", "name")
+        return text_at(self.node, "metadata", "name")
 
     @property
     def node_uid(self) -> str:
-        return _text(self.node, "metadata", "uid")
+        return text_at(self.node, "metadata", "uid")
 
 
 class PsatVerifier:
@@ -143,9 +141,9 @@ class PsatVerifier:
             found = await cluster.find(token, self._host)
         except BurgeeError as error:
             note("refused", f"{error.reason}: {error.detail}")
-            if (outward := cluster.outward(error)) is error:
+            if (told := outward(error, name, "attest anybody")) is error:
                 raise
-            raise outward from error
+            raise told from error
         return cluster.attested(found)
 
     async def check(self) -> Sequence[Finding]:
@@ -158,18 +156,15 @@ class _Cluster:
     def __init__(self, name: str, config: ClusterConfig) -> None:
         self._name = name
         self._config = config
-        source, seconds = f"the API server of cluster {quote(name)}", config.timeout_seconds
-        if config.kube_config_file is None:
-            self._api = KubeClient.in_cluster(source=source, timeout_seconds=seconds)
-        else:
-            self._api = KubeClient.from_kubeconfig(config.kube_config_file, source=source, timeout_seconds=seconds)
+        self._api = open_cluster(name, config.kube_config_file, config.timeout_seconds)
 
     async def find(self, text: str, host: NodeHost) -> Found:
         """Token, service account, pod, node, in this order: each is worth asking for only if what it rests on holds."""
         token = await review(self._api, text, self._config.audience, now=host.clock.now())
         self._check_account(token)
-        pod = await self._pod(token)
-        node = await self._node(token, _text(pod, "spec", "nodeName"))
+        pod = await pod_of_token(self._api, token)
+        refuse_ended(pod)
+        node = await self._node(token, node_of_pod(pod))
         return Found(token=token, pod=pod, node=node)
 
     async def check(self) -> Sequence[Finding]:
@@ -182,23 +177,6 @@ class _Cluster:
             path=f"{PATH_PREFIX}{self._name}/{form}{uid}", selectors=self._selectors(found), reattestable=True
         )
 
-    def outward(self, error: BurgeeError) -> BurgeeError:
-        """What the agent may know of an error: of the API server's own no more than that it is ours to mend."""
-        match error.reason:
-            case "KUBE_UNAUTHENTICATED" | "KUBE_FORBIDDEN" | "KUBE_CREDENTIALS":
-                return Unavailable(
-                    f"the server lacks rights in cluster {quote(self._name)} to attest anybody",
-                    reason="K8S_API_DENIED",
-                    hint="its log names the permission",
-                )
-            case _ if isinstance(error, Unavailable):
-                return Unavailable(
-                    f"the server cannot ask the API server of cluster {quote(self._name)} now",
-                    reason="K8S_API_UNREACHABLE",
-                    retry_after_seconds=error.retry_after_seconds,
-                )
-        return error
-
     def _check_account(self, token: ReviewedToken) -> None:
         account = f"{token.namespace}:{token.account}"
         note("service account", account)
@@ -209,37 +187,16 @@ class _Cluster:
                 hint="see the server's `service_account_allow_list`",
             )
 
-    async def _pod(self, token: ReviewedToken) -> Mapping[str, Any]:
-        """The pod that the token was made for: the same UID, the same service account, and not going away."""
-        if token.pod_name is None or token.pod_uid is None:
-            raise Denied("the token is not bound to a pod", reason="K8S_TOKEN_UNBOUND", hint="mount a projected volume")
-        try:
-            pod = await self._api.get(object_path("/api/v1/namespaces", token.namespace, "pods", token.pod_name))
-        except NotFound as error:
-            raise Denied("the pod that the token was made for is gone", reason="K8S_POD_DELETED") from error
-        uid = _text(pod, "metadata", "uid")
-        note("pod", f"{token.namespace}/{token.pod_name}: token for UID {token.pod_uid}, there is {uid or 'none'}")
-        if uid != token.pod_uid or _UID.fullmatch(uid) is None:
-            raise Denied("the token was made for another pod of this name", reason="K8S_POD_UID")
-        account = _text(pod, "spec", "serviceAccountName")
-        if account != token.account:
-            note("pod's service account", account)
-            raise Denied("the pod has another service account than the token", reason="K8S_POD_ACCOUNT")
-        _refuse_ended(pod)
-        return pod
-
     async def _node(self, token: ReviewedToken, name: str) -> Mapping[str, Any]:
         """The node that the pod is bound to. What the token says of it, where it does, must be the same."""
-        if not name:
-            raise Denied("the pod is not bound to a node yet", reason="K8S_POD_UNBOUND")
         try:
             node = await self._api.get(object_path("/api/v1/nodes", name))
         except NotFound as error:
             raise Denied("the node of the pod is not known to its cluster", reason="K8S_NODE_UNKNOWN") from error
-        uid = _text(node, "metadata", "uid")
+        uid = text_at(node, "metadata", "uid")
         token_node = f"token for {token.node_name or 'any'} (UID {token.node_uid or 'any'})"
         note("node", f"{token_node}, the pod is bound to {name} (UID {uid or 'none'})")
-        if _UID.fullmatch(uid) is None:
+        if UID.fullmatch(uid) is None:
             raise Unavailable("the node has no UID that could be a name", reason="KUBE_ANSWER")
         if token.node_name not in (None, name) or token.node_uid not in (None, uid):
             raise Denied("the token was made for another node", reason="K8S_NODE_MISMATCH")
@@ -255,7 +212,7 @@ class _Cluster:
             f"agent_node_name:{found.node_name}",
             f"agent_node_uid:{found.node_uid}",
         }
-        if address := _text(found.pod, "status", "hostIP"):
+        if address := text_at(found.pod, "status", "hostIP"):
             values.add(f"agent_node_ip:{address}")
         values |= _labels("agent_pod_label", found.pod, self._config.allowed_pod_label_keys)
         values |= _labels("agent_node_label", found.node, self._config.allowed_node_label_keys)
@@ -320,31 +277,12 @@ def _parse(payload: bytes) -> tuple[str, str]:
     return cluster, token
 
 
-def _refuse_ended(pod: Mapping[str, Any]) -> None:
-    """The API server honours a token until its pod is out of the store, which may be long after it was told to go."""
-    if deleted := _text(pod, "metadata", "deletionTimestamp"):
-        note("pod's deletion", deleted)
-        raise Denied("the pod that the token was made for is being deleted", reason="K8S_POD_DELETED")
-    phase = _text(pod, "status", "phase")
-    note("pod's phase", phase)
-    if phase in ENDED:
-        raise Denied("the pod that the token was made for has ended", reason="K8S_POD_ENDED")
-
-
 def _labels(kind: str, value: Mapping[str, Any], allowed: tuple[str, ...]) -> set[str]:
     meta = value.get("metadata")
     labels = meta.get("labels") if isinstance(meta, dict) else None
     if not isinstance(labels, dict):
         return set()
     return {f"{kind}:{key}:{labels[key]}" for key in allowed if isinstance(labels.get(key), str)}
-
-
-def _text(value: Mapping[str, Any], *keys: str) -> str:
-    """What stands at the end of these keys, or nothing where it is no text."""
-    here: Any = value
-    for key in keys:
-        here = here.get(key) if isinstance(here, dict) else None
-    return here if isinstance(here, str) else ""
 
 
 plugin = NodeAttestorPlugin(

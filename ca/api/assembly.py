@@ -69,6 +69,7 @@ class Parts(Protocol):
     authorizer: AgentAuthorizer
     attestation: NodeAttestation
     auditor: Auditor
+    limits: Limits
     authority: AuthorityManager
     issuer: Issuer
     server_svid: ServerSvid
@@ -89,7 +90,7 @@ class Servicers:
 def servicers(parts: Parts) -> Servicers:
     """One for each service that is served as configured."""
     tokens = JwtIssuer(parts.issuer)
-    limits = Limits(parts.config.limits, parts.clock)
+    limits = parts.limits
     admin = _admin(parts, tokens)
     made: list[object] = [
         _agent(parts, limits),

@@ -33,7 +33,7 @@ BEGINNING_OR_ENDING = 2
 """So many times an agent's push streams may be open: those that have not subscribed yet, and those that a newer one has
 ended, are none of its sessions."""
 
-_refused = metrics.counter("rate_refused", "Calls beyond what one caller may ask for, by kind.", ["kind"])
+RATE_REFUSED = metrics.counter("rate_refused", "Calls beyond what one caller may ask for, by kind.", ["kind"])
 
 
 class Limits:
@@ -79,7 +79,7 @@ class Limits:
         if _local(caller):
             yield challenge
             return
-        self._take("attestation", _address(caller), 1)
+        self._take("attestation", address_of(caller), 1)
         async with self._admission.turn((ATTESTATION,)) as turn:
             yield _patient(turn, challenge)
 
@@ -90,9 +90,13 @@ class Limits:
         if _local(caller):
             yield
             return
-        self._take("exchange", _address(caller), 1)
+        self._take("exchange", address_of(caller), 1)
         async with self._admission.turn((ATTESTATION,)):
             yield
+
+    def signature(self, share: Hashable) -> AbstractAsyncContextManager[object]:
+        """Around one signature for somebody whom another service let in, `share` being who; after those with agents."""
+        return self._admission.turn((ATTESTATION,), share=share)
 
     def x509(self, count: int) -> AbstractAsyncContextManager[object]:
         """Around the issuing of `count` X.509-SVIDs."""
@@ -126,7 +130,7 @@ class Limits:
         if _local(caller):
             yield
             return
-        places = ((_identity(caller), self._streams_per_agent), (_address(caller), self._streams_per_address))
+        places = ((_identity(caller), self._streams_per_agent), (address_of(caller), self._streams_per_address))
         for place, allowed in places:
             if self._streams[place] >= allowed:
                 raise self._refusal("stream", 1.0, f"more than {allowed} streams are open from there")
@@ -148,7 +152,7 @@ class Limits:
             return
         identity = _identity(caller)
         self._take(kind, identity, count)
-        self._take("signature_of_address", _address(caller), count)
+        self._take("signature_of_address", address_of(caller), count)
         svid = caller.peer.svid
         ends = svid.not_after.timestamp() if svid is not None else 0.0
         async with self._admission.turn((RENEWAL, ends), units=units, share=identity):
@@ -161,7 +165,7 @@ class Limits:
             raise self._refusal(kind, seconds, f"more than {buckets.per_second:g} a second of one caller")
 
     def _refusal(self, kind: str, seconds: float, detail: str) -> Exhausted:
-        _refused.labels(kind).inc()
+        RATE_REFUSED.labels(kind).inc()
         return Exhausted(
             detail,
             reason="RATE_LIMITED",
@@ -182,7 +186,7 @@ def _local(caller: Caller) -> bool:
     return caller.peer.transport == "unix"
 
 
-def _address(caller: Caller) -> Hashable:
+def address_of(caller: Caller) -> Hashable:
     """`[::1]:1234` or `127.0.0.1:1234` → what the gate counts as one network address."""
     return origin_of_address(caller.peer.remote_address.rpartition(":")[0].strip("[]"))
 
@@ -190,4 +194,4 @@ def _address(caller: Caller) -> Hashable:
 def _identity(caller: Caller) -> Hashable:
     """The SPIFFE ID where there is one, else the address."""
     svid = caller.peer.svid
-    return _address(caller) if svid is None else svid.id
+    return address_of(caller) if svid is None else svid.id

@@ -107,6 +107,7 @@ TIERS: dict[str, Tier] = {
     "/burgee.node.v1.Node/GetTime": Tier.ANYONE,
     _EXCHANGE + "ExchangeX509SVID": Tier.ANYONE,
     _EXCHANGE + "ExchangeJWTSVID": Tier.ANYONE,
+    "/istio.v1.auth.IstioCertificateService/CreateCertificate": Tier.ANYONE,
     _ADMIN + "GetStatus": MANAGERS,
     _ADMIN + "MintX509SVID": MANAGERS,
     _ADMIN + "MintJWTSVID": MANAGERS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from ca.authority.schedule import ACTIVATE_LIMIT
@@ -17,13 +18,22 @@ def longest_svid_ttl(ca_ttl_seconds: int) -> int:
 
 
 def check_ttls(
-    *, ca_ttl_seconds: int, x509_svid_ttl_seconds: int, jwt_svid_ttl_seconds: int, agent_ttl_seconds: int
+    *,
+    ca_ttl_seconds: int,
+    x509_svid_ttl_seconds: int,
+    jwt_svid_ttl_seconds: int,
+    agent_ttl_seconds: int,
+    others: Mapping[str, int] | None = None,
 ) -> None:
-    """Raises ConfigError (reason TTL_IMPOSSIBLE), saying which numbers would work, unless all SVIDs fit the CA."""
+    """Raises ConfigError (reason TTL_IMPOSSIBLE), saying which numbers would work, unless all SVIDs fit the CA.
+
+    `others` are those of features that are switched on, by the names of their keys.
+    """
     svids = {
         "x509_svid_ttl_seconds": x509_svid_ttl_seconds,
         "jwt_svid_ttl_seconds": jwt_svid_ttl_seconds,
         "agent_ttl_seconds": agent_ttl_seconds,
+        **(others or {}),
     }
     for name, seconds in {"ca_ttl_seconds": ca_ttl_seconds, **svids}.items():
         if seconds <= 0:

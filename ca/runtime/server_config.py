@@ -14,6 +14,7 @@ from ca.ports import KeyType
 from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
 from ca.runtime.config_values import HostPort
+from ca.runtime.istio_config import IstioConfig
 
 
 def _trust_domain(name: str) -> str:
@@ -284,6 +285,9 @@ class ServerConfig(StrictModel):
 
     exchange: ExchangeConfig = ExchangeConfig()
     """SVIDs without an agent."""
+
+    istio: IstioConfig | None = None
+    """Certificates for the proxies of an Istio mesh; none by default. See [With Istio](../with-istio.md)."""
 
     push_service: bool = True
     """Push changes to Burgee's agents at once; without it they poll every 5 seconds, as SPIRE's agents do."""

@@ -51,6 +51,7 @@ def check(config: ServerConfig) -> None:
         x509_svid_ttl_seconds=config.x509_svid_ttl_seconds,
         jwt_svid_ttl_seconds=config.jwt_svid_ttl_seconds,
         agent_ttl_seconds=config.agent_ttl_seconds,
+        others={} if config.istio is None else {"istio.max_ttl_seconds": config.istio.max_ttl_seconds},
     )
     keys = plugins.load(plugins.KEY_MANAGERS, config.keys.plugin, KeyManagerPlugin)
     from_values(config.keys.config, keys.config, name="keys.config")
@@ -103,6 +104,8 @@ def _check_waits(config: ServerConfig) -> None:
 def require_free_addresses(config: ServerConfig) -> None:
     """Raises FailedPrecondition (ADDRESS_IN_USE, ADDRESS_UNAVAILABLE), before anything is made."""
     require_free_port(config.bind_address, config.bind_port)
+    if config.istio is not None:
+        require_free_port(config.istio.bind_address, config.istio.bind_port)
     if config.metrics_address is not None:
         require_free_metrics(config.metrics_address)
     if config.admin_socket.path is not None:  # in the data directory the store's lock tells more
@@ -139,12 +142,20 @@ def bundle_publishers(config: ServerConfig, host: AuthorityHost) -> dict[str, Bu
 def consumer_waits(config: ServerConfig) -> ConsumerWaits:
     """What those get who cannot acknowledge."""
     waits = config.consumer_waits
+    proxies = 0 if config.istio is None else config.istio.max_ttl_seconds
     return ConsumerWaits(
+        istio_proxies=timedelta(seconds=proxies),
         workloads=timedelta(seconds=waits.workloads_seconds),
         polling_agents=timedelta(seconds=waits.polling_agents_seconds),
         files=timedelta(seconds=waits.files_seconds),
         downstream=timedelta(seconds=waits.downstream_seconds),
     )
+
+
+def has_files(config: ServerConfig) -> bool:
+    """Whether the bundle is kept where somebody reads it who cannot acknowledge."""
+    roots = config.istio is not None and config.istio.publishes_roots
+    return roots or config.bundle_file is not None or bool(config.bundle_publishers)
 
 
 def has_own_keys(config: ServerConfig) -> bool:

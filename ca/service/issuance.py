@@ -171,8 +171,10 @@ class Issuer:
             _Job(profile=ISTIO, spiffe_id=identity, request=csr.key, ttl_seconds=ttl_seconds, agent=requester)
         )
 
-    async def for_server(self, public_key_der: bytes, dns_names: tuple[str, ...] = ()) -> IssuedX509:
-        """This server's own SVID, for a key that this process just made."""
+    async def for_server(
+        self, public_key_der: bytes, dns_names: tuple[str, ...] = (), requester: str = ""
+    ) -> IssuedX509:
+        """This server's own SVID, for a key that this process just made; `requester` for one beside its main one."""
         return await self._issue_one(
             _Job(
                 profile=SERVER,
@@ -180,6 +182,7 @@ class Issuer:
                 request=read_public_key(public_key_der),
                 ttl_seconds=self.settings.x509_svid_ttl_seconds,
                 dns_names=dns_names,
+                agent=requester,
             )
         )
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from ca.authority.state import Authority
 from ca.ports import Clock
+from ca.runtime.istio_config import OF_PROXIES
 from ca.service.acks import Acks
 from ca.service.consumer_waits import ConsumerWaits
 from ca.service.dependants import Dependants, Hanging, Picture
@@ -115,6 +116,8 @@ class RotationGuard:
             kinds.append(("readers of the bundle file", self._waits.files))
         if downstream := len({live.entry_id for live in alive if live.holder is Holder.DOWNSTREAM}):
             kinds.append((f"{downstream} downstream servers", self._waits.downstream))
+        if proxies := sum(live.agent.startswith(OF_PROXIES) for live in alive):
+            kinds.append((f"{proxies} certificates of Istio's proxies", self._waits.istio_proxies))
         return kinds
 
     def _live(self, hanging: Hanging) -> list[Blocker]:

@@ -26,6 +26,8 @@ from ca.service.trust import Trust
 logger = log.get("server-svid")
 
 TICK_SECONDS = 1.0
+LISTENER = "listener:istio"
+"""Who has the certificate with DNS names, in records: the server's main SVID does not take its place."""
 
 _not_after = metrics.gauge("server_svid_not_after_seconds", "When the server's own SVID expires, Unix time.")
 
@@ -81,7 +83,7 @@ class ServerSvid:
         """Issues a new one now."""
         key, public = await self._issuer.in_pool(lambda _: _generate(), None)
         signed_by = self._issuer.authority.x509().issuer.authority_id
-        svid = await self._issuer.for_server(public, self._dns_names)
+        svid = await self._issuer.for_server(public, self._dns_names, LISTENER if self._dns_names else "")
         self._held = _Held(svid=svid, key_pem=key, signed_by=signed_by)
         self._failure = ""
         if not self._dns_names:

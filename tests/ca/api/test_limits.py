@@ -216,7 +216,7 @@ async def test_of_those_who_wait_the_soonest_to_expire_is_next_and_newcomers_are
         made_limits.append(Limits(*arguments))
         return made_limits[-1]
 
-    monkeypatch.setattr("ca.api.assembly.Limits", keep)
+    monkeypatch.setattr("ca.server.Limits", keep)
     async with running_server(limits={"admission_running": 1, "admission_waiting": 10}) as server:
         agents = []
         for seconds in (3000, 600, 1200):

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from ca.api.tiers import TIERS
 from ca.proto.burgee import admin_pb2, authority_pb2, debug_pb2, exchange_pb2, foresight_pb2, node_pb2
+from ca.proto.istio import ca_pb2
 from ca.proto.spire import (
     server_agent_pb2,
     server_bundle_pb2,
@@ -32,6 +33,8 @@ _AGENT = "no NA yes NA NA no"
 _DOWNSTREAM = "no no no yes no no"
 _ANYONE = "yes yes yes yes yes yes"
 _LOCAL = "yes absent absent absent absent absent"
+_ELSEWHERE = "absent absent absent absent absent absent"
+"""On a listener of its own, where it is configured."""
 
 # One row per RPC, in the order of CALLERS. `NA` is a denial with the details AGENT_NOT_ATTESTED.
 EXPECTED = {
@@ -122,6 +125,7 @@ EXPECTED = {
     "/burgee.authority.v1.Authorities/Rotate": _MANAGE,
     "/burgee.exchange.v1.Exchange/ExchangeX509SVID": _ANYONE,
     "/burgee.exchange.v1.Exchange/ExchangeJWTSVID": _ANYONE,
+    "/istio.v1.auth.IstioCertificateService/CreateCertificate": _ELSEWHERE,
     "/burgee.foresight.v1.Foresight/ExplainTtl": _MANAGE,
     "/burgee.foresight.v1.Foresight/GetOutageBudget": _MANAGE,
     "/burgee.foresight.v1.Foresight/CheckUpstream": _MANAGE,
@@ -152,7 +156,7 @@ def registered() -> set[str]:
     files = (
         server_agent_pb2, server_entry_pb2, server_svid_pb2, server_bundle_pb2, server_trustdomain_pb2,
         server_localauthority_pb2, server_debug_pb2, server_logger_pb2, node_pb2, admin_pb2, authority_pb2, debug_pb2,
-        exchange_pb2, foresight_pb2, health_pb2, reflection_pb2,
+        exchange_pb2, foresight_pb2, ca_pb2, health_pb2, reflection_pb2,
     )  # fmt: skip
     return {REFLECTION} | {
         f"/{service.full_name}/{method.name}"

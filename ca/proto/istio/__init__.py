@@ -1,0 +1,1 @@
+"""Istio's certificate service, written from its field tables."""
