@@ -1,0 +1,40 @@
+"""What is left of a rule where the protocol is not HTTP: the fail direction depends on the action.
+
+An ALLOW rule that looks at anything of HTTP is dropped, so that less is allowed; of DENY, CUSTOM and AUDIT rules those
+clauses alone are ignored, so that more is denied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from policy.model import Action, Group, Policy, Rule
+
+
+def for_connections(policy: Policy) -> Policy:
+    """The policy as it holds for connections; the same object where nothing in it is of HTTP."""
+    if policy.rules is None or not any(looks_at_http(rule) for rule in policy.rules):
+        return policy
+    if policy.action is Action.ALLOW:
+        return replace(policy, rules=tuple(rule for rule in policy.rules if not looks_at_http(rule)))
+    return replace(policy, rules=tuple(_without_http(rule) for rule in policy.rules))
+
+
+def looks_at_http(rule: Rule) -> bool:
+    """Whether anything in a rule is absent from connections. CEL conditions may look at anything, so they count."""
+    groups = (*rule.sources, *rule.operations, rule.conditions)
+    return bool(rule.condition) or any(clause.attribute.http_only for group in groups for clause in group)
+
+
+def _without_http(rule: Rule) -> Rule:
+    return replace(
+        rule,
+        sources=tuple(_kept(group) for group in rule.sources),
+        operations=tuple(_kept(group) for group in rule.operations),
+        conditions=_kept(rule.conditions),
+        condition="",
+    )
+
+
+def _kept(group: Group) -> Group:
+    return tuple(clause for clause in group if not clause.attribute.http_only)

@@ -1,0 +1,118 @@
+"""All policies of a revision, compiled: one value that is swapped as a whole, so no deny is ever without its allows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from policy.compile import compile_policies
+from policy.decision import Decision, Reason
+from policy.evaluate import Evaluator
+from policy.model import Action, Mesh, Policy, Request, Target
+from policy.protocol import for_connections
+from policy.trust_domains import expanded
+from policy.workload import Scopes
+
+UNKNOWN = Decision(allowed=False, reason=Reason.UNKNOWN_TARGET)
+Policies = tuple[Policy, ...]
+
+
+class Judge:
+    """The policies of one target or of several that have the same. Tables for connections are made when first asked
+    for; both threads that make one make the same."""
+
+    __slots__ = ("_connections", "_mesh", "_open", "_requests", "policies")
+
+    def __init__(self, policies: Policies, mesh: Mesh, *, is_open: bool) -> None:
+        self.policies = policies
+        """With trust domains expanded, in their order, shadow policies included."""
+        self._mesh, self._open = mesh, is_open
+        self._requests = self._evaluators(policies)
+        self._connections: tuple[Evaluator, Evaluator | None] | None = None
+
+    def decide(self, request: Request) -> Decision:
+        """The verdict, with that of the shadow policies where there are any."""
+        enforced, shadow = self.evaluators(http=request.http)
+        decision = enforced.decide(request)
+        return decision if shadow is None else replace(decision, shadow=shadow.decide(request))
+
+    def evaluators(self, *, http: bool) -> tuple[Evaluator, Evaluator | None]:
+        """The enforced table, and the one that counts shadow policies as well where there are any."""
+        if http:
+            return self._requests
+        if self._connections is None:
+            policies = tuple(for_connections(policy) for policy in self.policies)
+            unchanged = all(new is old for new, old in zip(policies, self.policies, strict=True))
+            self._connections = self._requests if unchanged else self._evaluators(policies)
+        return self._connections
+
+    def _evaluators(self, policies: Policies) -> tuple[Evaluator, Evaluator | None]:
+        enforced = self._evaluator([policy for policy in policies if not policy.shadow])
+        if not any(policy.shadow and policy.action is not Action.AUDIT for policy in policies):
+            return enforced, None
+        return enforced, self._evaluator(policies)
+
+    def _evaluator(self, policies: Sequence[Policy]) -> Evaluator:
+        return Evaluator(compile_policies(policies), self._mesh, is_open=self._open)
+
+
+class Snapshot:
+    """Decides for every target of a revision. Made by `compile_set`."""
+
+    __slots__ = ("_cache", "_judges", "mesh", "policies", "targets")
+
+    def __init__(
+        self, policies: Policies, mesh: Mesh, targets: Iterable[Target], previous: Snapshot | None = None
+    ) -> None:
+        self.policies, self.mesh = policies, mesh
+        self.targets: dict[str, tuple[Target, ...]] = {}
+        usable = previous._cache if previous is not None and previous.mesh == mesh else {}
+        self._cache: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]] = {}
+        """By openness and the policies' identities; the policies are kept, so that an identity stays one."""
+        self._judges: dict[str, tuple[Judge, ...]] = {}
+        scopes = Scopes(policies, root_namespace=mesh.root_namespace)
+        judges: defaultdict[str, dict[int, Judge]] = defaultdict(dict)
+        for target in targets:
+            self.targets[target.spiffe_id] = (*self.targets.get(target.spiffe_id, ()), target)
+            judge = self._judge(tuple(policy for _, policy in scopes.of(target)), target, usable)
+            judges[target.spiffe_id][id(judge)] = judge
+        self._judges = {spiffe_id: tuple(found.values()) for spiffe_id, found in judges.items()}
+
+    def _judge(
+        self, policies: Policies, target: Target, usable: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]]
+    ) -> Judge:
+        is_open = target.namespace in self.mesh.open_namespaces
+        key = (is_open, tuple(map(id, policies)))
+        known = self._cache.get(key)
+        if known is None:
+            known = usable.get(key)
+            if known is None:
+                mine = tuple(expanded(policy, self.mesh) for policy in policies)
+                known = (policies, Judge(mine, self.mesh, is_open=is_open))
+            self._cache[key] = known
+        return known[1]
+
+    def decide(self, target_spiffe_id: str, request: Request) -> Decision:
+        """The verdict on a request to a target. Where several workloads share the ID and not their policies, each of
+        them must allow."""
+        judges = self._judges.get(target_spiffe_id)
+        if judges is None:
+            return UNKNOWN
+        decision = judges[0].decide(request)
+        for judge in judges[1:]:
+            other = judge.decide(request)
+            if decision.allowed and not other.allowed:
+                decision = other
+        return decision
+
+    def judges(self, target_spiffe_id: str) -> tuple[Judge, ...]:
+        """The compiled policies of a target, several where workloads of different policies share the ID."""
+        return self._judges.get(target_spiffe_id, ())
+
+
+def compile_set(
+    policies: Iterable[Policy], mesh: Mesh, workloads: Iterable[Target], *, previous: Snapshot | None = None
+) -> Snapshot:
+    """Compiles a revision. Of `previous`, what is for the same policies (the same objects) is used again."""
+    return Snapshot(tuple(policies), mesh, workloads, previous)

@@ -1,0 +1,84 @@
+"""Which policies are for which target: by namespace, labels, SPIFFE ID or reference; none is above another."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from policy.model import Match, MatchKind, Policy, Scope, Target
+
+Pair = tuple[str, str]
+GATEWAY_CLASS = "GatewayClass"
+
+
+def is_for(policy: Policy, target: Target, *, root_namespace: str) -> bool:
+    """Whether a policy is for a target."""
+    in_root = policy.namespace == root_namespace
+    scope = policy.scope
+    if scope.references:
+        return any(
+            reference in target.references
+            and (policy.namespace == target.namespace or (in_root and reference[0] == GATEWAY_CLASS))
+            for reference in scope.references
+        )
+    if not in_root and policy.namespace != target.namespace:
+        return False
+    return _selected(scope, target)
+
+
+def _selected(scope: Scope, target: Target) -> bool:
+    if scope.labels and (target.waypoint or not set(scope.labels) <= set(target.labels)):
+        return False
+    return not scope.spiffe_ids or any(names(match, target.spiffe_id) for match in scope.spiffe_ids)
+
+
+def names(match: Match, spiffe_id: str) -> bool:
+    """Whether a match of a scope names a SPIFFE ID."""
+    return spiffe_id.startswith(match.text) if match.kind is MatchKind.PREFIX else spiffe_id == match.text
+
+
+class Scopes:
+    """Finds a target's policies without looking at all: each waits under one thing that the target must have."""
+
+    def __init__(self, policies: Iterable[Policy], *, root_namespace: str) -> None:
+        self.root_namespace = root_namespace
+        self._by_namespace: defaultdict[str, list[tuple[int, Policy]]] = defaultdict(list)
+        self._by_label: defaultdict[tuple[str, Pair], list[tuple[int, Policy]]] = defaultdict(list)
+        self._by_id: defaultdict[str, list[tuple[int, Policy]]] = defaultdict(list)
+        self._by_reference: defaultdict[Pair, list[tuple[int, Policy]]] = defaultdict(list)
+        for number, policy in enumerate(policies):
+            self._add(number, policy)
+
+    def _add(self, number: int, policy: Policy) -> None:
+        scope, item = policy.scope, (number, policy)
+        if scope.references:
+            for reference in dict.fromkeys(scope.references):
+                self._by_reference[reference].append(item)
+        elif scope.labels:
+            self._by_label[policy.namespace, scope.labels[0]].append(item)
+        elif scope.spiffe_ids and all(match.kind is MatchKind.EXACT for match in scope.spiffe_ids):
+            for text in dict.fromkeys(match.text for match in scope.spiffe_ids):
+                self._by_id[text].append(item)
+        else:
+            self._by_namespace[policy.namespace].append(item)
+
+    def of(self, target: Target) -> tuple[tuple[int, Policy], ...]:
+        """The policies for a target, each with its number, in the order they came."""
+        namespaces = {self.root_namespace, target.namespace}
+        found: dict[int, Policy] = {}
+        for namespace in namespaces:
+            found.update(self._by_namespace.get(namespace, ()))
+            for label in target.labels:
+                found.update(self._by_label.get((namespace, label), ()))
+        found.update(self._by_id.get(target.spiffe_id, ()))
+        for reference in target.references:
+            found.update(self._by_reference.get(reference, ()))
+        return tuple(
+            sorted(
+                (number, policy)
+                for number, policy in found.items()
+                if is_for(policy, target, root_namespace=self.root_namespace)
+            )
+            if len(found) > 1
+            else [item for item in found.items() if is_for(item[1], target, root_namespace=self.root_namespace)]
+        )
