@@ -1,0 +1,211 @@
+"""Clauses as predicates of Envoy's matching tree (xds.type.matcher.v3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from envoy.extensions.matching.common_inputs.network.v3 import network_inputs_pb2 as network
+from envoy.extensions.matching.common_inputs.ssl.v3.ssl_inputs_pb2 import UriSanInput
+from envoy.extensions.matching.input_matchers.ip.v3.ip_pb2 import Ip
+from envoy.extensions.matching.input_matchers.metadata.v3.metadata_pb2 import Metadata
+from envoy.type.matcher.v3 import string_pb2 as envoy_string
+from envoy.type.matcher.v3 import value_pb2 as value
+from envoy.type.matcher.v3.http_inputs_pb2 import HttpRequestHeaderMatchInput
+from google.protobuf.message import Message
+from xds.core.v3.cidr_pb2 import CidrRange
+from xds.core.v3.extension_pb2 import TypedExtensionConfig
+from xds.type.matcher.v3.matcher_pb2 import Matcher
+from xds.type.matcher.v3.regex_pb2 import RegexMatcher
+from xds.type.matcher.v3.string_pb2 import StringMatcher
+
+from policy.attributes import LISTS, SPACE_DELIMITED
+from policy.envoy_text import PRINCIPAL, Inexpressible, Test, tests_of
+from policy.matching import request_principal_parts
+from policy.model import Attribute, Clause, IpNetwork, Match, MatchKind
+
+Predicate: TypeAlias = Any
+"""A Matcher.MatcherList.Predicate; Envoy's messages have no types."""
+_Predicate = Matcher.MatcherList.Predicate
+Input = tuple[Attribute, tuple[str, ...]]
+
+JWT_FILTER, JWT_KEY = "envoy.filters.http.jwt_authn", "payload"
+"""Where the filter that verifies tokens leaves the claims of one."""
+
+_NETWORK: dict[Attribute, type[Message]] = {
+    Attribute.SOURCE_IP: network.DirectSourceIPInput,
+    Attribute.REMOTE_IP: network.SourceIPInput,
+    Attribute.DESTINATION_IP: network.DestinationIPInput,
+    Attribute.DESTINATION_PORT: network.DestinationPortInput,
+    Attribute.SNI: network.ServerNameInput,
+}
+_PSEUDO = {Attribute.PATH: ":path", Attribute.METHOD: ":method", Attribute.HOST: ":authority"}
+ADDRESSES = frozenset({Attribute.SOURCE_IP, Attribute.REMOTE_IP, Attribute.DESTINATION_IP})
+
+
+def extension(name: str, message: Message) -> TypedExtensionConfig:
+    """A message as a named part of a tree."""
+    found = TypedExtensionConfig(name=name)
+    found.typed_config.Pack(message, deterministic=True)
+    return found
+
+
+def input_of(clause: Clause) -> Input:
+    """What a clause looks at in Envoy: all attributes of a caller are read from its certificate."""
+    if clause.attribute in PRINCIPAL:
+        return Attribute.SOURCE_PRINCIPAL, ()
+    if clause.attribute is Attribute.HEADER:
+        name = clause.key[0]
+        if name.startswith(":") and name not in (":method", ":authority"):
+            raise Inexpressible(f"the pseudo-header `{name}` is no header of a request to a filter")
+        return Attribute.HEADER, (name,)
+    return clause.attribute, ()
+
+
+@lru_cache(maxsize=1024)
+def data_input(wanted: Input) -> TypedExtensionConfig:
+    """The input by which Envoy reads it. Not to be changed."""
+    attribute, key = wanted
+    if attribute is Attribute.SOURCE_PRINCIPAL:
+        return extension("uri-san", UriSanInput())
+    if (found := _NETWORK.get(attribute)) is not None:
+        return extension(str(attribute), found())
+    name = _PSEUDO.get(attribute) or key[0]
+    return extension(name, HttpRequestHeaderMatchInput(header_name=name))
+
+
+def string_matcher(test: Test) -> StringMatcher:
+    """One test as Envoy writes it."""
+    match test.how:
+        case "exact":
+            return StringMatcher(exact=test.text, ignore_case=test.fold)
+        case "prefix":
+            return StringMatcher(prefix=test.text, ignore_case=test.fold)
+        case "suffix":
+            return StringMatcher(suffix=test.text, ignore_case=test.fold)
+        case "contains":
+            return StringMatcher(contains=test.text, ignore_case=test.fold)
+        case "regex":
+            return StringMatcher(safe_regex=RegexMatcher(google_re2=RegexMatcher.GoogleRE2(), regex=test.text))
+
+
+def asks(wanted: Input, test: Test) -> Predicate:
+    """Whether an input passes a test; one that is absent passes none."""
+    single = _Predicate.SinglePredicate(input=data_input(wanted), value_match=string_matcher(test))
+    return _Predicate(single_predicate=single)
+
+
+def any_of(predicates: Sequence[Predicate]) -> Predicate:
+    """Envoy wants two alternatives at least."""
+    if len(predicates) == 1:
+        return predicates[0]
+    return _Predicate(or_matcher=_Predicate.PredicateList(predicate=predicates))
+
+
+def all_of(predicates: Sequence[Predicate]) -> Predicate:
+    """Envoy wants two conditions at least."""
+    if len(predicates) == 1:
+        return predicates[0]
+    return _Predicate(and_matcher=_Predicate.PredicateList(predicate=predicates))
+
+
+def none_of(predicate: Predicate) -> Predicate:
+    """The opposite."""
+    return _Predicate(not_matcher=predicate)
+
+
+def predicate_of(clause: Clause, *, jwt: bool) -> Predicate | bool:
+    """A clause as a predicate, or True or False where it is always so. Raises Inexpressible. `jwt`: tokens are verified
+    by a filter before."""
+    found = _positive(clause, jwt=jwt)
+    if not clause.negated:
+        return any_of(found) if found else False
+    return none_of(any_of(found)) if found else True
+
+
+def _positive(clause: Clause, *, jwt: bool) -> list[Predicate]:
+    if clause.attribute.needs_jwt and not jwt:
+        raise Inexpressible("the proxy has no filter that verifies tokens")
+    if clause.attribute in ADDRESSES:
+        return [_addresses(input_of(clause), [match.network for match in clause.matches])]
+    if clause.attribute is Attribute.METADATA:
+        path, lists = clause.key[:2], clause.key[2:] == (LISTS,)
+        return [_metadata(path[0], path[1:], [_value(m, lists=lists) for m in clause.matches])]
+    if clause.attribute is Attribute.REQUEST_PRINCIPAL:
+        return [_request_principal(match) for match in clause.matches]
+    if clause.attribute.needs_jwt:
+        return [_claim(_claim_path(clause), clause.matches)]
+    wanted = input_of(clause)
+    return [asks(wanted, test) for match in clause.matches for test in tests_of(clause.attribute, match)]
+
+
+def _addresses(wanted: Input, networks: Iterable[IpNetwork | None]) -> Predicate:
+    ip = Ip(stat_prefix="policy")
+    for found in networks:
+        if found is None:
+            raise Inexpressible("an address is compared with networks only")
+        ip.cidr_ranges.add(address_prefix=str(found.network_address)).prefix_len.value = found.prefixlen
+    single = _Predicate.SinglePredicate(input=data_input(wanted), custom_match=extension("ip", ip))
+    return _Predicate(single_predicate=single)
+
+
+def cidr(network: IpNetwork) -> CidrRange:
+    """A network as a tree of addresses has it."""
+    found = CidrRange(address_prefix=str(network.network_address))
+    found.prefix_len.value = network.prefixlen
+    return found
+
+
+def _claim_path(clause: Clause) -> tuple[str, ...]:
+    match clause.attribute:
+        case Attribute.REQUEST_AUDIENCES:
+            return ("aud",)
+        case Attribute.REQUEST_PRESENTER:
+            return ("azp",)
+    return clause.key
+
+
+def _claim(path: tuple[str, ...], matches: Sequence[Match]) -> Predicate:
+    """A claim is a text or a list of them; a list of words was split by the filter, which is told which those are."""
+    alternatives = [_value(m, lists=True) for m in matches]
+    if not (len(path) == 1 and path[0] in SPACE_DELIMITED):
+        alternatives = [_value(m, lists=False) for m in matches] + alternatives
+    return _metadata(JWT_FILTER, (JWT_KEY, *path), alternatives)
+
+
+def _request_principal(match: Match) -> Predicate:
+    issuer, subject = request_principal_parts(match.text)
+    of_issuer = _metadata(JWT_FILTER, (JWT_KEY, "iss"), [_value(issuer, lists=False)])
+    return all_of([of_issuer, _metadata(JWT_FILTER, (JWT_KEY, "sub"), [_value(subject, lists=False)])])
+
+
+def _metadata(filter_name: str, path: Sequence[str], alternatives: list[value.ValueMatcher]) -> Predicate:
+    steps = [network.DynamicMetadataInput.PathSegment(key=step) for step in path]
+    read = network.DynamicMetadataInput(filter=filter_name, path=steps)
+    wanted = alternatives[0]
+    if len(alternatives) > 1:
+        wanted = value.ValueMatcher(or_match=value.OrMatcher(value_matchers=alternatives))
+    single = _Predicate.SinglePredicate(
+        input=extension("metadata", read), custom_match=extension("value", Metadata(value=wanted))
+    )
+    return _Predicate(single_predicate=single)
+
+
+def _value(match: Match, *, lists: bool) -> value.ValueMatcher:
+    text: dict[str, Any]
+    match match.kind:
+        case MatchKind.EXACT:
+            text = {"exact": match.text}
+        case MatchKind.PREFIX if match.text:
+            text = {"prefix": match.text}
+        case MatchKind.SUFFIX if match.text:
+            text = {"suffix": match.text}
+        case MatchKind.PRESENT | MatchKind.PREFIX | MatchKind.SUFFIX:
+            text = {"safe_regex": {"regex": r"\C*"}}
+        case MatchKind.NON_EMPTY:
+            text = {"safe_regex": {"regex": r"[^\n]+"}}
+        case _:
+            raise Inexpressible(f"a {match.kind} is not compared with metadata")
+    found = value.ValueMatcher(string_match=envoy_string.StringMatcher(**text))
+    return value.ValueMatcher(list_match=value.ListMatcher(one_of=found)) if lists else found

@@ -1,0 +1,212 @@
+"""What stands in a proxy's configuration so that policies reach it: refused until they come, asked, logged.
+
+Everything goes to the agent's socket through one cluster. The parts are messages, so that a test holds them to Envoy's
+definition; `http_snippet` is what a person copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ApiVersion, ConfigSource, ExtensionConfigSource
+from envoy.config.core.v3.grpc_service_pb2 import GrpcService
+from envoy.extensions.access_loggers.grpc.v3.als_pb2 import HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig
+from envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2 import ExtAuthz
+from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
+from envoy.extensions.filters.network.ext_authz.v3.ext_authz_pb2 import ExtAuthz as NetworkExtAuthz
+from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRbac
+from envoy.type.matcher.v3.metadata_pb2 import MetadataMatcher
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from policy.envoy import (
+    ASK,
+    HTTP_MARK,
+    HTTP_METADATA,
+    NETWORK_MARK,
+    NETWORK_METADATA,
+    Proxy,
+    deny_all,
+    deny_all_connections,
+)
+from policy.envoy_names import Resource
+from policy.envoy_predicates import JWT_FILTER
+
+REQUEST_ID = "x-request-id"
+DECISION_HEADER = "x-burgee-decision"
+LOG_NAME = "burgee"
+_TYPES = "type.googleapis.com/"
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def any_of(message: Message) -> AnyMessage:
+    """A message with its type."""
+    found = AnyMessage()
+    found.Pack(message, deterministic=True)
+    return found
+
+
+def _agent(cluster: str) -> GrpcService:
+    return GrpcService(envoy_grpc=GrpcService.EnvoyGrpc(cluster_name=cluster))
+
+
+def _mark(filter_name: str, key: str) -> MetadataMatcher:
+    found = MetadataMatcher(filter=filter_name)
+    found.path.add(key=key)
+    found.value.string_match.exact = ASK
+    return found
+
+
+def ask_filter(cluster: str, *, milliseconds: int = 500) -> AnyMessage:
+    """Asks about marked requests alone; no answer, or a late one, is a refusal."""
+    service = _agent(cluster)
+    service.timeout.FromMilliseconds(milliseconds)
+    found = ExtAuthz(
+        grpc_service=service,
+        transport_api_version=ApiVersion.V3,
+        include_peer_certificate=True,
+        include_tls_session=True,
+        filter_enabled_metadata=_mark(HTTP_METADATA, HTTP_MARK),
+        metadata_context_namespaces=[JWT_FILTER],
+        stat_prefix="burgee",
+    )
+    found.status_on_error.code = 403
+    return any_of(found)
+
+
+def ask_network_filter(cluster: str, *, milliseconds: int = 500) -> AnyMessage:
+    """The same for connections."""
+    service = _agent(cluster)
+    service.timeout.FromMilliseconds(milliseconds)
+    return any_of(
+        NetworkExtAuthz(
+            stat_prefix="burgee",
+            grpc_service=service,
+            transport_api_version=ApiVersion.V3,
+            include_peer_certificate=True,
+            include_tls_session=True,
+            filter_enabled_metadata=_mark(NETWORK_METADATA, NETWORK_MARK),
+        )
+    )
+
+
+def discovered(cluster: str, default: Message, types: Iterable[type[Message]]) -> ExtensionConfigSource:
+    """A filter's configuration from the agent. Until there is one, `default` holds, at once."""
+    api = ApiConfigSource(
+        api_type=ApiConfigSource.DELTA_GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[_agent(cluster)],
+        set_node_on_first_message_only=True,
+    )
+    return ExtensionConfigSource(
+        config_source=ConfigSource(api_config_source=api, resource_api_version=ApiVersion.V3),
+        default_config=any_of(default),
+        apply_default_config_without_warming=True,
+        type_urls=[f"{_TYPES}{kind.DESCRIPTOR.full_name}" for kind in types],
+    )
+
+
+def _discovered(resource: Resource, cluster: str, default: Message, *types: type[Message]) -> dict[str, Any]:
+    return {"name": str(resource), "config_discovery": _plain(discovered(cluster, default, types))}
+
+
+def http_filters(proxy: Proxy, cluster: str, *, spiffe_id: str = "") -> list[dict[str, Any]]:
+    """What stands before the router, in this order."""
+    filters = []
+    if proxy.jwt:
+        name = Resource(protocol="http", what="jwt", spiffe_id=spiffe_id)
+        filters.append(_discovered(name, cluster, deny_all(), JwtAuthentication, RBAC))
+    name = Resource(protocol="http", proxy=proxy, spiffe_id=spiffe_id)
+    filters.append(_discovered(name, cluster, deny_all(), RBAC))
+    if proxy.ext_authz:
+        filters.append({"name": "burgee.http.ask", "typed_config": _plain(ask_filter(cluster))})
+    return filters
+
+
+def network_filters(proxy: Proxy, cluster: str, *, spiffe_id: str = "") -> list[dict[str, Any]]:
+    """What stands before `tcp_proxy`, in this order."""
+    name = Resource(protocol="tcp", proxy=proxy, spiffe_id=spiffe_id)
+    filters = [_discovered(name, cluster, deny_all_connections(), NetworkRbac)]
+    if proxy.ext_authz:
+        filters.append({"name": "burgee.tcp.ask", "typed_config": _plain(ask_network_filter(cluster))})
+    return filters
+
+
+def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe_id: str = "") -> dict[str, Any]:
+    """Parts of an HttpConnectionManager and the cluster they need. `prefix` tells this proxy's decisions from others'.
+
+    The request's id is Envoy's own: what a client sent is taken away before one is made.
+    """
+    decision = f"{prefix}-%REQ({REQUEST_ID})%"
+    return {
+        "http_connection_manager": {
+            "normalize_path": True,
+            "merge_slashes": True,
+            "path_with_escaped_slashes_action": "REJECT_REQUEST",
+            "generate_request_id": True,
+            "always_set_request_id_in_response": True,
+            "early_header_mutation_extensions": [_without_request_id()],
+            "http_filters": http_filters(proxy, cluster, spiffe_id=spiffe_id),
+            "access_log": [_logged(cluster, http=True)],
+            "local_reply_config": {"mappers": [_told(decision)]},
+        },
+        "clusters": [agent_cluster(cluster, socket)],
+    }
+
+
+def network_snippet(proxy: Proxy, cluster: str, socket: str, *, spiffe_id: str = "") -> dict[str, Any]:
+    """Filters before a TcpProxy, its access log, and the cluster they need."""
+    return {
+        "filters": network_filters(proxy, cluster, spiffe_id=spiffe_id),
+        "access_log": [_logged(cluster, http=False)],
+        "clusters": [agent_cluster(cluster, socket)],
+    }
+
+
+def agent_cluster(name: str, socket: str) -> dict[str, Any]:
+    """The agent's socket as a cluster that speaks HTTP/2."""
+    endpoint = {"endpoint": {"address": {"pipe": {"path": socket}}}}
+    options = {"@type": f"{_TYPES}{_HTTP_OPTIONS}", "explicit_http_config": {"http2_protocol_options": {}}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {_HTTP_OPTIONS: options},
+    }
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _without_request_id() -> dict[str, Any]:
+    kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
+    return {
+        "name": "burgee.own-request-id",
+        "typed_config": {"@type": f"{_TYPES}{kind}", "mutations": [{"remove": REQUEST_ID}]},
+    }
+
+
+def _logged(cluster: str, *, http: bool) -> dict[str, Any]:
+    made = HttpGrpcAccessLogConfig() if http else TcpGrpcAccessLogConfig()
+    common = made.common_config
+    common.log_name = LOG_NAME
+    common.transport_api_version = ApiVersion.V3
+    common.grpc_service.CopyFrom(_agent(cluster))
+    if http:
+        made.additional_request_headers_to_log.append(REQUEST_ID)
+    return {"name": "burgee.log", "typed_config": _plain(any_of(made))}
+
+
+def _told(decision: str) -> dict[str, Any]:
+    """A refusal tells its decision's id, and nothing else."""
+    refused = {"comparison": {"op": "EQ", "value": {"default_value": 403, "runtime_key": "burgee.refused"}}}
+    return {
+        "filter": {"status_code_filter": refused},
+        "headers_to_add": [{"header": {"key": DECISION_HEADER, "value": decision}}],
+        "body_format_override": {"json_format": {"error": "refused by policy", "decision": decision}},
+    }
