@@ -12,11 +12,11 @@ from policy.model import Action, Group, Mesh, Policy, Request, Rule
 class Evaluator:
     """The policies for a target, compiled."""
 
-    __slots__ = ("_by_row", "_checked", "_custom", "_default", "_everything", "_lookups", "_providers", "compiled")
+    __slots__ = ("_by_row", "_checked", "_custom", "_default", "_everything", "_providers", "_steps", "compiled")
 
     def __init__(self, compiled: Compiled, mesh: Mesh, *, is_open: bool) -> None:
         self.compiled = compiled
-        self._lookups = compiled.lookups
+        self._steps = tuple(lookup.step for lookup in compiled.lookups)
         self._everything = compiled.everything
         self._checked = compiled.checked
         self._custom = compiled.deny_end
@@ -26,11 +26,7 @@ class Evaluator:
 
     def decide(self, request: Request) -> Decision:
         """The verdict, as if there were no shadow policies."""
-        left = self._everything
-        for look in self._lookups:
-            left &= look(request)
-            if not left:
-                return self._default
+        left = self._left(request)
         if not left:
             return self._default
         top = left.bit_length() - 1
@@ -38,11 +34,25 @@ class Evaluator:
             return self._carefully(left, request)
         return self._by_row[top] or self._of_row(top)
 
+    def _left(self, request: Request) -> int:
+        """The rows that every attribute leaves."""
+        left = self._everything
+        for get, known, absent, otherwise, find in self._steps:
+            if get is None:
+                left &= find(request)
+            elif (value := get(request)) is None:
+                left &= absent
+            elif (rows := known.get(value, otherwise)) is not None:
+                left &= rows
+            else:
+                left &= find(value)
+            if not left:
+                return 0
+        return left
+
     def matches(self, request: Request) -> list[Row]:
         """Every row that matches, the decisive one first."""
-        left = self._everything
-        for look in self._lookups:
-            left &= look(request)
+        left = self._left(request)
         found: list[Row] = []
         while left:
             top = left.bit_length() - 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from policy.attributes import READERS
 from policy.matching import fold, folded
@@ -11,9 +13,30 @@ from policy.model import Attribute, Clause, Match, Request
 from policy.tables import Table
 
 Slot = tuple[Attribute, tuple[str, ...]]
-Lookup = Callable[[Request], int]
+Get = Callable[[Request], str | None]
 
-_PLAIN: dict[Attribute, Callable[[Request], str | None]] = {
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What rows an attribute leaves: with `get`, those `known` of its value, or `otherwise`, or what `of` finds, or
+    `absent`; without, what `whole` says of the request."""
+
+    get: Get | None
+    known: dict[str, int]
+    absent: int
+    otherwise: int | None
+    of: Callable[[str], int]
+    whole: Callable[[Request], int]
+
+    @property
+    def step(self) -> Step:
+        """The same as a bare tuple, which is faster to take apart."""
+        return (self.get, self.known, self.absent, self.otherwise, self.of if self.get else self.whole)
+
+
+Step = tuple[Get | None, dict[str, int], int, int | None, Callable[[Any], int]]
+
+_PLAIN: dict[Attribute, Get] = {
     Attribute.SOURCE_PRINCIPAL: attrgetter("principal"),
     Attribute.SOURCE_NAMESPACE: attrgetter("principal"),
     Attribute.SOURCE_SERVICE_ACCOUNT: attrgetter("principal"),
@@ -40,49 +63,43 @@ def lookup(slot: Slot, clauses: Iterable[tuple[Clause, int]], everything: int) -
         (negative if clause.negated else positive).extend((match, bit) for match in matches)
         if not clause.negated:
             base &= ~bit
-    return _Lookup(attribute, key, base, Table(positive), Table(negative)).choose()
+    return _Rows(attribute, key, base, Table(positive), Table(negative)).lookup()
 
 
-class _Lookup:
+def _host(request: Request) -> str | None:
+    return None if request.host is None else fold(request.host)
+
+
+class _Rows:
     """A row is possible if it has no positive clause or one that holds, and no negated clause that matches."""
 
-    __slots__ = ("absent", "attribute", "key", "known", "negative", "positive", "read")
+    __slots__ = ("absent", "attribute", "key", "negative", "positive", "read")
 
-    def __init__(self, attribute: Attribute, key: tuple[str, ...], base: int, positive: Table, negative: Table) -> None:
-        self.attribute, self.key = attribute, key
-        self.absent = base
+    def __init__(
+        self, attribute: Attribute, key: tuple[str, ...], absent: int, positive: Table, negative: Table
+    ) -> None:
+        self.attribute, self.key, self.absent = attribute, key, absent
         self.positive, self.negative = positive, negative
         self.read = READERS[attribute]
-        self.known = {value: self.of(value) for value in {*positive.exact, *negative.exact}}
+
+    def lookup(self) -> Lookup:
+        """With everything that is known beforehand."""
+        plain = not (self.positive.finders or self.negative.finders)
+        return Lookup(
+            get=_host if self.attribute is Attribute.HOST else _PLAIN.get(self.attribute),
+            known={value: self.of(value) for value in {*self.positive.exact, *self.negative.exact}},
+            absent=self.absent,
+            otherwise=(self.absent | self.positive.present) & ~self.negative.present if plain else None,
+            of=self.of,
+            whole=self.whole,
+        )
 
     def of(self, value: str) -> int:
+        """The rows that one value leaves."""
         return (self.absent | self.positive.of(value)) & ~self.negative.of(value)
 
-    def choose(self) -> Lookup:
-        """The fastest way to look that will do."""
-        get = _PLAIN.get(self.attribute)
-        if get is not None:
-            return self._plain(get)
-        if self.attribute is Attribute.HOST:
-            return self._plain(lambda request: None if request.host is None else fold(request.host))
-        return self._any
-
-    def _plain(self, get: Callable[[Request], str | None]) -> Lookup:
-        known, absent, of = self.known.get, self.absent, self.of
-        if not (self.positive.finders or self.negative.finders):
-            otherwise = (absent | self.positive.present) & ~self.negative.present
-            return lambda request: absent if (value := get(request)) is None else known(value, otherwise)
-
-        def look(request: Request) -> int:
-            value = get(request)
-            if value is None:
-                return absent
-            found = known(value)
-            return of(value) if found is None else found
-
-        return look
-
-    def _any(self, request: Request) -> int:
+    def whole(self, request: Request) -> int:
+        """The rows that a request's values leave, of which there may be any number."""
         yes, no = self.absent, 0
         for value in self.read(request, self.key):
             yes |= self.positive.of(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -72,12 +71,13 @@ class Snapshot:
         """By openness and the policies' identities; the policies are kept, so that an identity stays one."""
         self._judges: dict[str, tuple[Judge, ...]] = {}
         scopes = Scopes(policies, root_namespace=mesh.root_namespace)
-        judges: defaultdict[str, dict[int, Judge]] = defaultdict(dict)
         for target in targets:
-            self.targets[target.spiffe_id] = (*self.targets.get(target.spiffe_id, ()), target)
-            judge = self._judge(tuple(policy for _, policy in scopes.of(target)), target, usable)
-            judges[target.spiffe_id][id(judge)] = judge
-        self._judges = {spiffe_id: tuple(found.values()) for spiffe_id, found in judges.items()}
+            spiffe_id = target.spiffe_id
+            judge = self._judge(scopes.of(target), target, usable)
+            self.targets[spiffe_id] = (*self.targets.get(spiffe_id, ()), target)
+            known = self._judges.get(spiffe_id, ())
+            if judge not in known:
+                self._judges[spiffe_id] = (*known, judge)
 
     def _judge(
         self, policies: Policies, target: Target, usable: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]]
@@ -100,6 +100,8 @@ class Snapshot:
         if judges is None:
             return UNKNOWN
         decision = judges[0].decide(request)
+        if len(judges) == 1:
+            return decision
         for judge in judges[1:]:
             other = judge.decide(request)
             if decision.allowed and not other.allowed:

@@ -40,6 +40,9 @@ def _group(group: Group, mesh: Mesh) -> Group:
 def _clause(clause: Clause, mesh: Mesh) -> Clause:
     if clause.attribute is not Attribute.SOURCE_PRINCIPAL:
         return clause
+    own = f"{mesh.trust_domains[0]}/"
+    if len(mesh.trust_domains) == 1 and all(match.text.startswith(own) for match in clause.matches):
+        return clause  # which is what nearly all are
     matches = tuple(dict.fromkeys(new for old in clause.matches for new in _match(old, mesh.trust_domains)))
     return clause if matches == clause.matches else replace(clause, matches=matches)
 

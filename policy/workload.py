@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 
 from policy.model import Match, MatchKind, Policy, Scope, Target
 
 Pair = tuple[str, str]
+Numbered = tuple[int, Policy]
 GATEWAY_CLASS = "GatewayClass"
+_number = itemgetter(0)
 
 
 def is_for(policy: Policy, target: Target, *, root_namespace: str) -> bool:
@@ -42,10 +45,10 @@ class Scopes:
 
     def __init__(self, policies: Iterable[Policy], *, root_namespace: str) -> None:
         self.root_namespace = root_namespace
-        self._by_namespace: defaultdict[str, list[tuple[int, Policy]]] = defaultdict(list)
-        self._by_label: defaultdict[tuple[str, Pair], list[tuple[int, Policy]]] = defaultdict(list)
-        self._by_id: defaultdict[str, list[tuple[int, Policy]]] = defaultdict(list)
-        self._by_reference: defaultdict[Pair, list[tuple[int, Policy]]] = defaultdict(list)
+        self._by_namespace: defaultdict[str, list[Numbered]] = defaultdict(list)
+        self._by_label: defaultdict[tuple[str, Pair], list[Numbered]] = defaultdict(list)
+        self._by_id: defaultdict[str, list[Numbered]] = defaultdict(list)
+        self._by_reference: defaultdict[Pair, list[Numbered]] = defaultdict(list)
         for number, policy in enumerate(policies):
             self._add(number, policy)
 
@@ -62,23 +65,15 @@ class Scopes:
         else:
             self._by_namespace[policy.namespace].append(item)
 
-    def of(self, target: Target) -> tuple[tuple[int, Policy], ...]:
-        """The policies for a target, each with its number, in the order they came."""
-        namespaces = {self.root_namespace, target.namespace}
-        found: dict[int, Policy] = {}
-        for namespace in namespaces:
-            found.update(self._by_namespace.get(namespace, ()))
+    def of(self, target: Target) -> tuple[Policy, ...]:
+        """The policies for a target, in the order they came."""
+        found = list(self._by_id.get(target.spiffe_id, ()))
+        for namespace in {self.root_namespace, target.namespace}:
+            found += self._by_namespace.get(namespace, ())
             for label in target.labels:
-                found.update(self._by_label.get((namespace, label), ()))
-        found.update(self._by_id.get(target.spiffe_id, ()))
+                found += self._by_label.get((namespace, label), ())
         for reference in target.references:
-            found.update(self._by_reference.get(reference, ()))
-        return tuple(
-            sorted(
-                (number, policy)
-                for number, policy in found.items()
-                if is_for(policy, target, root_namespace=self.root_namespace)
-            )
-            if len(found) > 1
-            else [item for item in found.items() if is_for(item[1], target, root_namespace=self.root_namespace)]
-        )
+            found += (item for item in self._by_reference.get(reference, ()) if item not in found)
+        if len(found) > 1:
+            found.sort(key=_number)
+        return tuple(policy for _, policy in found if is_for(policy, target, root_namespace=self.root_namespace))
