@@ -18,6 +18,7 @@ from ca.api.entry import EntryService
 from ca.api.exchange import ExchangeService
 from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
+from ca.api.issuing import IssuingService
 from ca.api.limits import Limits
 from ca.api.local_authority import LocalAuthorityService
 from ca.api.logger import LoggerService
@@ -47,6 +48,7 @@ from ca.service.rotation_guard_parts import GuardParts
 from ca.service.server_svid import ServerSvid
 from ca.service.trust import Trust
 from ca.service.upstream_link import UpstreamLink
+from ca.service.vouched import VouchedIssuer
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 
@@ -105,6 +107,7 @@ def servicers(parts: Parts) -> Servicers:
         LoggerService(parts.log_levels),
         admin,
         _exchange(parts, tokens, limits),
+        _issuing(parts, limits),
         AuthoritiesService(manager=parts.authority, outlooks=_outlooks(parts), clock=parts.clock),
         _foresight(parts),
         _report(parts),
@@ -236,6 +239,15 @@ def _exchange(parts: Parts, tokens: JwtIssuer, limits: Limits) -> ExchangeServic
         max_ttl_seconds=parts.config.exchange.max_ttl_seconds,
     )
     return ExchangeService(exchanger=exchanger, auditor=parts.auditor, limits=limits, ring=parts.attestation.ring)
+
+
+def _issuing(parts: Parts, limits: Limits) -> IssuingService:
+    return IssuingService(
+        trust_domain=parts.trust.trust_domain,
+        vouched=VouchedIssuer(index=parts.index, agents=parts.agents, issuer=parts.issuer),
+        limits=limits,
+        clock=parts.clock,
+    )
 
 
 def _debug(parts: Parts) -> DebugService:

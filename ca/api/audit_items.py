@@ -9,7 +9,9 @@ from cryptography import x509
 from google.protobuf.message import Message
 
 from ca.errors import STATUS
-from ca.proto.burgee import admin_pb2, authority_pb2
+from ca.identity.exchange import MAX_REQUESTER_CHARACTERS
+from ca.identity.text import printable
+from ca.proto.burgee import admin_pb2, authority_pb2, issuing_pb2
 from ca.proto.spire import server_agent_pb2, server_svid_pb2, types_pb2
 from ca.store.audit import AuditItem
 
@@ -39,6 +41,9 @@ def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
     items = asked(request, token_id)
     if "results" in _fields(response) and len(response.results) == len(items):
         return [_with_result(item, result) for item, result in zip(items, response.results, strict=True)]
+    if isinstance(response, issuing_pb2.IssueX509SVIDResponse):
+        (item,), issued = items, _issued(AuditItem(""), response.svid)
+        return [AuditItem(issued.name, f"{item.about}, entry {response.entry_id}, {issued.about}", "OK")]
     if "svid" in _fields(response):
         items = [_issued(item, response.svid) for item in items or [AuditItem("")]]
     if not items:
@@ -135,6 +140,11 @@ def _mint_jwt(request: _MintJwt) -> list[AuditItem]:
     return [AuditItem(_id(request.id), f"audience {' '.join(request.audience)}")]
 
 
+def _issue_x509(request: issuing_pb2.IssueX509SVIDRequest) -> list[AuditItem]:
+    """For whom; which identity that is turns out later, unless one is asked for."""
+    return [AuditItem(_id(request.spiffe_id), printable(request.requester[:MAX_REQUESTER_CHARACTERS]))]
+
+
 def _authority_step(request: authority_pb2.StepRequest) -> list[AuditItem]:
     """A preparation is called by the ID that it gives."""
     if not request.authority_id:
@@ -155,6 +165,7 @@ def _stepped(item: AuditItem, response: authority_pb2.RotateResponse) -> AuditIt
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
+    "IssueX509SVIDRequest": _issue_x509,
     "StepRequest": _authority_step,
     "RotateRequest": _rotation,
 }

@@ -18,6 +18,7 @@ from ca.api.entry import EntryService
 from ca.api.exchange import ExchangeService
 from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
+from ca.api.issuing import IssuingService
 from ca.api.local_authority import LocalAuthorityService
 from ca.api.logger import LoggerService
 from ca.api.node import NodeService
@@ -34,6 +35,8 @@ from ca.proto.burgee import (
     exchange_pb2_grpc,
     foresight_pb2,
     foresight_pb2_grpc,
+    issuing_pb2,
+    issuing_pb2_grpc,
     node_pb2,
     node_pb2_grpc,
 )
@@ -69,6 +72,7 @@ _KINDS: dict[type[Any], tuple[Any, Callable[[Any, grpc.aio.Server], None]]] = {
     EntryService: (server_entry_pb2, server_entry_pb2_grpc.add_EntryServicer_to_server),
     ExchangeService: (exchange_pb2, exchange_pb2_grpc.add_ExchangeServicer_to_server),
     HealthService: (health_pb2, health_pb2_grpc.add_HealthServicer_to_server),
+    IssuingService: (issuing_pb2, issuing_pb2_grpc.add_IssuingServicer_to_server),
     LocalAuthorityService: (
         server_localauthority_pb2,
         server_localauthority_pb2_grpc.add_LocalAuthorityServicer_to_server,

@@ -34,6 +34,7 @@ _ADMIN = "/burgee.admin.v1.Admin/"
 _AUTHORITIES = "/burgee.authority.v1.Authorities/"
 _EXCHANGE = "/burgee.exchange.v1.Exchange/"
 _FORESIGHT = "/burgee.foresight.v1.Foresight/"
+_ISSUING = "/burgee.issuing.v1.Issuing/"
 
 TIERS: dict[str, Tier] = {
     _AGENT + "CountAgents": MANAGERS,
@@ -124,6 +125,7 @@ TIERS: dict[str, Tier] = {
     _AUTHORITIES + "Revoke": MANAGERS,
     _AUTHORITIES + "Prune": MANAGERS,
     _AUTHORITIES + "Rotate": MANAGERS,
+    _ISSUING + "IssueX509SVID": MANAGERS,
     _FORESIGHT + "ExplainTtl": MANAGERS,
     _FORESIGHT + "GetOutageBudget": MANAGERS,
     _FORESIGHT + "CheckUpstream": MANAGERS,

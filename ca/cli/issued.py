@@ -21,7 +21,7 @@ def issued(
         str,
         typer.Option(
             help="Only what this agent asked for, or its own; its SPIFFE ID. Or whose token was exchanged, such as "
-            "`oidc:forge:repo:acme/shop`."
+            "`oidc:forge:repo:acme/shop`, or a pod: `k8s_pod:demo:shop/web-1@node-7`."
         ),
     ] = "",
     authority: Annotated[
@@ -70,7 +70,7 @@ def _table(records: list[dict[str, Any]]) -> str:
         "SERIAL OR KEY ID",
         "SPIFFE ID",
         "ENTRY",
-        "AGENT OR TOKEN",
+        "AGENT OR REQUESTER",
         "AUTHORITY",
         "NOT BEFORE",
         "NOT AFTER",

@@ -16,6 +16,7 @@ MAX_MESSAGE_CHARACTERS = 1024
 
 NO_ENTRY = "VOUCHED_NO_ENTRY"
 _KUBERNETES = {
+    "CSR_ALGORITHM": "UnsupportedKeyType",  # of the signature, which follows from the key
     "KEY_ALGORITHM": "UnsupportedKeyType",
     "KEY_TOO_BIG": "UnsupportedKeyType",
     "KEY_TOO_WEAK": "UnsupportedKeyType",
@@ -70,10 +71,15 @@ def refused_status(error: BurgeeError, now: datetime) -> dict[str, Any]:
     """`Denied` for what policy does not grant, `Failed` for what cannot be done."""
     kind = "Denied" if error.reason in _DENIED else "Failed"
     reason = _KUBERNETES.get(error.reason, error.reason)
-    message = error.detail if reason == error.reason else f"{error.detail} ({error.reason})"
-    if error.hint:
-        message += f"; hint: {error.hint}"
+    message = _message(error) if reason == error.reason else f"{_message(error)} ({error.reason})"
     return {"conditions": [_condition(kind, reason, message, now)]}
+
+
+def _message(error: BurgeeError) -> str:
+    """Whoever may read requests in a namespace sees it: nothing of other people's entries is in it."""
+    if error.reason == NO_ENTRY:
+        return "no entry is for this pod; the controller's log names the nearest"
+    return f"{error.detail}; hint: {error.hint}" if error.hint else error.detail
 
 
 def _condition(kind: str, reason: str, message: str, now: datetime) -> dict[str, str]:

@@ -36,7 +36,7 @@ _WORDS = {
     Holder.AGENT: _Words(kind="agent", reason="AGENT_SVID_LIVE", where="the agent's own SVID"),
     Holder.SERVER: _Words(kind="server", reason="SERVER_SVID_LIVE", where="the SVID of server `{server}`"),
     Holder.MINTED: _Words(kind="svid", reason="SVID_LIVE", where="minted by an administrator"),
-    Holder.EXCHANGED: _Words(kind="svid", reason="SVID_LIVE", where="given for a token of `{agent}`"),
+    Holder.EXCHANGED: _Words(kind="svid", reason="SVID_LIVE", where="given without an agent, for `{agent}`"),
     Holder.DOWNSTREAM: _Words(
         kind="downstream-ca", reason="DOWNSTREAM_LIVE", where="the authority of a server below this one"
     ),

@@ -105,6 +105,13 @@ class AuthorizedIndex:
         """The entries that the agent may serve, sorted by entry id; none for an unknown agent."""
         return self._reachable(agent_id, self._now())
 
+    def servable(self, agent_id: SpiffeId, held: frozenset[Selector]) -> list[RegistrationEntry]:
+        """What an agent of this ID might serve that has these selectors, and those of the one there is, if there is."""
+        key = self._key(agent_id)
+        known = self._agents.get(key)
+        held |= {Selector("spiffe_id", str(agent_id))} | (known[1] if known is not None else frozenset())
+        return self._below(key, held, self._now())
+
     def lapsed(self, agent_id: SpiffeId) -> list[str]:
         """Ids of the entries that the agent might still serve if none had expired."""
         if not self._expiring:
@@ -131,12 +138,13 @@ class AuthorizedIndex:
     def _reachable(self, agent_id: SpiffeId, now: datetime | None) -> list[RegistrationEntry]:
         key = self._key(agent_id)
         known = self._agents.get(key)
-        if known is None:
-            return []
+        return [] if known is None else self._below(key, known[1], now)
+
+    def _below(self, key: str, held: frozenset[Selector], now: datetime | None) -> list[RegistrationEntry]:
         found: dict[str, RegistrationEntry] = {}
         reached = {key}
         pending = [key]
-        for alias in self._aliases_of(known[1]):
+        for alias in self._aliases_of(held):
             if _lives(alias, now):
                 found[alias.id] = alias
                 self._reach(alias, reached, pending)

@@ -9,7 +9,7 @@ import pytest
 from google.rpc import status_pb2
 
 from ca.api.tiers import TIERS
-from ca.proto.burgee import admin_pb2, authority_pb2, debug_pb2, exchange_pb2, foresight_pb2, node_pb2
+from ca.proto.burgee import admin_pb2, authority_pb2, debug_pb2, exchange_pb2, foresight_pb2, issuing_pb2, node_pb2
 from ca.proto.istio import ca_pb2
 from ca.proto.spire import (
     server_agent_pb2,
@@ -126,6 +126,7 @@ EXPECTED = {
     "/burgee.exchange.v1.Exchange/ExchangeX509SVID": _ANYONE,
     "/burgee.exchange.v1.Exchange/ExchangeJWTSVID": _ANYONE,
     "/istio.v1.auth.IstioCertificateService/CreateCertificate": _ELSEWHERE,
+    "/burgee.issuing.v1.Issuing/IssueX509SVID": _MANAGE,
     "/burgee.foresight.v1.Foresight/ExplainTtl": _MANAGE,
     "/burgee.foresight.v1.Foresight/GetOutageBudget": _MANAGE,
     "/burgee.foresight.v1.Foresight/CheckUpstream": _MANAGE,
@@ -156,7 +157,7 @@ def registered() -> set[str]:
     files = (
         server_agent_pb2, server_entry_pb2, server_svid_pb2, server_bundle_pb2, server_trustdomain_pb2,
         server_localauthority_pb2, server_debug_pb2, server_logger_pb2, node_pb2, admin_pb2, authority_pb2, debug_pb2,
-        exchange_pb2, foresight_pb2, ca_pb2, health_pb2, reflection_pb2,
+        exchange_pb2, foresight_pb2, issuing_pb2, ca_pb2, health_pb2, reflection_pb2,
     )  # fmt: skip
     return {REFLECTION} | {
         f"/{service.full_name}/{method.name}"

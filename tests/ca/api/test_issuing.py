@@ -1,0 +1,191 @@
+"""SVIDs for workloads that an administrator vouches for: bounds, shares, and what is malformed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc
+import pytest
+from cryptography import x509
+
+from ca.api.issuing import AT_ONCE, IssuingService
+from ca.errors import BurgeeError, Denied, Exhausted
+from ca.identity.spiffe_id import TrustDomain
+from ca.proto.burgee import issuing_pb2 as pb
+from ca.proto.burgee import issuing_pb2_grpc
+from ca.proto.spire import types_pb2
+from tests.ca.api.refusals import refused
+from tests.support.clock import FakeClock
+from tests.support.server import Caller, RunningServer, broken_csr, entry, make_csr, running_server, spiffe_id
+
+AGENT = "/spire/agent/k8s_psat/demo/node-1"
+INVALID, DENIED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RunningServer]:
+    async with running_server() as running:
+        yield running
+
+
+def selectors(*texts: str) -> list[types_pb2.Selector]:
+    return [types_pb2.Selector(type=kind, value=value) for kind, value in (text.split(":", 1) for text in texts)]
+
+
+def wanted(*of_workload: str, **fields: Any) -> pb.IssueX509SVIDRequest:
+    given: dict[str, Any] = {
+        "csr": make_csr(uris=["spiffe://example.org/ignored"]),
+        "agent_id": spiffe_id(AGENT),
+        "selectors": selectors(*(of_workload or ("k8s:ns:shop",))),
+        "requester": "test:somebody",
+    }
+    return pb.IssueX509SVIDRequest(**(given | fields))
+
+
+async def issue(caller: Caller, request: pb.IssueX509SVIDRequest) -> pb.IssueX509SVIDResponse:
+    answer: pb.IssueX509SVIDResponse = await issuing_pb2_grpc.IssuingStub(caller.channel).IssueX509SVID(request)
+    return answer
+
+
+async def refuse(caller: Caller, request: pb.IssueX509SVIDRequest, code: grpc.StatusCode, reason: str) -> None:
+    with refused(code, reason=reason):
+        await issue(caller, request)
+
+
+async def test_the_entry_decides_and_of_the_request_only_the_key_counts(server: RunningServer) -> None:
+    (made,) = await server.create(entry("/shop", AGENT, "k8s:ns:shop", dns_names=["shop.test"]))
+    answer = await issue(server.local, wanted("k8s:ns:shop", "k8s:sa:a"))
+    leaf = x509.load_der_x509_certificate(answer.svid.cert_chain[0])
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://example.org/shop"]
+    assert names.get_values_for_type(x509.DNSName) == ["shop.test"]
+    assert (answer.entry_id, answer.svid.id.path) == (made.id, "/shop")
+    assert answer.not_before == int(leaf.not_valid_before_utc.timestamp())
+    assert answer.not_after == int(leaf.not_valid_after_utc.timestamp())
+
+
+async def test_a_remote_administrator_may_and_nobody_else(server: RunningServer) -> None:
+    """Other callers: test_tiers."""
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop"), entry("/admin", AGENT, "k8s:ns:admin", admin=True))
+    admin = await server.caller(await server.mint("/admin"))
+    assert (await issue(admin, wanted())).svid.id.path == "/shop"
+    other = await server.caller(await server.mint("/shop"))
+    await refuse(other, wanted(), DENIED, "TIER")
+
+
+async def test_what_an_agent_that_attested_has_counts_too(server: RunningServer) -> None:
+    identity = await server.attest()
+    agent = spiffe_id(identity.path)
+    await server.create(
+        entry("/alias", "/spire/server", f"spiffe_id:spiffe://example.org{identity.path}"),
+        entry("/shop", "/alias", "k8s:ns:shop"),
+    )
+    assert (await issue(server.local, wanted(agent_id=agent))).svid.id.path == "/shop"
+
+
+async def test_an_alias_takes_all_of_its_selectors(server: RunningServer) -> None:
+    await server.create(
+        entry("/alias", "/spire/server", "k8s_psat:cluster:demo", "k8s_psat:zone:a"),
+        entry("/shop", "/alias", "k8s:ns:shop"),
+    )
+    some, all_of_them = selectors("k8s_psat:cluster:demo"), selectors("k8s_psat:cluster:demo", "k8s_psat:zone:a")
+    await refuse(server.local, wanted(agent_selectors=some), DENIED, "VOUCHED_NO_ENTRY")
+    assert (await issue(server.local, wanted(agent_selectors=all_of_them))).svid.id.path == "/shop"
+    alone = wanted("k8s_psat:cluster:demo", "k8s_psat:zone:a", agent_selectors=all_of_them)
+    await refuse(server.local, alone, DENIED, "VOUCHED_NO_ENTRY")  # an alias is for nodes
+
+
+async def test_the_nearest_entry_is_named(server: RunningServer) -> None:
+    await server.create(
+        entry("/far", AGENT, "k8s:ns:a", "k8s:sa:b"), entry("/near", AGENT, "k8s:ns:shop", "k8s:sa:boss")
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await issue(server.local, wanted())
+    assert "k8s:sa:boss" in str(caught.value.details())
+
+
+async def test_an_entry_that_has_expired_is_for_nobody(server: RunningServer) -> None:
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop", expires_at=1))
+    await refuse(server.local, wanted(), DENIED, "VOUCHED_NO_ENTRY")
+
+
+async def test_of_entries_for_one_identity_the_most_particular_counts(server: RunningServer) -> None:
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop", x509_svid_ttl=4000))
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop", "k8s:sa:a", x509_svid_ttl=5000))
+    answer = await issue(server.local, wanted("k8s:ns:shop", "k8s:sa:a"))
+    assert answer.not_after - answer.not_before == 5010
+
+
+@pytest.mark.parametrize(
+    ("ttl", "least", "most", "lives"),
+    [(0, 0, 0, 3610), (0, 3600, 3600, 3600), (9000, 3600, 7200, 7200), (60, 0, 0, 70)],
+)
+async def test_lives_within_bounds(server: RunningServer, ttl: int, least: int, most: int, lives: int) -> None:
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop", x509_svid_ttl=ttl))
+    answer = await issue(server.local, wanted(min_seconds=least, max_seconds=most))
+    assert answer.not_after - answer.not_before == lives
+
+
+async def test_an_authority_that_ends_too_soon_is_no_fault_of_the_entry() -> None:
+    async with running_server(ca_ttl_seconds=7200, x509_svid_ttl_seconds=600, agent_ttl_seconds=600) as server:
+        await server.create(entry("/shop", AGENT, "k8s:ns:shop", x509_svid_ttl=9000))
+        request = wanted(min_seconds=8000)
+        await refuse(server.local, request, grpc.StatusCode.UNAVAILABLE, "AUTHORITY_EXPIRES")
+
+
+class _Nobody:
+    """An issuer that has no entry for anybody, and limits that there are not."""
+
+    @asynccontextmanager
+    async def x509(self, count: int) -> AsyncIterator[None]:
+        yield
+
+    async def issue(self, wanted: object, csr: bytes) -> Any:
+        raise Denied("no entry", reason="VOUCHED_NO_ENTRY")
+
+
+async def test_one_share_does_not_take_everything() -> None:
+    clock, nobody = FakeClock(), cast(Any, _Nobody())
+    service = IssuingService(trust_domain=TrustDomain("example.org"), vouched=nobody, limits=nobody, clock=clock)
+
+    async def ask(share: str) -> BurgeeError:
+        with pytest.raises(BurgeeError) as caught:
+            await service.IssueX509SVID(wanted(share=share, csr=b"x"), cast(Any, None))
+        return caught.value
+
+    for _ in range(int(AT_ONCE)):
+        assert isinstance(await ask("node-1"), Denied)
+    refusal = await ask("node-1")
+    assert isinstance(refusal, Exhausted)
+    assert refusal.retry_after_seconds is not None
+    assert isinstance(await ask("node-2"), Denied)
+    await clock.advance(refusal.retry_after_seconds)
+    assert isinstance(await ask("node-1"), Denied)
+
+
+MALFORMED: list[tuple[dict[str, Any], str]] = [
+    ({"csr": b""}, "CSR_MISSING"),
+    ({"csr": b"x"}, "CSR_MALFORMED"),
+    ({"csr": broken_csr()}, "CSR_SIGNATURE"),
+    ({"agent_id": spiffe_id("/workload")}, "SPIFFE_ID"),
+    ({"agent_id": spiffe_id(AGENT, "other.org")}, "TRUST_DOMAIN"),
+    ({"spiffe_id": spiffe_id("/spire/server")}, "SPIFFE_ID_RESERVED"),
+    ({"selectors": []}, "SELECTORS_EMPTY"),
+    ({"selectors": selectors(*["a:b"] * 2001)}, "SELECTORS_TOO_MANY"),
+    ({"requester": ""}, "REQUESTER"),
+    ({"requester": "spiffe://example.org/agent"}, "REQUESTER"),
+    ({"requester": "a:\n"}, "REQUESTER"),
+    ({"min_seconds": -1}, "TTL_NEGATIVE"),
+    ({"min_seconds": 4000, "max_seconds": 3000, "selectors": selectors("k8s:ns:long")}, "TTL_OUT_OF_RANGE"),
+]
+
+
+async def test_what_is_malformed_is_refused(server: RunningServer) -> None:
+    await server.create(entry("/shop", AGENT, "k8s:ns:shop"), entry("/long", AGENT, "k8s:ns:long", x509_svid_ttl=9000))
+    for changes, reason in MALFORMED:
+        await refuse(server.local, wanted(**changes), INVALID, reason)
