@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tempfile
@@ -32,6 +33,7 @@ MATRIX: dict[str, Values] = {
             },
             "config": {"x509_svid_ttl_seconds": 1800, "jwt_issuer": "https://issuer.test", "log": {"level": "debug"}},
         },
+        "controller": {"config": {"pod_certificates": {"signer_name": "mesh.example/svid"}, "class_name": "burgee"}},
         "agent": {"config": {"sds": {"validator": "trusted_ca"}, "cache": {"persist": "none"}}},
     },
     "vault": {
@@ -89,6 +91,7 @@ MATRIX: dict[str, Values] = {
     },
     "server-alone": {
         "agent": {"enabled": False},
+        "controller": {"enabled": False},
         "networkPolicy": {"enabled": False},
         "server": {"podDisruptionBudget": {"enabled": False}, "topologySpreadConstraints": []},
     },
@@ -122,9 +125,17 @@ def values_file(directory: Path, values: Values, *, trust_domain: str = "example
 
 
 def rendered(directory: Path, values: Values, *, namespace: str = "burgee") -> list[Object]:
-    """The objects of a release called burgee."""
-    text = helm("template", "burgee", CHART, "-n", namespace, "-f", values_file(directory, values))
+    """The objects of a release called burgee, to keep."""
+    text = _template(values_file(directory, values).read_text(), namespace)
     return [value for value in yaml.safe_load_all(text) if value]
+
+
+@functools.cache
+def _template(values: str, namespace: str) -> str:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(values)
+        file.flush()
+        return helm("template", "burgee", CHART, "-n", namespace, "-f", file.name)
 
 
 def named(objects: list[Object], kind: str, name: str) -> Object:
@@ -133,6 +144,6 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def config_of(objects: list[Object], who: str) -> str:
-    """The text of the configuration file of `server` or `agent`."""
+    """The text of the configuration file of `server`, `agent` or `controller`."""
     text: str = named(objects, "ConfigMap", f"burgee-{who}")["data"][f"{who}.yaml"]
     return text

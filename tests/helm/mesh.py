@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 
 from attestor.workload.k8s import K8sAttestor
+from ca.controller.config import ControllerConfig
+from ca.controller.controller import Controller
 from ca.runtime.config import from_values
 from sds.agent import Agent
 from sds.config import AgentConfig
@@ -103,6 +105,21 @@ class Mesh:
         finally:
             made.close()
             shutil.rmtree(home, ignore_errors=True)
+
+    @asynccontextmanager
+    async def controller(self, server: Pair) -> AsyncIterator[Controller]:
+        """The controller at the server's admin socket, as the server's service account: it is in its pod."""
+        options = self.config("controller") | {
+            "server": {"admin_socket": str(server.admin_socket)},
+            "kubeconfig": str(self.cluster.token_kubeconfig(server.home / "server-token")),
+            "metrics_address": None,
+        }
+        controller = Controller(from_values(options, ControllerConfig))
+        try:
+            await controller.start()
+            yield controller
+        finally:
+            await controller.close()
 
     @asynccontextmanager
     async def agent(self, server: Pair, trees: Trees) -> AsyncIterator[tuple[Agent, StandInKubelet]]:

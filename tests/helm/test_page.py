@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ca.identity.spiffe_id import SpiffeId
 from tests.attestor.workload.k8s_node import Trees
 from tests.conformance.programs import go_program
 from tests.docs.pages import blocks
@@ -23,6 +22,7 @@ from tests.docs.reason_codes import ROOT
 from tests.helm.charts import CHART, Object, kubectl, rendered
 from tests.helm.mesh import CONTAINER, Mesh, ask
 from tests.helm.releases import Release
+from tests.sds.lab import eventually
 from tests.support.kube import fresh
 from tests.support.kube_managed import Kubelets, managed_cluster, until
 from tests.support.kubelet import status
@@ -32,8 +32,11 @@ pytestmark = [pytest.mark.real("kube-controller-manager"), pytest.mark.xdist_gro
 
 PAGE = ROOT / "docs/kubernetes-install.md"
 EXEC = re.compile(r"kubectl --namespace burgee exec burgee-server-0 -- (caadmin .+)")
+WEB = "spiffe://example.org/ns/shop/sa/web"
 NAMESPACES = ("burgee", "burgee-agents", "shop")
-ROW = re.compile(r"^\| `(burgee-\w+)` \| (\w[\w, ]*) `([\w/]+)`(?: named `([\w-]+)`)? \| ([\w ]+) \|", re.M)
+ROW = re.compile(
+    r"^\| `(burgee-\w+)` \| ([a-z, ]+?) ((?:`[a-z/]+`(?:, )?)+)(?: named `([\w-]+)`)? \| ([\w ]+) \|", re.M
+)
 
 
 class Desk:
@@ -48,9 +51,9 @@ class Desk:
             (home / "bin" / program.name).symlink_to(program)
         (home / "helm").mkdir()
         (home / "helm/burgee").symlink_to(CHART)
-        values, pod, *_ = blocks(PAGE, "yaml")
-        (home / "values.yaml").write_text(values)
-        (home / "web.yaml").write_text(pod)
+        files = zip(("values.yaml", "identities.yaml", "web.yaml"), blocks(PAGE, "yaml"), strict=False)
+        for name, text in files:
+            (home / name).write_text(text)
 
     def type(self, line: str, server: Pair | None = None) -> str:
         """What it prints. Raises AssertionError."""
@@ -106,16 +109,19 @@ async def test_every_command_of_the_page(desk: Desk, tmp_path: Path) -> None:
     mesh = Mesh(release, node_of(desk), agents="burgee-agents")
     trees = Trees(tmp_path)
     with mesh.server() as server:
-        async with mesh.agent(server, trees) as (agent, _):
+        async with mesh.controller(server), mesh.agent(server, trees) as (agent, _):
             said = [await asyncio.to_thread(desk.type, line, server) for line in typed["Install"][first:]]
             assert "healthy" in said[0]
             assert agent.identity.svid is not None
             assert str(agent.identity.svid.id) in said[1]
             await asyncio.to_thread(refused_typo, desk)
-            for line in typed["The first identity"]:
+            *made, look = typed["The first identity"]
+            for line in made:
                 await asyncio.to_thread(desk.type, line, server)
             pod = await asyncio.to_thread(running_pod, desk)
-            assert await ask(server.workload_socket, trees, pod) == str(SpiffeId.parse("spiffe://example.org/web"))
+            await eventually(lambda: len(agent.cache.entries()) == 1, seconds=60)
+            assert WEB in await asyncio.to_thread(desk.type, look, server)
+            assert await ask(server.workload_socket, trees, pod) == WEB
     for line in (*typed["Upgrade"], *typed["Uninstall"], "kubectl delete namespace shop --wait=false"):
         await asyncio.to_thread(desk.type, line)
     assert not {one["metadata"]["name"] for one in listed(desk, "/api/v1/namespaces")} & {"burgee", "burgee-agents"}
@@ -165,14 +171,16 @@ def test_the_table_of_permissions_is_what_the_chart_grants(tmp_path: Path) -> No
     roles = {
         (o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")): o["rules"] for o in objects if "rules" in o
     }
+    where = {None: "cluster", "burgee-agents": "namespace of the agents", "burgee": "namespace of the server"}
     granted = set()
     for binding in (o for o in objects if o["kind"].endswith("RoleBinding")):
         namespace = binding["metadata"].get("namespace")
-        where = {None: "cluster", "burgee-agents": "namespace of the agents", "burgee": "namespace of the server"}
+        place = where.get(namespace, f"namespace {namespace}")
+        (subject,) = binding["subjects"]
         for rule in roles[binding["roleRef"]["kind"], binding["roleRef"]["name"], namespace]:
-            for resource in rule["resources"]:
-                names = ",".join(rule.get("resourceNames", ()))
-                granted.add(
-                    (binding["subjects"][0]["name"], ", ".join(rule["verbs"]), resource, names, where[namespace])
-                )
-    assert set(ROW.findall(PAGE.read_text())) == granted
+            names = ",".join(rule.get("resourceNames", ()))
+            verbs = ", ".join(rule["verbs"])
+            granted |= {(subject["name"], verbs, resource, names, place) for resource in rule["resources"]}
+    rows = ROW.findall(PAGE.read_text())
+    said = {(who, verbs, one, names, at) for who, verbs, many, names, at in rows for one in re.findall("`(.+?)`", many)}
+    assert said == granted

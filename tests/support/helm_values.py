@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from ca.controller.config import ControllerConfig
 from ca.runtime.server_config import ServerConfig
 from sds.config import AgentConfig
 
@@ -58,6 +59,9 @@ CHARTS_OWN: dict[type[BaseModel], frozenset[str]] = {
             "cache.directory",
         }
     ),
+    ControllerConfig: frozenset(
+        {"trust_domain", "cluster", "server", "kubeconfig", "lease", "metrics_address"},
+    ),
 }
 """Keys that the chart itself decides; they are no values."""
 
@@ -70,13 +74,19 @@ is refused with its path. [Install on Kubernetes](../kubernetes-install.md) show
 HEAD = """\
 # Values of the chart burgee. Made from values.schema.json by `make proto`; change that.
 """
-LINKS = {"ServerConfig": "[server](server-config.md)", "AgentConfig": "[agent](agent-config.md)"}
+LINKS = {
+    "ServerConfig": "[server](server-config.md)",
+    "AgentConfig": "[agent](agent-config.md)",
+    "ControllerConfig": "[controller](controller-config.md)",
+}
 
 
 def schema_text() -> str:
     """The schema with the definitions of the programs' models as they are now."""
     schema: Schema = json.loads(SCHEMA.read_text())
-    kept = {name: value for name, value in schema["$defs"].items() if not name.startswith(("Server", "Agent"))}
+    kept = {
+        name: value for name, value in schema["$defs"].items() if not name.startswith(("Server", "Agent", "Controller"))
+    }
     for model, own in CHARTS_OWN.items():
         kept |= _definitions(model, own)
     schema["$defs"] = kept
