@@ -62,7 +62,7 @@ def _path(cgroups: str) -> tuple[str, str]:
     """(hierarchy, path): the unified one's, else systemd's, else the longest of the old ones'; empty at the root of
     all. The unified hierarchy has an empty name."""
     found: dict[str, str] = {}
-    for line in cgroups.splitlines():
+    for line in cgroups.split("\n"):  # nothing else ends a line: whoever makes a cgroup may name it with a form feed
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if path.strip("/"):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attestor.workload.procfile import read_proc_file
+from attestor.workload.procfile import lines_of, read_proc_file
 from ca.errors import Denied
 
 MAX_CGROUP_BYTES = 64 * 1024
@@ -95,7 +95,7 @@ def from_mounts(text: str, own: str) -> Container | None:
 
 def _hierarchies(text: str) -> Iterable[tuple[str, str]]:
     """(number:controllers, path) of each line. A path may hold colons, the rest does not."""
-    for line in text.splitlines():
+    for line in lines_of(text):
         number, first, rest = line.partition(":")
         controllers, second, path = rest.partition(":")
         if first and second and path.startswith("/"):
@@ -104,7 +104,7 @@ def _hierarchies(text: str) -> Iterable[tuple[str, str]]:
 
 def _cgroup_mounts(text: str) -> Iterable[tuple[str, str]]:
     """(root, mount point) of what is mounted where programs look for their cgroups."""
-    for line in text.splitlines():
+    for line in lines_of(text):
         fields, separator, rest = line.partition(" - ")
         parts = fields.split(" ")
         if not separator or len(parts) < 6 or rest.split(" ")[0] not in ("cgroup", "cgroup2"):

@@ -30,6 +30,12 @@ def read_proc_file(proc: int, name: str, *, max_bytes: int) -> str:
     return content.decode("utf-8", "backslashreplace")
 
 
+def lines_of(text: str) -> list[str]:
+    """What the kernel ended with a line feed, and nothing else is a line: it lets whoever makes a cgroup or a mount put
+    every other character at which `str.splitlines` would break into its name."""
+    return text.split("\n")
+
+
 def _read(descriptor: int, max_bytes: int) -> bytes:
     content = bytearray()
     while len(content) <= max_bytes and (chunk := os.read(descriptor, _CHUNK)):

@@ -24,7 +24,7 @@ class Ids:
 
 def read_ids(proc: int) -> Ids:
     """`proc` is a directory descriptor of /proc/PID. Raises Unauthenticated when the process is gone."""
-    fields = dict(line.split(":", 1) for line in _read(proc, "status").splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in _read(proc, "status").split("\n") if ":" in line)
     try:
         uid = int(fields["Uid"].split()[_EFFECTIVE])
         gid = int(fields["Gid"].split()[_EFFECTIVE])

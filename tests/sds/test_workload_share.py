@@ -89,6 +89,12 @@ def test_who_may_make_cgroups_invents_no_shares(
     assert share_name(f"{line}{path}\n", 7, root) == f"cgroup:{share}"
 
 
+@pytest.mark.parametrize("end", ["\r", "\f", "\x1c", "\x85", "\u2028"])
+def test_a_cgroups_name_makes_no_line(end: str) -> None:
+    user = "/user.slice/user-1000.slice"
+    assert share_name(f"0::{user}/x{end}0::/system.slice/docker-{ID}.scope\n", 1000) == f"cgroup:{user}"
+
+
 def test_the_directories_are_really_looked_at(tmp_path: Path) -> None:
     (tmp_path / DELEGATED[1:]).mkdir(parents=True)
     if os.getuid() == 0:

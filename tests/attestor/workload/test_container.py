@@ -98,6 +98,19 @@ def test_a_cgroup_that_is_a_users_is_his_whatever_its_name(cgroup: str, mounted:
     assert found.login_uid is None
 
 
+@pytest.mark.parametrize("end", ["\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_cgroups_name_makes_no_line(end: str) -> None:
+    """The kernel refuses a line feed in a cgroup's name, and nothing else: a login user may make these."""
+    user = "/user.slice/user-1000.slice/user@1000.service"
+    pods = f"kubepods/pod{POD}/{ID}"
+    for text in (f"0::{user}/x{end}0::/{pods}\n", f"1:name=systemd:{user}/{end}0::/{pods}\n"):
+        found = from_cgroups(text, "0::/system.slice/agent.service\n")
+        assert found is not None
+        assert found.login_uid == 1000
+    mount = f"30 23 0:26 {user}/x{end}31 23 0:26 /{pods} /sys/fs/cgroup rw - cgroup2 cgroup rw\n"
+    assert from_mounts(mount, "0::/system.slice/agent.service\n") is None
+
+
 def test_our_own_process_against_itself() -> None:
     """Whatever this runs in, it is the same from both sides: nothing is refused."""
     with pinned(os.getpid()) as process:
