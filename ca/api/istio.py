@@ -7,7 +7,6 @@ request's id, what was compared.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +83,7 @@ class IstioService(ca_pb2_grpc.IstioCertificateServiceServicer):
     async def _wanted(self, request: pb.IstioCertificateRequest) -> tuple[Csr, int]:
         """The key and the lifetime. Raises InvalidArgument in the words of Istio's CA."""
         try:
-            return await self._issuer.verify_csr(_der(request.csr)), self._authority.ttl_seconds(
+            return await self._issuer.verify_csr(der_of(request.csr)), self._authority.ttl_seconds(
                 request.validity_duration
             )
         except InvalidArgument as error:
@@ -159,7 +158,7 @@ def _impersonated(metadata: Struct) -> str:
     return value.string_value
 
 
-def _der(text: str) -> bytes:
+def der_of(text: str) -> bytes:
     """One PEM block and nothing else. Raises InvalidArgument."""
     if len(text) > MAX_PEM_CHARACTERS:
         raise InvalidArgument(f"CSR is longer than {MAX_PEM_CHARACTERS} characters", reason="CSR_TOO_LONG")
@@ -168,5 +167,5 @@ def _der(text: str) -> bytes:
         raise InvalidArgument("CSR is not one certificate request in PEM", reason="CSR_MALFORMED")
     try:
         return base64.b64decode("".join(match["body"].split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InvalidArgument("CSR is no base64", reason="CSR_MALFORMED") from error

@@ -162,7 +162,7 @@ class IstioAuthority:
         note("impersonation", f"{caller.account} asks for {quote(wanted[:MAX_ID_CHARACTERS])}")
         if str(caller.account) not in cluster.config.impersonators:
             raise Denied("the caller is none of `impersonators`", reason="ISTIO_IMPERSONATOR")
-        account = self._account_of(wanted)
+        account = account_of(wanted, self._trust_domain)
         self._check_namespace(cluster, account.namespace)
         node = node_of_pod(await pod_of_token(cluster.api, caller.token))
         note("node", f"token for {caller.token.node_name or 'any'}, its pod is on {node}")
@@ -171,20 +171,6 @@ class IstioAuthority:
         if not await cluster.pods.has(node, account.namespace, account.name):
             raise Denied("no pod of that service account is on the caller's node", reason="ISTIO_NOT_ON_NODE")
         return account, node
-
-    def _account_of(self, text: str) -> Account:
-        if len(text) > MAX_ID_CHARACTERS:
-            raise InvalidArgument("the identity is too long", reason="ISTIO_IMPERSONATED_ID")
-        try:
-            identity = SpiffeId.parse(text)
-        except InvalidArgument as error:
-            raise InvalidArgument(error.detail, reason="ISTIO_IMPERSONATED_ID") from error
-        if identity.trust_domain != self._trust_domain:
-            raise Denied("the identity is of another trust domain", reason="ISTIO_TRUST_DOMAIN")
-        match = _PATH.fullmatch(identity.path)
-        if match is None:
-            raise InvalidArgument("the identity is no service account's", reason="ISTIO_IMPERSONATED_ID")
-        return Account(match[1], match[2])
 
     @staticmethod
     def _check_namespace(cluster: Cluster, namespace: str) -> None:
@@ -199,6 +185,23 @@ class IstioAuthority:
     def _entitled(self, cluster: Cluster, account: Account, asked_by: str) -> Entitled:
         identity = SpiffeId.of(self._trust_domain, f"/ns/{account.namespace}/sa/{account.name}")
         return Entitled(identity=identity, requester=requester(REQUESTER, cluster.name, asked_by))
+
+
+def account_of(text: str, trust_domain: TrustDomain) -> Account:
+    """Whose this SPIFFE ID is, as Istio makes them. Raises InvalidArgument ISTIO_IMPERSONATED_ID, Denied
+    ISTIO_TRUST_DOMAIN."""
+    if len(text) > MAX_ID_CHARACTERS:
+        raise InvalidArgument("the identity is too long", reason="ISTIO_IMPERSONATED_ID")
+    try:
+        identity = SpiffeId.parse(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.detail, reason="ISTIO_IMPERSONATED_ID") from error
+    if identity.trust_domain != trust_domain:
+        raise Denied("the identity is of another trust domain", reason="ISTIO_TRUST_DOMAIN")
+    match = _PATH.fullmatch(identity.path)
+    if match is None:
+        raise InvalidArgument("the identity is no service account's", reason="ISTIO_IMPERSONATED_ID")
+    return Account(match[1], match[2])
 
 
 def _told(error: BurgeeError, cluster: str, purpose: str) -> BurgeeError:

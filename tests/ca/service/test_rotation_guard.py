@@ -136,6 +136,19 @@ class TestActivation:
         (blocker,) = await lab.activation()
         assert (blocker.who, blocker.until) == ("1 downstream servers", lab.clock.now() + timedelta(seconds=120))
 
+    async def test_istios_proxies_get_the_life_of_their_certificates(self) -> None:
+        """They learn of a root with the next one. The server's own certificate for them is none of theirs."""
+        async with guard_lab(waits=ConsumerWaits(istio_proxies=timedelta(minutes=40))) as lab:
+            await lab.record("A", spiffe_id="spiffe://example.org/spire/server", agent="listener:istio")
+            assert await lab.activation() == []
+            for account in ("shop/web", "istio-system/ztunnel@n1"):
+                await lab.record("A", spiffe_id="spiffe://example.org/ns/a/sa/b", agent=f"istio:main:{account}")
+            (blocker,) = await lab.activation()
+            assert (blocker.kind, blocker.who) == ("consumer", "2 certificates of Istio's proxies")
+            assert blocker.until == lab.clock.now() + timedelta(minutes=40)
+            await lab.clock.advance(40 * 60)
+            assert await lab.activation() == []
+
     async def test_readers_of_files_get_what_is_configured(self) -> None:
         async with guard_lab(has_files=True, waits=ConsumerWaits(files=timedelta(minutes=7))) as lab:
             (blocker,) = await lab.activation()
