@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from policy.authentication import PeerAuthentication
 from policy.compile import compile_policies
 from policy.decision import Decision, Reason
 from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Target
+from policy.peers import Peers
 from policy.protocol import for_connections
 from policy.trust_domains import expanded
 from policy.workload import Scopes
@@ -62,9 +64,15 @@ class Snapshot:
     __slots__ = ("_cache", "_judges", "mesh", "policies", "targets")
 
     def __init__(
-        self, policies: Policies, mesh: Mesh, targets: Iterable[Target], previous: Snapshot | None = None
+        self,
+        policies: Policies,
+        mesh: Mesh,
+        targets: Iterable[Target],
+        previous: Snapshot | None = None,
+        peers: tuple[PeerAuthentication, ...] = (),
     ) -> None:
         self.policies, self.mesh = policies, mesh
+        modes = Peers(peers, mesh.root_namespace)
         self.targets: dict[str, tuple[Target, ...]] = {}
         usable = previous._cache if previous is not None and previous.mesh == mesh else {}
         self._cache: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]] = {}
@@ -73,7 +81,9 @@ class Snapshot:
         scopes = Scopes(policies, root_namespace=mesh.root_namespace)
         for target in targets:
             spiffe_id = target.spiffe_id
-            judge = self._judge(scopes.of(target), target, usable)
+            strict = modes.policy_for(target)
+            mine = scopes.of(target) if strict is None else (strict, *scopes.of(target))
+            judge = self._judge(mine, target, usable)
             self.targets[spiffe_id] = (*self.targets.get(spiffe_id, ()), target)
             known = self._judges.get(spiffe_id, ())
             if judge not in known:
@@ -114,7 +124,12 @@ class Snapshot:
 
 
 def compile_set(
-    policies: Iterable[Policy], mesh: Mesh, workloads: Iterable[Target], *, previous: Snapshot | None = None
+    policies: Iterable[Policy],
+    mesh: Mesh,
+    workloads: Iterable[Target],
+    *,
+    peers: Iterable[PeerAuthentication] = (),
+    previous: Snapshot | None = None,
 ) -> Snapshot:
     """Compiles a revision. Of `previous`, what is for the same policies (the same objects) is used again."""
-    return Snapshot(tuple(policies), mesh, workloads, previous)
+    return Snapshot(tuple(policies), mesh, workloads, previous, tuple(peers))
