@@ -15,7 +15,7 @@ _NOT_NORMAL = re.compile(
     r"|/\.{1,2}(?=[/;]|\Z)"  # `.` and `..` as segments, with parameters too
     r"|%(?:2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aA]|5[fF]|6[1-9a-fA-F]|7[0-9aA]|7[eE])"  # an unreserved character, encoded
     r"|%(?:2[fF]|5[cC]|00)"  # slash, backslash and NUL, encoded
-    r"|[\\\x00]"
+    r"|[^!-[\]-~]"  # a backslash, and what is no printable ASCII, which a proxy would encode
 )
 """RFC 3986 §6.2.2 and what is read as a separator somewhere. Meant for the part before the query."""
 
