@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ca.proto.burgee import authority_pb2
 
 LOOK_SECONDS = 1.0
+SETTLE_SECONDS = 10.0
+"""With --force nobody is cut off who is about to be ready: only when for so long nobody has become so,"""
+MOST_SECONDS = 60.0
+"""or when a step has waited for so long."""
 SHOWN = 5
 NAMED = 20
 
@@ -45,7 +49,11 @@ def rotate(
         bool, typer.Option("--dry-run", help="Say what the next step is and what it waits for.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Wait for nobody: whoever is not ready is cut off. Asks first.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Wait 10 s for those who are about to be ready, 60 s at most; then cut off who is not. Asks first.",
+        ),
     ] = False,
     yes: YesOption = False,
     output: OutputOption = Output.TABLE,
@@ -81,6 +89,8 @@ class _Walk:
         self._call = call
         self._loud = loud
         self._told = ""
+        self._patience = _Patience()
+        self._cut_off: list[dict[str, Any]] = []
 
     def run(self, request: authority_pb2.RotateRequest, *, force: bool, yes: bool) -> dict[str, Any]:
         """The last answer."""
@@ -92,8 +102,9 @@ class _Walk:
                 data = self._next(request, data)
                 looked = request.dry_run
                 request.replacing, request.force, request.dry_run = data["replacing"], False, False
-                if force and data["waits_for"]:
+                if force and data["waits_for"] and self._patience.is_over(data, time.monotonic()):
                     confirm(_losses(data), yes=yes)
+                    self._give_up(data)
                     request.force = True
                     continue
                 if looked and not data["waits_for"]:
@@ -102,14 +113,20 @@ class _Walk:
                 if not data["done"] and not data["finished"]:
                     request.dry_run = bool(data["waits_for"])  # looking is not recorded
                     time.sleep(LOOK_SECONDS)
-            return data
+            return {**data, "cut_off": self._cut_off}
         except KeyboardInterrupt:
             self._say(f"stopped; nothing is undone. {self._how_to_go_on(request)}")
             raise typer.Exit(Exit.FAILED) from None
         except grpc.RpcError:
-            if request.replacing:
+            if data:
                 self._say(self._how_to_go_on(request))
             raise
+
+    def _give_up(self, data: dict[str, Any]) -> None:
+        self._cut_off += data["waits_for"]
+        self._say(
+            f"cutting off with {data['step']}:\n{blockers_table(data['waits_for'], data['waits_for_total'], NAMED)}"
+        )
 
     def _next(self, request: authority_pb2.RotateRequest, before: dict[str, Any]) -> dict[str, Any]:
         """One call. What was there and is there no more has been replaced, by whoever was quicker."""
@@ -141,6 +158,24 @@ class _Walk:
     def _say(self, line: str) -> None:
         if self._loud:
             print(line, file=sys.stderr, flush=True)
+
+
+class _Patience:
+    """How long whoever forces a step waits for those who are getting ready: they need seconds, and are many."""
+
+    def __init__(self) -> None:
+        self._step = ""
+        self._fewest = 0
+        self._began = self._moved = 0.0
+
+    def is_over(self, data: dict[str, Any], now: float) -> bool:
+        """Whether the rest is to be cut off."""
+        step, number = data["step"], data["waits_for_total"]
+        if step != self._step:
+            self._step, self._fewest, self._began, self._moved = step, number, now, now
+        elif number < self._fewest:
+            self._fewest, self._moved = number, now
+        return now - self._moved >= SETTLE_SECONDS or now - self._began >= MOST_SECONDS
 
 
 def _done(data: dict[str, Any]) -> str:
