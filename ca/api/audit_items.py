@@ -51,7 +51,7 @@ def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
     if isinstance(response, authority_pb2.RotateResponse):
         items = [_stepped(item, response) for item in items]
     if "dry_run" in _fields(request) and request.dry_run:
-        return [AuditItem(item.name, "dry run", "OK") for item in items]
+        return [AuditItem(item.name, "dry run", "OK") for item in items or [AuditItem("")]]
     return [AuditItem(item.name, item.about, "OK") for item in items]
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from ca.authority.journal import Journal, KeyNote, UpstreamMember, depends_on
 from ca.authority.state import Authority, AuthorityKind, AuthorityState, of_server
-from ca.authority.story import state_of
+from ca.authority.story import state_of, way_on
 from ca.errors import AlreadyExists, FailedPrecondition, NotFound
 
 FORGOTTEN = timedelta(hours=24)
@@ -103,8 +103,8 @@ def apply(journal: Journal, action: Action, *, server: str, now: datetime) -> Jo
             return _with(journal, replace(_own(journal, authority_id, server), status=AuthorityState.OLD))
         case Taint(authority_id):
             target = _get(journal, authority_id, server)
-            _require(target.status == AuthorityState.OLD, target, "only an old one can be tainted")
-            _require(not target.tainted, target, "nothing is left to taint")
+            _require(target.status == AuthorityState.OLD, target, "taint", "only an old one can be tainted")
+            _require(not target.tainted, target, "taint", "nothing is left to taint")
             return _with(journal, replace(target, tainted=True, tainted_at=now))
         case Revoke(authority_id):
             return _revoked(journal, _get(journal, authority_id, server), now)
@@ -138,8 +138,8 @@ def _published(journal: Journal, new: Authority, upstream: tuple[UpstreamMember,
 
 
 def _activated(journal: Journal, target: Authority, now: datetime) -> Journal:
-    _require(target.status == AuthorityState.PREPARED, target, "only a prepared one can be activated")
-    _require(not target.tainted, target, "prepare another one")
+    _require(target.status == AuthorityState.PREPARED, target, "activate", "only a prepared one can be activated")
+    _require(not target.tainted, target, "activate", "prepare another one")
     return replace(journal, authorities=tuple(_after_activation(one, target, now) for one in journal.authorities))
 
 
@@ -152,14 +152,14 @@ def _after_activation(authority: Authority, target: Authority, now: datetime) ->
 
 
 def _revoked(journal: Journal, target: Authority, now: datetime) -> Journal:
-    _require(target.status == AuthorityState.OLD, target, "only an old one can be revoked")
-    _require(target.tainted, target, "taint it first")
+    _require(target.status == AuthorityState.OLD, target, "revoke", "only an old one can be revoked")
+    _require(target.tainted, target, "revoke", "taint it first")
     return _without_keys(_with(journal, _ended(target, now)), [target], now)
 
 
 def _pruned(journal: Journal, target: Authority, now: datetime) -> Journal:
     over = target.status == AuthorityState.REVOKED and now >= target.not_after
-    _require(over or target.status == AuthorityState.OLD, target, "only an old one can be pruned")
+    _require(over or target.status == AuthorityState.OLD, target, "prune", "only an old one can be pruned")
     left = replace(journal, authorities=tuple(one for one in journal.authorities if one is not target))
     return _without_keys(left, [target], now) if target.status == AuthorityState.OLD else left
 
@@ -266,10 +266,13 @@ def _get(journal: Journal, authority_id: str, server: str) -> Authority:
     raise NotFound(f"there is no authority `{authority_id}`", reason="AUTHORITY_UNKNOWN")
 
 
-def _require(condition: bool, authority: Authority, advice: str) -> None:
+def _require(condition: bool, authority: Authority, step: str, advice: str) -> None:
     if not condition:
-        raise _refused(f"{authority.kind} authority `{authority.authority_id}` {state_of(authority)}: {advice}")
+        raise _refused(
+            f"{authority.kind} authority `{authority.authority_id}` {state_of(authority)}: {advice}",
+            f"{way_on(authority, step)}; see `caadmin ca status`",
+        )
 
 
-def _refused(detail: str) -> FailedPrecondition:
-    return FailedPrecondition(detail, reason="AUTHORITY_STATE", hint="see `caadmin ca status`")
+def _refused(detail: str, hint: str = "see `caadmin ca status`") -> FailedPrecondition:
+    return FailedPrecondition(detail, reason="AUTHORITY_STATE", hint=hint)

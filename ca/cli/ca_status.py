@@ -48,9 +48,9 @@ def _acknowledged(one: dict[str, Any], agents: int) -> Iterator[str]:
     acked = one["agents_acked"]
     yield _line("acknowledged", f"by {acked} of {agents} agents", DONE if acked == agents else OPEN)
     for blocker in one["behind"]:
-        yield f"{'':{len(DONE) + WIDTH + 5}}{blocker_line(blocker)}"
+        yield f"{'':{len(DONE) + WIDTH + 4}}{blocker_line(blocker)}"
     if more := one["behind_total"] - len(one["behind"]):
-        yield f"{'':{len(DONE) + WIDTH + 5}}and {more} more"
+        yield f"{'':{len(DONE) + WIDTH + 4}}and {more} more"
 
 
 def _active(one: dict[str, Any]) -> Iterator[str]:

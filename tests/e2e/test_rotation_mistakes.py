@@ -31,6 +31,13 @@ SHORT_SECONDS = 4
 """SVIDs that leave some time between the moment when the next authority is due and the last safe one."""
 MARGIN_SECONDS = CA_SECONDS / 24
 QUARREL_SECONDS = 5.0
+WAYS = {
+    "activate": "nothing is left to do",
+    "taint": "`caadmin ca rotate x509 --taint`",
+    "revoke": "`caadmin ca rotate x509 --taint`",
+    "prune": "`caadmin ca rotate x509`",
+}
+"""What to do instead, with the authority that signs."""
 EACH = frozenset(("prepare", "activate", "taint"))
 NOISE_SECONDS = 10.0
 
@@ -74,6 +81,7 @@ def test_a_wrong_order_is_refused_with_what_to_do(server: LoneServer) -> None:
         assert done.returncode != 0
         assert _says(done.stderr, words), done.stderr
         assert "caadmin ca status" in done.stderr
+        assert WAYS[step] in done.stderr
     new = operator.prepare().authority_id
     operator.activate(new)
     twice = caadmin(server, "activate", "x509", new)
@@ -81,7 +89,7 @@ def test_a_wrong_order_is_refused_with_what_to_do(server: LoneServer) -> None:
     assert _says(twice.stderr, f"`{new}` is active since .*: only a prepared one can be activated"), twice.stderr
     early = caadmin(server, "revoke", "x509", active)
     assert early.returncode != 0
-    assert "taint it first" in early.stderr
+    assert f"taint it first (AUTHORITY_STATE) hint: `caadmin ca taint x509 {active}`" in early.stderr
     assert operator.state().active.authority_id == new
     assert roots(server) == {active, new}
 

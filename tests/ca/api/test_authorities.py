@@ -138,6 +138,13 @@ async def test_force_does_it_all_the_same_and_is_on_record(server: RunningServer
     ]
 
 
+async def test_a_rehearsed_preparation_is_on_record_as_one(server: RunningServer, operator: Operator) -> None:
+    await operator.stub.Prepare(pb.StepRequest(kind="x509", dry_run=True))
+    pages = server.local.admin.ListAudit(admin_pb2.ListAuditRequest(call="Prepare"))
+    records = [record async for page in pages for record in page.records]
+    assert [[item.about for item in record.items] for record in records] == [["dry run"]]
+
+
 async def test_what_hangs_on_an_authority_keeps_it_in_the_bundle(server: RunningServer, operator: Operator) -> None:
     caller, entry_id = await workload(server)
     old, new = await _forced(operator)

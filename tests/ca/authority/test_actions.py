@@ -219,3 +219,28 @@ def test_nobody_signs_past_their_end_or_before_being_published() -> None:
     with pytest.raises(FailedPrecondition) as caught:
         signing_authority((ended,), AuthorityKind.X509, now=START)
     assert caught.value.reason == "AUTHORITY_EXPIRED"
+
+
+KNOWN = (authority("p"), authority("a", ACTIVE), authority("o", OLD), authority("r", REVOKED))
+
+
+@pytest.mark.parametrize(
+    ("action", "way"),
+    [
+        (Activate("a"), "nothing is left to do"),
+        (Taint("a"), "`caadmin ca rotate x509 --taint`"),
+        (Revoke("a"), "`caadmin ca rotate x509 --taint`"),
+        (Prune("a"), "`caadmin ca rotate x509`"),
+        (Taint("p"), "`caadmin ca prepare x509`"),
+        (Revoke("p"), "`caadmin ca prepare x509`"),
+        (Prune("p"), "`caadmin ca prepare x509`"),
+        (Activate("o"), "`caadmin ca prepare x509`"),
+        (Revoke("o"), "`caadmin ca taint x509 o`"),
+        (Revoke("r"), "nothing is left to do"),
+    ],
+)
+def test_a_refusal_says_what_to_do_instead(action: Action, way: str) -> None:
+    with pytest.raises(FailedPrecondition) as refused:
+        apply(KNOWN, action)
+    assert way in refused.value.hint
+    assert "see `caadmin ca status`" in refused.value.hint
