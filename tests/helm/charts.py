@@ -51,7 +51,7 @@ MATRIX: dict[str, Values] = {
     },
     "apart": {
         "agent": {
-            "namespace": "burgee-agents",
+            "namespace": "mesh-agents",
             "trust": {"configMap": {"name": "our-bundle", "key": "roots.pem"}},
             "kubelet": {"caConfigMap": {"name": "kubelet-ca"}, "port": 10251},
             "adminSocketDirectory": "/run/burgee/admin",
@@ -85,6 +85,16 @@ MATRIX: dict[str, Values] = {
         },
         "agent": {"trust": {"insecureBootstrap": True}, "kubelet": {"skipVerification": True}},
     },
+    "istio": {
+        "istio": {
+            "enabled": True,
+            "namespaces": ["default", "istio-system"],
+            "impersonators": ["istio-system/ztunnel"],
+            "dnsNames": ["ca.mesh.example"],
+        },
+        "agent": {"socket": {"name": "socket"}},
+    },
+    "istio-everywhere": {"istio": {"enabled": True, "namespaces": ["*"], "publishRoot": False, "maxTtlSeconds": 1800}},
     "agents-alone": {
         "server": {"enabled": False},
         "agent": {"servers": ["burgee.example.org:443"], "trust": {"bundleUrl": "https://burgee.example.org/bundle"}},

@@ -14,12 +14,12 @@ KINDS = (
     "serviceaccounts,configmaps,services,statefulsets,daemonsets,deployments,poddisruptionbudgets,networkpolicies,"
     "roles,rolebindings,secrets,leases,persistentvolumeclaims,pods"
 )
-CLUSTERWIDE = "clusterroles,clusterrolebindings,csidrivers,clustertrustbundles"
+CLUSTERWIDE = f"{KINDS},clusterroles,clusterrolebindings,csidrivers,clustertrustbundles"
 OF_THE_CLUSTER = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 
 
 class Release:
-    """One named `burgee`. `objects` are those that are there now and bear its label, or are in its namespace."""
+    """One named `burgee`."""
 
     def __init__(self, cluster: Cluster, namespace: str, directory: Path) -> None:
         self.cluster = cluster
@@ -50,7 +50,7 @@ class Release:
     def left(self, *namespaces: str) -> set[tuple[str, str]]:
         """Kind and name of all that is in the namespaces, and of what is the release's in the whole cluster."""
         found = [self._get(KINDS, "-n", namespace) for namespace in (self.namespace, *namespaces)]
-        found.append(self._get(CLUSTERWIDE, "-l", "app.kubernetes.io/instance=burgee"))
+        found.append(self._get(CLUSTERWIDE, "--all-namespaces", "-l", "app.kubernetes.io/instance=burgee"))
         return {(one["kind"], one["metadata"]["name"]) for objects in found for one in objects if not _is_clusters(one)}
 
     def _get(self, *arguments: str) -> list[Object]:

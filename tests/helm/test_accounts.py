@@ -161,7 +161,7 @@ def test_they_may_do_what_they_need_and_nothing_more(mesh: Mesh) -> None:
         assert granted(mesh, "burgee-agent", namespace) == as_rules(OF_AGENT)
 
 
-def test_without_the_controller_less_is_granted_and_for_pods_certificates_more(mesh: Mesh) -> None:
+def test_each_feature_has_its_own_rights(mesh: Mesh) -> None:
     home = mesh.release.namespace
     mesh.release.upgrade(VALUES | {"controller": {"enabled": False}}, *TRUSTS)
     everywhere = {rule for rule in as_rules(OF_SERVER) if rule[1] != "/pods"}
@@ -176,6 +176,13 @@ def test_without_the_controller_less_is_granted_and_for_pods_certificates_more(m
         ("sign", "certificates.k8s.io/signers", "burgee.dev/svid"),
     }
     eventually_granted(mesh, "kube-system", everywhere | OF_CONTROLLER | signing)
+    istio = {"enabled": True, "namespaces": [home], "impersonators": [f"{home}/ztunnel"]}
+    mesh.release.upgrade(VALUES | {"controller": {"enabled": False}, "istio": istio}, *TRUSTS)
+    root = {(verb, "/configmaps", "istio-ca-root-cert") for verb in ("get", "patch")}
+    proxies = root | {("create", "/configmaps", ""), ("list", "/pods", ""), ("get", "/pods", "")}
+    bundle = {(verb, "/configmaps", "burgee-bundle") for verb in ("get", "patch")}
+    eventually_granted(mesh, home, everywhere | bundle | proxies)
+    eventually_granted(mesh, "kube-system", everywhere)
     mesh.release.upgrade(VALUES, *TRUSTS)
     eventually_granted(mesh, "kube-system", everywhere | OF_CONTROLLER)
     assert granted(mesh, "burgee-agent", home) == as_rules(OF_AGENT)

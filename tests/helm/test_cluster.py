@@ -19,13 +19,15 @@ from tests.support.kube_managed import Kubelets, managed_cluster, until
 
 pytestmark = [pytest.mark.real("kube-controller-manager"), pytest.mark.xdist_group("managed")]
 
-PRIVILEGED = "burgee-agents"
+PRIVILEGED = "mesh-agents"
+ELSEWHERE = (PRIVILEGED, "istio-system")
+"""Namespaces that some of the values name."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Cluster:
     cluster = managed_cluster()
-    cluster.apply(CRD)
+    cluster.apply(CRD, *({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ELSEWHERE))
     until("it serves ServiceMonitors", lambda: _serves(cluster, "/apis/monitoring.coreos.com/v1"))
     return cluster
 
@@ -71,7 +73,6 @@ def test_every_object_fits_the_schemas_of_this_api_server(schemas: str, tmp_path
 @pytest.mark.parametrize("name", MATRIX)
 def test_the_api_server_accepts_every_object(name: str, cluster: Cluster, release: Release, tmp_path: Path) -> None:
     """In a dry run, strictly; the namespace of the agents is another where the values say so."""
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PRIVILEGED}})
     for one in rendered(tmp_path, MATRIX[name], namespace=release.namespace):
         dry_run(cluster, one)
 
@@ -117,7 +118,6 @@ def test_pod_security_lets_the_server_into_restricted_and_the_agent_into_privile
 def test_it_is_deployed_upgraded_through_all_values_and_gone(
     cluster: Cluster, kubelets: Kubelets, release: Release
 ) -> None:
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PRIVILEGED}})
     before = release.left(PRIVILEGED)
     assert not before
     said = release.install({}, "--wait", "--timeout", "60s")

@@ -23,6 +23,7 @@
 {{- with $server.upstream.trustedIssuers }}{{ $_ := set $vault "trusted_issuers" . }}{{ end -}}
 {{- $_ := set $owned "upstream" (dict "plugin" "vault_pki" "config" $vault) -}}
 {{- end -}}
+{{- if include "burgee.isIstioCa" . }}{{ $_ := set $owned "istio" (include "burgee.istioConfig" . | fromYaml) }}{{ end -}}
 {{- with include "burgee.publishers" . | fromYaml }}{{ $_ := set $owned "bundle_publishers" . }}{{ end -}}
 {{- toYaml (mergeOverwrite (deepCopy $server.config) $owned) -}}
 {{- end -}}
