@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -21,6 +22,8 @@ MAX_ERROR_BYTES = 64 << 10
 """Of the body of an answer that is no success."""
 _PIECE = 64 << 10
 _CHUNK_LINE_BYTES = 1024
+_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,10 @@ class Stream:
         kept = bytearray()
         async for piece in self._pieces():
             kept += piece
-            *whole, rest = kept.split(b"\n") if b"\n" in piece else (kept,)
-            for line in whole:
-                yield bytes(line)
-            kept = bytearray(rest)
+            if b"\n" in piece:
+                *whole, kept = kept.split(b"\n")
+                for line in whole:
+                    yield bytes(line)
             if len(kept) > max_bytes:
                 raise Unavailable(
                     f"{self._origin.source} answered with a line of more than {max_bytes} bytes",
@@ -80,7 +83,7 @@ class Stream:
                 async for piece in self._exactly(size):
                     yield piece
                 await self._timed(self._reader.readexactly(2))
-        elif (stated := self.headers.get("content-length", "")).isdecimal():
+        elif _DIGITS.fullmatch(stated := self.headers.get("content-length", "")):
             async for piece in self._exactly(int(stated)):
                 yield piece
         else:
@@ -90,12 +93,9 @@ class Stream:
     async def _chunk_size(self) -> int:
         line = await self._timed(self._reader.readuntil(b"\r\n"))
         digits = line.partition(b";")[0].strip()
-        try:
-            if len(line) > _CHUNK_LINE_BYTES or len(digits) > 8:
-                raise ValueError("too long")
-            return int(digits.decode("ascii"), 16)
-        except ValueError as error:
-            raise self._origin.unreachable("it answered with what is no HTTP") from error
+        if len(line) > _CHUNK_LINE_BYTES or _SIZE.fullmatch(digits) is None:  # Python's int() takes signs and more
+            raise self._origin.unreachable("it answered with what is no HTTP")
+        return int(digits, 16)
 
     async def _exactly(self, size: int) -> AsyncIterator[bytes]:
         while size:

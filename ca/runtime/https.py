@@ -11,11 +11,13 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ca.errors import ConfigError, Unavailable
+from ca.runtime.http_bounds import BoundedResponse
 from ca.runtime.http_stream import Origin
 from ca.runtime.threads import to_thread
 from ca.runtime.tls import load_chain
@@ -155,8 +157,11 @@ class HttpClient:
 
     def _new(self) -> http.client.HTTPConnection:
         if self._context is None:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._context)
+            made = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        else:
+            made = http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._context)
+        made.response_class = partial(BoundedResponse, body_bytes=self._max_bytes)  # type: ignore[assignment]
+        return made
 
     def _open(self, connect: Connect) -> socket.socket:
         opened = connect(self._timeout)

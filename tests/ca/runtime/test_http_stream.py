@@ -80,6 +80,20 @@ async def test_one_that_breaks_off_or_is_no_http_is_unavailable(pieces: list[byt
     assert caught.value.reason == "HTTP_UNREACHABLE"
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-5", b"+5", b"0x5", b"1_0", b"", b"5 5"])
+async def test_a_chunk_has_a_size_that_is_one(size: bytes) -> None:
+    """To Python's `int` all but the last two are numbers, and to a reader less than nothing is all that ever comes."""
+    async with answering([OK + b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"], then_wait=True) as origin:
+        with pytest.raises(Unavailable) as caught:
+            await lines(origin)
+    assert "no HTTP" in caught.value.detail
+
+
+async def test_a_length_without_end_is_none() -> None:
+    async with answering([OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\none\n"]) as origin:
+        assert await lines(origin) == [b"one"]
+
+
 async def test_a_line_has_a_bound_and_silence_an_end() -> None:
     async with answering([OK + b"\r\n", b"x" * 200_000]) as origin:
         with pytest.raises(Unavailable) as caught:

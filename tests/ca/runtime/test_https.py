@@ -117,6 +117,40 @@ async def test_an_answer_that_ends_early_is_none(origin: Origin) -> None:
         await HttpClient(origin.url, source="the origin").request("GET", "/")
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: " % n + b"x" * 60_000 + b"\r\n" for n in range(5)),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: x\r\n" * 50_000,
+    ],
+)
+async def test_an_answer_that_has_no_end_is_not_read_to_it(answer: bytes) -> None:
+    """Of a chunk that is said to be less than nothing Python reads all that ever comes, whatever its caller wanted."""
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            writer.write(answer)
+            while sent < 64 << 20:
+                await writer.drain()
+                writer.write(b"x\r\n" * (1 << 16))
+                sent += 3 << 16
+        except OSError:
+            pass
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", source="a peer", max_bytes=64)
+    with pytest.raises(Unavailable):
+        await client.request("GET", "/")
+    server.close()
+    assert sent < 32 << 20  # what the sockets' buffers hold, and not all that came
+
+
 async def test_an_answer_that_drips_is_given_up_and_keeps_no_thread(origin: Origin) -> None:
     origin.body, origin.pause = b"x" * 100, 0.1
     client = HttpClient(origin.url, source="the origin", timeout_seconds=0.4)
