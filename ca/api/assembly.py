@@ -25,7 +25,7 @@ from ca.api.logger import LoggerService
 from ca.api.node import NodeService
 from ca.api.svid import SvidService
 from ca.api.trust_domain import TrustDomainService
-from ca.ports import Clock, TokenVerifier
+from ca.ports import Checked, Clock, TokenVerifier
 from ca.runtime.debug_report import DebugReport
 from ca.runtime.health import Health
 from ca.runtime.log_levels import LogLevels
@@ -79,6 +79,9 @@ class Parts(Protocol):
     guarding: GuardParts
     longest_ttl: LongestTtls
     upstream: UpstreamLink | None
+
+    @property
+    def istio(self) -> Checked | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +192,7 @@ def _doctor(parts: Parts) -> ServerDoctor:
         settings=lambda: parts.issuer.settings,
         upstream=parts.upstream,
         verifiers=parts.attestation.verifiers,
+        istio=lambda: parts.istio,
         address=lambda: parts.address,
         clock=parts.clock,
     )

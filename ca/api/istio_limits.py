@@ -32,7 +32,7 @@ class IstioLimits:
         self._addresses = TokenBuckets(per_second=config.requests_per_second_per_address, burst_seconds=BURST_SECONDS)
         self._callers = TokenBuckets(per_second=config.requests_per_second_per_caller, burst_seconds=BURST_SECONDS)
         self._reviews = Admission(
-            max_running=MAX_REVIEWS, max_waiting=MAX_WAITING, monotonic=clock.monotonic, jitter=jitter
+            max_running=MAX_REVIEWS, max_waiting=MAX_WAITING, monotonic=clock.monotonic, jitter=jitter, shown=False
         )
 
     def address(self) -> None:

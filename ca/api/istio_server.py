@@ -21,12 +21,13 @@ from ca.api.limits import Limits
 from ca.errors import BurgeeError
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid
-from ca.ports import Clock
+from ca.ports import Clock, Finding
 from ca.proto.istio import ca_pb2_grpc
 from ca.runtime import log
 from ca.runtime.gate import Gate, GateLimits
 from ca.runtime.health import Health, Problem
 from ca.runtime.istio_config import IstioConfig
+from ca.runtime.kube_permissions import findings
 from ca.runtime.rpc import grpc_server
 from ca.runtime.server_config import ServerConfig
 from ca.runtime.tasks import Tasks
@@ -34,6 +35,7 @@ from ca.service.attestation import NodeAttestation
 from ca.service.configured import gate_limits
 from ca.service.issuance import Issuer
 from ca.service.istio import Cluster, IstioAuthority
+from ca.service.istio_permissions import needed
 from ca.service.istio_roots import RootConfigMaps
 from ca.service.server_svid import ServerSvid
 from ca.service.sign_on import SignOn
@@ -106,6 +108,13 @@ class IstioServer:
         stack.callback(self._gate.stop_listening)
         self._spawn(stack)
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether each cluster's API server answers, and grants what is asked of it."""
+        groups = await asyncio.gather(
+            *(findings(one.api, needed(one.config), prefix=f"cluster {name}:") for name, one in self.clusters.items())
+        )
+        return [found for group in groups for found in group]
+
     def _spawn(self, stack: AsyncExitStack) -> None:
         health = self._parts.health
         tasks = Tasks(clock=self._parts.clock, health=health)
@@ -127,7 +136,8 @@ class IstioServer:
         await self.certificate.run()
 
     async def _open(self) -> None:
-        await self.certificate.renew()
+        if self.certificate.due:  # not once for each time that the address is in use
+            await self.certificate.renew()
         self.certificate.on_renewed = self._gate.refresh_tls
         self.address = await self._gate.listen_tcp(
             "istio",

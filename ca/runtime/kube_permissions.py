@@ -16,12 +16,17 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permission:
-    """One thing to be allowed, as RBAC writes it, who needs it (server or agent) and for what."""
+    """One thing to be allowed, as RBAC writes it, who needs it (server or agent) and for what.
+
+    Without `namespace` in all of them, without `named` for all names.
+    """
 
     verb: str
     resource: str
     group: str = ""
     subresource: str = ""
+    namespace: str = ""
+    named: str = ""
     who: str
     why: str
 
@@ -29,7 +34,9 @@ class Permission:
     def name(self) -> str:
         """For people."""
         resource = f"{self.resource}/{self.subresource}" if self.subresource else self.resource
-        return f"{self.verb} {resource}" + (f" of {self.group}" if self.group else "")
+        resource += f" {self.named}" if self.named else ""
+        where = f" in namespace {self.namespace}" if self.namespace else ""
+        return f"{self.verb} {resource}" + (f" of {self.group}" if self.group else "") + where
 
 
 OF_SERVER = (
@@ -57,6 +64,8 @@ async def granted(client: KubeClient, needed: Permission) -> bool | BurgeeError:
         "resource": needed.resource,
         "group": needed.group,
         "subresource": needed.subresource,
+        "namespace": needed.namespace,
+        "name": needed.named,
     }
     review = {
         "apiVersion": "authorization.k8s.io/v1",
@@ -82,7 +91,8 @@ def finding(needed: Permission, answer: bool | BurgeeError, *, what: str, level:
         what=what,
         level=level,
         detail=f"not granted to whoever asks here: {needed.why}",
-        hint=f"grant `{needed.verb}` to the {needed.who}'s service account by a ClusterRole",
+        hint=f"grant `{needed.verb}` to the {needed.who}'s service account by a "
+        + (f"Role in `{needed.namespace}`" if needed.namespace else "ClusterRole"),
     )
 
 

@@ -81,10 +81,12 @@ class Admission:
         max_waiting: int,
         monotonic: Callable[[], float],
         jitter: Callable[[], float],
+        shown: bool = True,
     ) -> None:
-        """`jitter` gives 0 to 1."""
+        """`jitter` gives 0 to 1. `shown`: in the metrics, which have room for one."""
         self.monotonic = monotonic
         self._jitter = jitter
+        self._shown = shown
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._numbers = itertools.count()
@@ -130,7 +132,7 @@ class Admission:
     def leave(self, units: int) -> None:
         """The work of an `enter` is done."""
         self.running -= units
-        _running.set(self.running)
+        self._show()
         self._learn(units)
         while self._queue and self._fits(self._queue[0].units):
             item = heapq.heappop(self._queue)
@@ -143,7 +145,7 @@ class Admission:
 
     def _start(self, units: int) -> None:
         self.running += units
-        _running.set(self.running)
+        self._show()
 
     def _make_room(self, item: _Waiting) -> None:
         while self._queue and self.waiting + item.units > self._max_waiting:
@@ -157,7 +159,7 @@ class Admission:
         heapq.heappush(self._queue, item)
         self.waiting += item.units
         self._shares[item.share] += item.units
-        _queued.set(self.waiting)
+        self._show()
 
     def _remove(self, item: _Waiting) -> None:
         self._queue.remove(item)
@@ -169,7 +171,7 @@ class Admission:
         self._shares[item.share] -= item.units
         if not self._shares[item.share]:
             del self._shares[item.share]
-        _queued.set(self.waiting)
+        self._show()
 
     def _gave_up(self, item: _Waiting) -> Exhausted:
         """A call that waits no more, or was given its turn in the very moment in which it stopped to wait."""
@@ -185,6 +187,11 @@ class Admission:
         self._done_at = now
         if self._queue and now > before:
             self._units_per_second += _SMOOTHING * (units / (now - before) - self._units_per_second)
+
+    def _show(self) -> None:
+        if self._shown:
+            _running.set(self.running)
+            _queued.set(self.waiting)
 
     def _busy(self, reason: str, detail: str) -> Exhausted:
         """Spread over twice the time in which what waits now will have been done: they shall not all return at once."""

@@ -45,6 +45,7 @@ class ServerDoctor:
         settings: Callable[[], IssueSettings],
         upstream: UpstreamLink | None,
         verifiers: Mapping[str, object],
+        istio: Callable[[], Checked | None],
         address: Callable[[], tuple[str, int]],
         clock: Clock,
     ) -> None:
@@ -58,12 +59,14 @@ class ServerDoctor:
         self._settings = settings
         self._upstream = upstream
         self._verifiers = verifiers
+        self._istio = istio
         self._address = address
         self._clock = clock
 
     async def findings(self) -> list[Finding]:
         """All of them, in the order in which things depend on each other."""
-        own = [_checked(name, plugin) for name, plugin in self._verifiers.items() if isinstance(plugin, Checked)]
+        parts = {**self._verifiers, "istio": self._istio()}
+        own = [_checked(name, plugin) for name, plugin in parts.items() if isinstance(plugin, Checked)]
         entries, upstream, *attestors = await asyncio.gather(self._entries(), self._upstream_check(), *own)
         return [
             *self._state(),

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ca.authority.state import AuthorityKind
-from ca.errors import BurgeeError, ConfigError
+from ca.errors import BurgeeError, ConfigError, Unavailable
 from ca.identity.svid import verify_x509_svid
 from ca.proto.burgee import admin_pb2
 from ca.runtime.config import from_values
@@ -28,6 +28,8 @@ from ca.runtime.kube import KubeClient
 from ca.runtime.server_config import ServerConfig
 from ca.service.configured import check
 from ca.service.istio_pods import NodePods
+from ca.service.server_svid import ServerSvid
+from ca.service.sign_on import SignOn
 from ca.store.audit import AuditFilter
 from tests.ca.api.refusals import Code, refused
 from tests.contracts.upstreams import DISK_FILES, disk_files
@@ -440,6 +442,32 @@ async def _shown(server: RunningServer) -> x509.Certificate:
     assert server.server.istio is not None
     host, port = server.server.istio.address
     return x509.load_pem_x509_certificate((await asyncio.to_thread(ssl.get_server_certificate, (host, port))).encode())
+
+
+async def test_the_listener_opens_by_itself_once_the_server_can_sign(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where keys are out of reach at the start. Until then it is a warning: agents have a listener of their own."""
+    start, renew, can_sign = SignOn.start, ServerSvid.renew, asyncio.Event()
+
+    async def start_without(self: SignOn) -> None:
+        await start(self)
+        self.done = False
+
+    async def renew_later(self: ServerSvid) -> None:
+        if not can_sign.is_set():
+            raise Unavailable("nothing signs", reason="NO_AUTHORITY")
+        await renew(self)
+
+    monkeypatch.setattr(SignOn, "start", start_without)
+    monkeypatch.setattr("ca.api.istio_server.ServerSvid", type("Later", (ServerSvid,), {"renew": renew_later}))
+    async with running_server(istio=istio(api)) as server:
+        assert server.server.istio is not None
+        assert server.server.istio.address == ("", 0)
+        assert server.server.health.warnings()["istio"].reason == "ISTIO_CLOSED"
+        can_sign.set()
+        await eventually(lambda: bool(server.server.istio and server.server.istio.address[1]))
+        assert "istio" not in server.server.health.warnings()
+        async with client_of(server) as client:
+            assert await client.ask(pilot_csr(new_key("p256"), WEB), token_of(api))
 
 
 async def test_a_second_root_comes_along_in_the_last_element(api: Api, server: RunningServer) -> None:

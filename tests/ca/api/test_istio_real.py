@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.authority.state import AuthorityKind
 from ca.identity.bundle_pem import format_pem
+from ca.ports import FindingLevel
+from ca.proto.burgee import doctor_pb2
 from ca.publish.kube_copy import MARK
 from ca.runtime.config import load_yaml
 from ca.runtime.server_config import ServerConfig
@@ -222,6 +224,32 @@ async def test_a_ztunnel_has_the_identities_of_its_node_and_no_others(
         await client.ask(csr, cluster.account_token(other, "default", "istio-ca"))
     cluster.delete_pod(node.ztunnel)
     await refusal("K8S_POD_DELETED")
+
+
+async def test_the_doctor_names_what_is_not_granted(server: RunningServer) -> None:
+    """The page's Role is there for `shop`, not for `istio-system`."""
+    assert server.server.istio is not None
+    found = {one.what.removeprefix("cluster Kubernetes: "): one for one in await server.server.istio.check()}
+    roots = f"configmaps {NAME} in namespace"
+    granted = {
+        "create tokenreviews of authentication.k8s.io",
+        "get pods in namespace istio-system",
+        "list pods in namespace shop",
+        f"get {roots} shop",
+        f"patch {roots} shop",
+        "create configmaps in namespace shop",
+    }
+    missing = {
+        "list pods in namespace istio-system",
+        f"get {roots} istio-system",
+        f"patch {roots} istio-system",
+        "create configmaps in namespace istio-system",
+    }
+    assert {what for what, one in found.items() if one.level is FindingLevel.OK} == granted
+    assert {what for what, one in found.items() if one.level is FindingLevel.FAILED} == missing
+    assert "by a Role in `istio-system`" in found["list pods in namespace istio-system"].hint
+    report = (await server.local.admin.GetDoctorReport(doctor_pb2.DoctorRequest(), timeout=30)).findings
+    assert sum(one.what.startswith("istio: cluster Kubernetes:") for one in report) == len(found)
 
 
 def config_map(cluster: Cluster, namespace: str) -> Object | None:
