@@ -12,8 +12,7 @@ from ca.proto.spire import types_pb2
 
 @dataclass(slots=True)
 class Changes:
-    """`create` and `update` are what is to be stored, each with who wants it; `delete` are IDs. `adopted` are wanted
-    IDs for which an entry of another ID of ours stands already, with that ID."""
+    """`create` and `update` are what is to be stored, each with who wants it; `delete` are IDs."""
 
     create: list[tuple[types_pb2.Entry, Wanted]] = field(default_factory=list)
     update: list[tuple[types_pb2.Entry, Wanted]] = field(default_factory=list)

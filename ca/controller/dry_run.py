@@ -59,10 +59,10 @@ def told(survey: Survey) -> Iterator[str]:
     for operation, items in (("create", changes.create), ("update", changes.update)):
         for message, _ in items:
             yield f"{operation} {_words(message)}"
-    for entry_id in (*changes.delete, *survey.guarded):
+    for entry_id in (*survey.free, *survey.guarded):
         yield f"delete {entry_id}"
-    deleted = len(changes.delete) + len(survey.guarded)
-    yield f"{len(changes.create)} to create, {len(changes.update)} to update, {deleted} to delete; nothing was changed"
+    counts = f"{len(changes.create)} to create, {len(changes.update)} to update, {survey.deletions} to delete"
+    yield f"{counts}; nothing was changed"
 
 
 def _words(message: types_pb2.Entry) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ca.controller.diff import Changes, diff
@@ -40,11 +40,16 @@ _operations = metrics.counter("controller_entry_operations", "Entries sent to th
 
 @dataclass(slots=True)
 class Survey:
-    """What there is to do, before any of it is done. `guarded` are deletions that nobody was seen to cause."""
+    """What there is to do. `free` are deletions whose pod was seen to go, `guarded` the others."""
 
     changes: Changes = field(default_factory=Changes)
+    free: list[str] = field(default_factory=list)
     guarded: list[str] = field(default_factory=list)
     guarded_groups: set[str] = field(default_factory=set)
+
+    @property
+    def deletions(self) -> int:
+        return len(self.free) + len(self.guarded)
 
 
 class Reconciler:
@@ -83,6 +88,7 @@ class Reconciler:
         self._current: dict[str, types_pb2.Entry] | None = None
         self._groups: dict[str, set[str]] = defaultdict(set)
         self._held: set[str] = set()
+        self._taken: set[str] = set()
         self._resync_at = 0.0
 
     @property
@@ -92,7 +98,7 @@ class Reconciler:
 
     async def run(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
-        self._current = None
+        self._begin_anew()
         while True:
             await self._something_to_do()
             if not self._may_act():
@@ -106,54 +112,90 @@ class Reconciler:
             except BurgeeError as error:
                 if self.problem is None or self.problem.reason != error.reason:
                     _log.warning("entries cannot be changed now", reason=error.reason, detail=error.detail)
-                self.problem, self._current = error, None
+                self.problem = error
+                self._begin_anew()
                 await self._clock.sleep(backoff)
                 backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
                 self.world.wake.set()
 
+    def _begin_anew(self) -> None:
+        """What was taken up may have been left half done, and what the server has is not known."""
+        self._current = None
+        self.world.dirty |= self._taken
+
     async def round(self) -> None:
-        """Does what there is to do. Raises what the server or the way to it reported."""
+        """Does what there is to do. Raises what the server or the way to it reported.
+
+        What comes first is sent while the rest is looked at.
+        """
         began = self._clock.monotonic()
-        survey = await self.survey()
-        await self._send("update", survey.changes.update)
-        await self._send("create", survey.changes.create)
-        await self._delete(survey)
+        found = Survey()
+        sending: asyncio.Task[None] | None = None
+        try:
+            async for part in self._parts(found):
+                if sending is not None:
+                    await sending
+                sending = asyncio.create_task(self._send_all(part))
+            if sending is not None:
+                await sending
+        finally:
+            if sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+        await self._delete(found)
         self.rounds += 1
-        if survey.changes.count:
+        if sending is not None or found.deletions:
             _rounds.observe(self._clock.monotonic() - began)
         self._done()
 
     async def survey(self) -> Survey:
-        """What differs, in the groups that changed; in all of them when the server's entries were read again."""
+        """What differs, and nothing is done about it."""
+        found = Survey()
+        async for part in self._parts(found):
+            found.changes.add(part)
+        return found
+
+    async def _parts(self, found: Survey) -> AsyncIterator[Changes]:
+        """What differs in the groups that changed, or in all of them when the server's entries were read again.
+
+        In parts that are large enough to be sent. Deletions are collected in `found`.
+        """
         dirty, self.world.dirty = self.world.dirty | self._held, set()
+        self._taken = dirty
         groups = dirty
         if self._current is None or self._clock.monotonic() >= self._resync_at:
             await self._load()
             groups = dirty | self.world.plans.keys() | self._groups.keys() | {STATIC}
-        found = Survey()
         if STATIC in dirty:
             groups |= self._plan_static()
+        part = Changes()
         for count, group in enumerate(groups, start=1):
             plan = self.world.plan(group) if group in dirty else self.world.plans.get(group, NOTHING)
-            self._compare(group, plan, found)
+            part.add(self._compare(group, plan, found))
             if count % PLANS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return found
+            if part.count >= BATCH:
+                yield part
+                part = Changes()
+        if part.count:
+            yield part
 
-    def _compare(self, group: str, plan: Plan, found: Survey) -> None:
+    def _compare(self, group: str, plan: Plan, found: Survey) -> Changes:
         static = self.world.plans.get(STATIC, NOTHING)
         current = self._current or {}
         ids = self._groups.get(group, set())
         if group == STATIC:
             ids = ids | (plan.wanted.keys() & current.keys())
         changes = diff(plan, {one: current[one] for one in ids}, static.wanted.keys() | static.kept)
-        if changes.delete and group not in self.world.gone:
+        if group in self.world.gone:
+            found.free += changes.delete
+            if not changes.count:
+                self.world.gone.discard(group)
+        elif changes.delete:
             found.guarded += changes.delete
             found.guarded_groups.add(group)
-            changes.delete = []
-        elif group in self.world.gone and not changes.count:
-            self.world.gone.discard(group)
-        found.changes.add(changes)
+        changes.delete = []
+        return changes
 
     def _plan_static(self) -> set[str]:
         """Gives the groups of entries that were static ones."""
@@ -169,6 +211,11 @@ class Reconciler:
             self._groups[pod_of(message)].add(entry_id)
         self._resync_at = self._clock.monotonic() + self._resync
 
+    async def _send_all(self, part: Changes) -> None:
+        """Updates first: they may make room for what is created."""
+        await self._send("update", part.update)
+        await self._send("create", part.create)
+
     async def _send(self, operation: str, items: Sequence[tuple[types_pb2.Entry, Wanted]]) -> None:
         call = self._api.create if operation == "create" else self._api.update
         for start in range(0, len(items), BATCH):
@@ -180,7 +227,7 @@ class Reconciler:
 
     async def _delete(self, survey: Survey) -> None:
         guarded = self._permitted(survey)
-        ids = [*survey.changes.delete, *guarded]
+        ids = [*survey.free, *guarded]
         for start in range(0, len(ids), BATCH):
             some = ids[start : start + BATCH]
             self._still()

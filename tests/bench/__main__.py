@@ -16,7 +16,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 
-from tests.bench import authorities, node_attestation, remote_keys, workload_attestation
+from tests.bench import authorities, controller, node_attestation, remote_keys, workload_attestation
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
 from tests.bench.load import CACHE, Figures, wire
@@ -194,6 +194,9 @@ def main() -> int:
         figures |= authorities.below_mount(rounds)
         say(f"attesting nodes ({rounds} rounds)")
         figures |= node_attestation.k8s_psat(rounds)
+        if controller.can_run():
+            say(f"a cluster of 1,000 pods ({rounds} rounds)")
+            figures |= controller.controller(rounds)
         say("a taint")
         figures |= authorities.taint()
         say("a thousand agents")

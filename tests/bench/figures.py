@@ -80,5 +80,10 @@ FIGURES = (
     Figure("k8s_warm_p50_ms", "`k8s` attestation, the kubelet's answer at hand, p50", "ms", None, None, 2, 0.5),
     Figure("k8s_cold_p50_ms", "the same, the kubelet of 110 pods asked, p50", "ms", None, None, 20, 8),
     Figure("k8s_psat_cpu_ms", "server CPU per k8s_psat attestation, without the API server's", "ms", None, None, 10, 4),
+    Figure(
+        "controller_whole_s", "controller: 1,000 pods × 10 ClusterSPIFFEIDs, full reconcile", "s", None, None, 5, 1.5
+    ),
+    Figure("controller_change_p50_ms", "one pod changed → entry → SVID on its stream, p50", "ms"),
+    Figure("controller_change_p99_ms", "the same, p99", "ms", None, None, 1000, 300),
     Figure("start_s", "server and agent healthy after start", "s", 0.64, None, 2, 1.2),
 )

@@ -50,9 +50,14 @@ def cluster() -> Cluster:
     """With the rights that the plugins' pages ask for, and no more."""
     cluster = kube_lab()
     server_access(cluster)
-    (rights,) = [block for block in blocks(PAGE, "yaml") if "ClusterRoleBinding" in block]
-    cluster.apply(*yaml.safe_load_all(rights))
+    rights(cluster)
     return cluster
+
+
+def rights(cluster: Cluster) -> None:
+    """Those that the page has."""
+    (text,) = [block for block in blocks(PAGE, "yaml") if "ClusterRoleBinding" in block]
+    cluster.apply(*yaml.safe_load_all(text))
 
 
 @pytest.fixture
@@ -136,6 +141,12 @@ async def line(output: asyncio.StreamReader) -> str:
 
 @pytest.fixture
 async def lab(cluster: Cluster, node: Node, kubelet: StandInKubelet, tmp_path: Path) -> AsyncIterator[Lab]:
+    async with node_lab(cluster, node, kubelet, tmp_path) as lab:
+        yield lab
+
+
+@asynccontextmanager
+async def node_lab(cluster: Cluster, node: Node, kubelet: StandInKubelet, directory: Path) -> AsyncIterator[Lab]:
     config = server_config(demo=server_access(cluster))
     with tempfile.TemporaryDirectory(prefix="bg-") as short:
         home = Path(short)
@@ -156,7 +167,7 @@ async def lab(cluster: Cluster, node: Node, kubelet: StandInKubelet, tmp_path: P
                 "attest_interval_seconds": 1.0,
             }
             agent = Agent(from_values(options, AgentConfig))
-            trees = Trees(tmp_path)
+            trees = Trees(directory)
             attestor = agent.attestors["k8s"]
             assert isinstance(attestor, K8sAttestor)
             attestor._find = trees.find

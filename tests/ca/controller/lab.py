@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -49,14 +50,14 @@ def prepare(cluster: Cluster) -> None:
             time.sleep(0.05)
 
 
-def config(cluster: Cluster, server: RunningServer, **changes: Any) -> ControllerConfig:
-    """As the documented service account."""
+def config(cluster: Cluster, server: RunningServer | Path, **changes: Any) -> ControllerConfig:
+    """As the documented service account. `server` may be its admin socket."""
     token = cluster.directory / f"{fresh('controller')}-token"
     token.write_text(cluster.account_token(NAMESPACE, ACCOUNT, cluster.issuer, 3600))
     values = {
         "trust_domain": "example.org",
         "cluster": "demo",
-        "server": {"admin_socket": str(server.config.admin_socket_path)},
+        "server": {"admin_socket": str(server if isinstance(server, Path) else server.config.admin_socket_path)},
         "kubeconfig": str(cluster.token_kubeconfig(token)),
         "metrics_address": None,
     }
@@ -106,7 +107,8 @@ class Objects:
         return next((one for one in found if one["type"] == kind), {})
 
     def close(self) -> None:
-        for path in self._made:
+        while self._made:
+            path = self._made.pop()
             self._cluster.admin.call("DELETE", path)
 
     @staticmethod
