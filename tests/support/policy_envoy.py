@@ -1,6 +1,6 @@
 """One real Envoy that enforces many policies at once: a request's header says which filter it is judged by.
 
-Requests go pipelined over one connection for each caller, so that thousands of them take seconds.
+Each caller has one connection for all of its requests, so that thousands of them take seconds.
 """
 
 from __future__ import annotations
@@ -138,12 +138,13 @@ class PolicyEnvoy:
             by_caller[call.uris, call.source_ip, call.sni].append(number)
         answers: dict[int, Answer] = {}
         for (uris, source_ip, sni), numbers in by_caller.items():
-            with self.connect(uris, source_ip, sni) as stream:
-                for at in range(0, len(numbers), 50):
-                    some = numbers[at : at + 50]
-                    stream.sendall(b"".join(self._bytes(calls[n]) for n in some))
-                    reader = stream.makefile("rb")
-                    answers.update((n, read_answer(reader)) for n in some)
+            with self.connect(uris, source_ip, sni) as stream, stream.makefile("rb") as reader:
+                for number in numbers:
+                    stream.sendall(self._bytes(calls[number]))
+                    found = read_answer(reader)
+                    if found is None or found.status == 400:  # the connection is closed after it
+                        raise ValueError(f"no request to Envoy: {calls[number]}")
+                    answers[number] = found
         return [answers[n] for n in range(len(calls))]
 
     def connect(self, uris: tuple[str, ...] | None, source_ip: str = "127.0.0.1", sni: str | None = None) -> Any:
@@ -200,7 +201,7 @@ class PolicyEnvoy:
             *self._before,
             extension("left", "filters.http.header_to_metadata.v3.Config", request_rules=left),
             {"name": FILTER, "typed_config": MessageToDict(any_of(envoy.deny_all()))},
-            *([MessageToDict(ask_filter("ask"))] if self._ask else []),
+            *([{"name": "ask", "typed_config": MessageToDict(ask_filter("ask"))}] if self._ask else []),
             extension("router", "filters.http.router.v3.Router"),
         ]
         shown = {"x-details": "%RESPONSE_CODE_DETAILS%", "x-marks": f"%DYNAMIC_METADATA({FILTER})%"}
@@ -244,9 +245,11 @@ class PolicyEnvoy:
         ]
 
 
-def read_answer(reader: Any) -> Answer:
-    """One HTTP/1.1 response with a length."""
-    status = int(reader.readline().split()[1])
+def read_answer(reader: Any) -> Answer | None:
+    """One HTTP/1.1 response with a length; None at the end of a connection."""
+    if not (line := reader.readline()):
+        return None
+    status = int(line.split()[1])
     headers = {}
     while line := reader.readline().strip():
         name, _, value = line.decode().partition(":")

@@ -1,0 +1,149 @@
+"""One policy, four judges: the index, the evaluator from the specification, a real Envoy with the filter that we emit,
+and Cedar where it can say the same. They agree on whatever is generated.
+
+Generation and Envoy are apart: cases are drawn first, then judged in batches over loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cedarpy
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from policy import reference
+from policy.cedar import Inexpressible, cedar_context, cedar_text
+from policy.envoy import http_filter
+from policy.snapshot import Snapshot, compile_set
+from tests.policy.wire import Case, cases, listening_on, refused_unread, request_of
+from tests.support.policy_authz import Authz
+from tests.support.policy_envoy import Answer, Call, PolicyEnvoy
+
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
+CASES, CALLS = (900, 25) if LONG else (100, 25)
+BATCH = 50
+
+pytestmark = [pytest.mark.xdist_group("policy-envoy"), pytest.mark.real("envoy")]
+
+
+def drawn(count: int) -> list[Case]:
+    """As many cases as hypothesis makes; the same ones each time in the short form."""
+    found: list[Case] = []
+    checks = list(HealthCheck)
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=not LONG,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=checks,
+    )
+    @given(cases(CALLS))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    collect()
+    return found
+
+
+class Bench:
+    """An Envoy, and the ext_authz server behind it that judges by the specification."""
+
+    def __init__(self, directory: Path) -> None:
+        socket = directory / "authz.sock"
+        self.envoy = PolicyEnvoy(directory, ask=socket)
+        self.expected: dict[str, bool] = {}
+        self.authz = Authz(socket, lambda check: self.expected[check.attributes.request.http.headers["x-pair"]])
+
+    def judged(self, case: Case, *, name: str = "0") -> list[tuple[Call, bool, Answer, bool]]:
+        """For each call: whether it must be allowed, what Envoy said, and whether it asked."""
+        return self.judge_all({name: case})[name]
+
+    def judge_all(self, batch: dict[str, Case]) -> dict[str, list[tuple[Call, bool, Answer, bool]]]:
+        filters = {n: http_filter(c.target, c.policies, c.mesh, c.proxy)[0] for n, c in batch.items()}
+        self.envoy.load(filters)
+        calls, expected = [], []
+        for name, case in batch.items():
+            index = compile_set(case.policies, case.mesh, [case.target])
+            for number, call in enumerate(case.calls):
+                calls.append(replace(call, case=name, headers={**call.headers, "x-pair": f"{name}-{number}"}))
+                expected.append(expected_of(case, call, index, self.envoy.port))
+        self.expected.update(zip((c.headers["x-pair"] for c in calls), expected, strict=True))
+        self.authz.checks.clear()
+        answers = self.envoy.ask(calls)
+        asked = {check.attributes.request.http.headers["x-pair"] for check in self.authz.checks}
+        found: dict[str, list[tuple[Call, bool, Answer, bool]]] = {name: [] for name in batch}
+        for call, must, answer in zip(calls, expected, answers, strict=True):
+            found[call.case].append((call, must, answer, call.headers["x-pair"] in asked))
+        return found
+
+
+def expected_of(case: Case, call: Call, index: Snapshot, port: int) -> bool:
+    """What the specification says, once it is agreed with the index."""
+    request = request_of(call, port)
+    decision = reference.decide(case.policies, case.mesh, case.target, request)
+    assert index.decide(case.target.spiffe_id, request) == decision
+    return decision.allowed and not refused_unread(case, call)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    found = Bench(tmp_path_factory.mktemp("policy"))
+    try:
+        found.envoy.start()
+        yield found
+    finally:
+        found.envoy.stop()
+        found.authz.stop()
+
+
+def cedar_verdicts(case: Case, calls: Sequence[Call], port: int) -> list[bool] | None:
+    """What Cedar says; None where it cannot say the policies."""
+    try:
+        text = cedar_text(case.target, case.policies, case.mesh)
+    except Inexpressible:
+        return None
+    query = {"principal": 'Caller::"x"', "action": 'Action::"call"', "resource": 'Workload::"t"'}
+    asked = [{**query, "context": cedar_context(case.policies, request_of(call, port))} for call in calls]
+    answers = cedarpy.is_authorized_batch(asked, cedarpy.PolicySet.from_str(text) if text.strip() else "", [])
+    assert not [a.diagnostics.errors for a in answers if a.diagnostics.errors]
+    return [answer.allowed for answer in answers]
+
+
+@pytest.mark.timeout(1800 if LONG else 120)
+def test_index_specification_envoy_and_cedar_agree(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    made = [listening_on(case, bench.envoy.port) for case in drawn(CASES)]
+    drawn_in = time.monotonic() - started
+    pairs = asked_pairs = cedar_pairs = allowed = 0
+    disagree = []
+    for at in range(0, len(made), BATCH):
+        batch = {str(n): case for n, case in enumerate(made[at : at + BATCH], at)}
+        for name, found in bench.judge_all(batch).items():
+            case = batch[name]
+            unsaid = http_filter(case.target, case.policies, case.mesh, case.proxy)[1]
+            cedar = cedar_verdicts(case, [f[0] for f in found], bench.envoy.port)
+            for number, (call, must, answer, asked) in enumerate(found):
+                pairs, asked_pairs, allowed = pairs + 1, asked_pairs + asked, allowed + must
+                if answer.allowed != must or (asked and not unsaid):
+                    disagree.append((case, call, must, answer, asked))
+                if cedar is not None:
+                    cedar_pairs += 1
+                    if (cedar[number] and not refused_unread(case, call)) != must:
+                        disagree.append((case, call, must, cedar[number], "cedar"))
+    with capsys.disabled():
+        print(
+            f"\n{pairs} pairs, {allowed / pairs:.0%} allowed, {asked_pairs / pairs:.1%} asked, Cedar can say "
+            f"{cedar_pairs / pairs:.0%}; drawn in {drawn_in:.1f} s, all in {time.monotonic() - started:.1f} s"
+        )
+    assert not disagree, "\n\n".join(map(repr, disagree[:3]))
+    assert pairs >= (20_000 if LONG else 2_000)
+    assert cedar_pairs / pairs >= 0.6
+    assert 0.1 < allowed / pairs < 0.9
+    assert asked_pairs
