@@ -1,7 +1,7 @@
 """PeerAuthentication as policies: STRICT denies whoever showed no certificate, before anything else may allow it.
 
 Of the objects for a target the narrowest scope with a mode holds: labels, then the namespace, then the whole mesh;
-within a scope the first by name. PERMISSIVE denies nobody, and policies that name principals never match plain text anyway.
+within a scope the first by name. PERMISSIVE denies nobody; policies that name principals never match plain text anyway.
 """
 
 from __future__ import annotations
