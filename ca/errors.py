@@ -7,6 +7,7 @@ Messages: lower case, no full stop, user input in backticks.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
 
 
 class Code(StrEnum):
@@ -43,6 +44,9 @@ STATUS: dict[Code, tuple[int, int]] = {
 """Code → (gRPC status number, HTTP status)."""
 
 
+E = TypeVar("E", bound="BurgeeError")
+
+
 class BurgeeError(Exception):
     """The root of every error this project raises on purpose.
 
@@ -65,6 +69,18 @@ class BurgeeError(Exception):
         self.retry_after_seconds = retry_after_seconds
         if reason is not None:
             self.reason = reason
+
+
+def remembered(error: E) -> E:
+    """The same to keep: what it says, and what the error of ours behind it says.
+
+    The way that an error took holds whatever was in hand there: evidence and other secrets, of any size.
+    """
+    kept = error.__class__.__new__(error.__class__, *error.args)
+    kept.__dict__.update(error.__dict__)
+    if isinstance(error.__cause__, BurgeeError):
+        kept.__cause__ = remembered(error.__cause__)
+    return kept
 
 
 class InvalidArgument(BurgeeError):

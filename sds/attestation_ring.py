@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Protocol
 
 from attestor.workload.run import Attestation, AttestationRefused, Outcome
-from ca.errors import BurgeeError, Unavailable
+from ca.errors import BurgeeError, Unavailable, remembered
 from ca.identity.selector import Selector
 from ca.ports import Clock, Process
 from ca.runtime import log
@@ -112,7 +112,7 @@ class AttestationRing:
         try:
             yield record
         except BaseException as error:
-            record.error = error if isinstance(error, BurgeeError) else _cut_off(error)
+            record.error = remembered(error if isinstance(error, BurgeeError) else _cut_off(error))
             raise
         finally:
             _outcomes.reset(token)
@@ -130,7 +130,7 @@ class AttestationRing:
             uid=uid,
             gid=gid,
             share=share,
-            error=error,
+            error=remembered(error),
             attested=attested,
         )
         self._put(record, RECORD_BYTES + len(error.detail) + len(error.hint) + len(share))

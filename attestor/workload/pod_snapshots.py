@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from ca.errors import Unavailable
+from ca.errors import Unavailable, remembered
 from ca.runtime.cpu import steps
 from ca.runtime.log import get
 from ca.runtime.pod_list import Pods, parse_pods
@@ -87,7 +87,7 @@ class PodSnapshots:
                 body = await self._fetch()
                 self.last = Snapshot(asked_at=asked_at, pods=await to_thread(self._parsed, body))
         except Unavailable as error:
-            self.failure = (self._monotonic(), error)
+            self.failure = (self._monotonic(), remembered(error))
             raise
         self.failure = None
 

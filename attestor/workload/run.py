@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ca.errors import BurgeeError, Internal, Unauthenticated, Unavailable
+from ca.errors import BurgeeError, Internal, Unauthenticated, Unavailable, remembered
 from ca.identity.selector import Selector
 from ca.ports import Process, WorkloadAttestor
 from ca.runtime.cpu import steps
@@ -138,7 +138,7 @@ def _found(look: _Look, pid: int) -> frozenset[Selector] | BurgeeError:
     try:
         selectors = look.task.result()
     except BurgeeError as error:
-        return error
+        return remembered(error)
     except (Exception, asyncio.CancelledError):
         # A plugin's own fault must not take the other attestors' findings away.
         log.exception("workload attestor crashed", attestor=look.attestor, pid=pid)

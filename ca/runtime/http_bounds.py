@@ -1,5 +1,5 @@
-"""Answers of `http.client` within bounds: of a body it believes whatever size a chunk says that it has, less than nothing
-included, which to Python's files means all that ever comes.
+"""Answers of `http.client` within bounds: it believes whatever size a chunk says that it has, less than nothing too,
+which to Python's files means all that ever comes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from ca.errors import BurgeeError, Unavailable
+from ca.errors import BurgeeError, Unavailable, remembered
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.text import printable
 from ca.ports import Clock
@@ -44,6 +44,8 @@ class Attempt:
     seconds: float = 0.0
     agent_id: SpiffeId | None = None
     error: BurgeeError | None = None
+    cause: str = ""
+    """What stood behind the error, for those who may know."""
     notes: tuple[Note, ...] = ()
     again: int = 0
     last_at: datetime | None = None
@@ -69,11 +71,10 @@ class Attempt:
         """When it happened last."""
         return self.last_at or self.at
 
-    @property
-    def cause(self) -> str:
-        """What stood behind the error, for those who may know."""
-        cause = self.error.__cause__ if self.error is not None else None
-        return "" if cause is None else printable(f"{type(cause).__name__}: {cause}"[:CAUSE_CHARACTERS])
+    def failed(self, error: BaseException) -> None:
+        """It ended so."""
+        found = error if isinstance(error, BurgeeError) else _cut_off(error)
+        self.error, self.cause = remembered(found), _said(found.__cause__)
 
     def same_as(self, other: Attempt) -> bool:
         """Whether nothing is new in the other but its time."""
@@ -114,7 +115,7 @@ class AttestationRing:
             try:
                 yield made
             except BaseException as error:
-                made.error = error if isinstance(error, BurgeeError) else _cut_off(error)
+                made.failed(error)
                 raise
             finally:
                 made.seconds, made.notes = self._clock.monotonic() - begun, tuple(notes)
@@ -132,7 +133,7 @@ class AttestationRing:
             last.id, last.seconds, last.last_at = made.id, made.seconds, made.at
             last.number, last.again = made.number, last.again + 1
             if made.size() <= last.size():
-                last.error, last.notes = made.error, made.notes
+                last.error, last.cause, last.notes = made.error, made.cause, made.notes
             return
         self._last[share] = made
         ring = self._agents if made.agent_id is not None else self._strangers
@@ -151,6 +152,10 @@ def _cut_off(error: BaseException) -> BurgeeError:
         reason="ATTESTATION_CUT_OFF",
         hint="did the agent answer the challenge? its log says how the attestation ended there",
     )
+
+
+def _said(cause: BaseException | None) -> str:
+    return "" if cause is None else printable(f"{type(cause).__name__}: {cause}"[:CAUSE_CHARACTERS])
 
 
 def _reason(error: BurgeeError | None) -> str:

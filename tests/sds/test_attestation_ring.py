@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from typing import Any
 
 import pytest
 
-from attestor.workload.run import Attestation, AttestationRefused, Outcome
+from attestor.workload.run import Attestation, AttestationRefused, Outcome, attest_all
 from ca.errors import Denied, Unauthenticated, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import Process
@@ -63,6 +65,40 @@ async def test_every_attestors_outcome_is_kept_of_success_and_of_failure(process
     assert second.error is not None
     assert second.error.reason == "WORKLOAD_ATTESTATION_FAILED"
     assert ring.of(os.getpid()) == [second, first]
+
+
+class Answer(bytearray):
+    """Such as can be asked whether anybody holds it."""
+
+
+async def test_what_was_in_hand_when_something_failed_is_not_kept(process: PinnedProcess) -> None:
+    ring, holding = AttestationRing(FakeClock()), [Answer(4)]
+    held = weakref.ref(holding[0])
+
+    class Failing:
+        async def attest(self, _: Process) -> frozenset[Selector]:
+            answer = holding.pop()
+            raise Unavailable(f"{len(answer)} bytes that are no answer", reason="KUBELET_ANSWER")
+
+    async def call() -> None:
+        try:
+            with ring.attesting(process, "me") as record:
+                await telling(lambda process: attest_all({"k8s": Failing()}, process))(process)
+        except AttestationRefused as error:
+            ring.refused(error, pid=process.pid, uid=0, gid=0, share="me", attested=record)
+
+    await call()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert held() is None
+    attested, refused = sorted(ring.of(process.pid), key=lambda record: isinstance(record, Refused))
+    assert isinstance(attested, Attested)
+    assert isinstance(refused, Refused)
+    assert attested.outcomes[0].error is not None
+    assert attested.outcomes[0].error.reason == "KUBELET_ANSWER"
+    for kept in (attested.error, refused.error):
+        assert isinstance(kept, AttestationRefused)
+        assert kept.__traceback__ is None
 
 
 async def test_one_that_is_given_up_is_kept_as_cut_off(process: PinnedProcess) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -56,6 +59,41 @@ def attempt(
         current_peer.reset(token)
 
 
+class Evidence(bytearray):
+    """Such as can be asked whether anybody holds it."""
+
+
+def test_what_was_in_hand_when_an_attempt_failed_is_not_kept(ring: AttestationRing) -> None:
+    """A payload has up to 4 MB, and may be a token: the way that an error took would hold it."""
+
+    def attest(payload: Evidence) -> None:
+        with ring.attempt("oidc"):
+            try:
+                raise ValueError(f"no text of {len(payload)} bytes")
+            except ValueError as error:
+                raise Denied("no", reason="TOKEN_REFUSED", hint="ask") from error
+
+    def attest_twice() -> weakref.ref[Evidence]:
+        payload = Evidence(4)
+        for _ in range(2):
+            with suppress(Denied):
+                attest(payload)
+        return weakref.ref(payload)
+
+    held = attest_twice()
+    gc.collect()
+    assert held() is None
+    made = newest(ring)
+    assert made.error is not None
+    assert (type(made.error), made.error.detail, made.error.reason, made.error.hint) == (
+        Denied,
+        "no",
+        "TOKEN_REFUSED",
+        "ask",
+    )
+    assert made.cause == "ValueError: no text of 4 bytes"
+
+
 def newest(ring: AttestationRing) -> Attempt:
     return next(iter(ring))
 
@@ -69,7 +107,8 @@ class TestRing:
         attempt(ring, error=error, notes={"audience": "wanted a, has b"})
         failed, well = ring
         assert (well.agent_id, well.error, well.peer, well.attestor) == (AGENT, None, "10.0.0.1:4000", "k8s_psat")
-        assert (failed.agent_id, failed.error) == (None, error)
+        assert failed.error is not None
+        assert (failed.agent_id, type(failed.error), failed.error.reason) == (None, Denied, "X")
         assert failed.notes[0].value == "wanted a, has b"
         assert failed.cause == r"ValueError: inner\nthing", "terminals obey nothing of it"
 
