@@ -2,73 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import ssl
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.authority.state import AuthorityKind
-from ca.errors import BurgeeError, ConfigError, Unavailable
+from ca.errors import Unavailable
 from ca.identity.svid import verify_x509_svid
 from ca.proto.burgee import admin_pb2
-from ca.runtime.config import from_values
-from ca.runtime.kube import KubeClient
-from ca.runtime.server_config import ServerConfig
-from ca.service.configured import check
-from ca.service.istio_pods import NodePods
-from ca.service.server_svid import ServerSvid
-from ca.service.sign_on import SignOn
 from ca.store.audit import AuditFilter
+from tests.ca.api.istio_lab import METHOD, WEB, Api, client_of, fault, holds_key, istio, life, token_of, ztunnel
 from tests.ca.api.refusals import Code, refused
-from tests.contracts.upstreams import DISK_FILES, disk_files
-from tests.support.clock import FakeClock
 from tests.support.istio_client import (
     DAY_SECONDS,
     IstioClient,
-    Key,
     new_key,
     pilot_csr,
     read_as_pilot_agent,
     read_as_ztunnel,
     ztunnel_csr,
 )
-from tests.support.kube_stand_in import KubeStandIn, Object
-from tests.support.server import RunningServer, eventually, running_server
-
-DNS = "burgee-istio.burgee.svc"
-WEB = "spiffe://example.org/ns/shop/sa/web"
-METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-
-
-class Api(KubeStandIn):
-    """Lists pods of a namespace by node, too."""
-
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Object]:
-        where = urlsplit(path)
-        if method == "GET" and where.path.endswith("/pods") and "fieldSelector" in where.query:
-            if refused := [s for (m, prefix), s in self.refuse.items() if m == "LIST" and path.startswith(prefix)]:
-                return refused[0], {"kind": "Status", "message": "the stand-in was told to refuse"}
-            (selector,) = parse_qs(where.query)["fieldSelector"]
-            node = selector.removeprefix("spec.nodeName=")
-            pods = [o for p, o in self.objects.items() if p.startswith(f"{where.path}/") and _node(o) == node]
-            return 200, {"metadata": {"resourceVersion": "1"}, "items": pods}
-        return super().answer(method, path, body)
-
-
-def _node(pod: Object) -> str:
-    return str(pod["spec"]["nodeName"])
+from tests.support.server import RunningServer, running_server
 
 
 @pytest.fixture
@@ -80,65 +39,16 @@ def api() -> Iterator[Api]:
     running.stop()
 
 
-def istio(api: KubeStandIn, *, cluster: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    one = {
-        "kube_config_file": str(api.kubeconfig()),
-        "namespaces": ["shop", "lab"],
-        "impersonators": ["istio-system/ztunnel"],
-        **(cluster or {}),
-    }
-    return {
-        "bind_address": "127.0.0.1",
-        "bind_port": 0,
-        "dns_names": [DNS, "localhost"],
-        "clusters": {"Kubernetes": one},
-        **changes,
-    }
-
-
 @pytest.fixture
 async def server(api: Api) -> AsyncIterator[RunningServer]:
     async with running_server(istio=istio(api)) as running:
         yield running
 
 
-def client_of(server: RunningServer, name: str = DNS) -> IstioClient:
-    assert server.server.istio is not None
-    roots = b"".join(x509.load_der_x509_certificate(root).public_bytes(Encoding.PEM) for root in server.roots)
-    return IstioClient(server.server.istio.address, roots, name)
-
-
 @pytest.fixture
 async def client(server: RunningServer) -> AsyncIterator[IstioClient]:
     async with client_of(server) as made:
         yield made
-
-
-def token_of(api: Api, namespace: str = "shop", account: str = "web", node: str = "n1", **fields: Any) -> str:
-    pod = api.pod(namespace, f"{account}-1", node=node, account=account)
-    return api.token_for(pod, **({"audience": "istio-ca"} | fields))
-
-
-def ztunnel(api: Api, node: str = "n1") -> str:
-    return token_of(api, "istio-system", "ztunnel", node)
-
-
-def fault(server: RunningServer) -> str:
-    """What was behind the latest refusal, for administrators."""
-    latest = next(iter(server.server.attestation.ring))
-    assert latest.attestor == "istio"
-    assert latest.error is not None
-    cause = latest.error.__cause__
-    return cause.reason if isinstance(cause, BurgeeError) else latest.error.reason
-
-
-def life(leaf: x509.Certificate) -> float:
-    return (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds() - 10
-
-
-def holds_key(leaf: x509.Certificate, key: Key) -> bool:
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return leaf.public_key().public_bytes(*form) == key.public_key().public_bytes(*form)
 
 
 @pytest.mark.parametrize("kind", ["rsa", "p256", "p384"])
@@ -368,6 +278,22 @@ async def test_what_may_pass_is_for_the_client_to_try_again(api: Api, server: Ru
         assert await client.ask(csr, good)
 
 
+async def test_a_server_that_cannot_sign_is_one_to_come_back_to(
+    api: Api, server: RunningServer, client: IstioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing() -> None:
+        raise Unavailable("no authority signs", reason="NO_AUTHORITY")
+
+    csr, token = pilot_csr(new_key("p256"), WEB), token_of(api)
+    monkeypatch.setattr(server.server.authority, "x509", nothing)
+    with refused(Code.UNAVAILABLE, reason="NO_AUTHORITY"):
+        await client.ask(csr, token)
+    (audited,) = await server.server.store.audit.find(AuditFilter(call="CreateCertificate"))
+    assert (audited.code, audited.reason) == ("Unavailable", "NO_AUTHORITY")
+    monkeypatch.undo()
+    assert await client.ask(csr, token)
+
+
 async def test_who_asks_too_often_is_told_to_come_again(api: Api) -> None:
     csr, mine, others = pilot_csr(new_key("p256"), WEB), token_of(api), token_of(api, "lab", "other")
     limited = istio(api, requests_per_second_per_caller=0.2)
@@ -386,160 +312,3 @@ async def test_who_asks_too_often_is_told_to_come_again(api: Api) -> None:
         with refused(Code.RESOURCE_EXHAUSTED, reason="RATE_LIMITED"):
             await client.ask(csr, mine)
         assert len(api.asked) == before
-
-
-async def test_proxies_that_send_no_cluster_belong_to_the_only_or_the_default_one(api: Api) -> None:
-    csr, token = pilot_csr(new_key("p256"), WEB), token_of(api)
-    one = istio(api)["clusters"]["Kubernetes"]
-    async with running_server(istio=istio(api)) as server, client_of(server) as client:
-        assert await client.ask(csr, token, cluster=None)
-        assert await client.ask(csr, token, cluster="")
-    two = istio(api, clusters={"east": one, "west": one | {"namespaces": ["lab"]}})
-    async with running_server(istio=two) as server, client_of(server) as client:
-        assert await client.ask(csr, token, cluster="east")
-        with refused(Code.PERMISSION_DENIED, reason="ISTIO_NAMESPACE"):
-            await client.ask(csr, token, cluster="west")
-        with refused(Code.UNAUTHENTICATED, reason="ISTIO_CLUSTER_UNKNOWN"):
-            await client.ask(csr, token, cluster=None)
-    async with running_server(istio=two | {"default_cluster": "east"}) as server, client_of(server) as client:
-        assert await client.ask(csr, token, cluster=None)
-
-
-async def test_the_listener_shows_its_dns_names_and_serves_nothing_else(
-    api: Api, server: RunningServer, client: IstioClient
-) -> None:
-    csr, token = pilot_csr(new_key("p256"), WEB), token_of(api)
-    async with client_of(server, "localhost") as by_another_name:
-        assert await by_another_name.ask(csr, token)
-    async with client_of(server, "somebody.else") as wrong:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await wrong.ask(csr, token)
-        assert caught.value.code() is Code.UNAVAILABLE  # the client's own verdict: nothing was sent
-    for method in ("/spire.api.server.bundle.v1.Bundle/GetBundle", "/grpc.health.v1.Health/Check"):
-        with refused(Code.UNIMPLEMENTED):
-            await client.channel.unary_unary(method)(b"", timeout=10)
-    with refused(Code.UNIMPLEMENTED):
-        await (await server.caller()).raw(METHOD)
-
-
-async def test_the_listeners_certificate_is_renewed_under_open_connections(
-    api: Api, server: RunningServer, client: IstioClient
-) -> None:
-    assert server.server.istio is not None
-    csr, token = pilot_csr(new_key("p256"), WEB), token_of(api)
-    assert await client.ask(csr, token)
-    before = await _shown(server)
-    await server.server.istio.certificate.renew()
-    after = await _shown(server)
-    assert before.serial_number != after.serial_number
-    names = after.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == [DNS, "localhost"]
-    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://example.org/spire/server"]
-    assert await client.ask(csr, token)
-
-
-async def _shown(server: RunningServer) -> x509.Certificate:
-    assert server.server.istio is not None
-    host, port = server.server.istio.address
-    return x509.load_pem_x509_certificate((await asyncio.to_thread(ssl.get_server_certificate, (host, port))).encode())
-
-
-async def test_the_listener_opens_by_itself_once_the_server_can_sign(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where keys are out of reach at the start. Until then it is a warning: agents have a listener of their own."""
-    start, renew, can_sign = SignOn.start, ServerSvid.renew, asyncio.Event()
-
-    async def start_without(self: SignOn) -> None:
-        await start(self)
-        self.done = False
-
-    async def renew_later(self: ServerSvid) -> None:
-        if not can_sign.is_set():
-            raise Unavailable("nothing signs", reason="NO_AUTHORITY")
-        await renew(self)
-
-    monkeypatch.setattr(SignOn, "start", start_without)
-    monkeypatch.setattr("ca.api.istio_server.ServerSvid", type("Later", (ServerSvid,), {"renew": renew_later}))
-    async with running_server(istio=istio(api)) as server:
-        assert server.server.istio is not None
-        assert server.server.istio.address == ("", 0)
-        assert server.server.health.warnings()["istio"].reason == "ISTIO_CLOSED"
-        can_sign.set()
-        await eventually(lambda: bool(server.server.istio and server.server.istio.address[1]))
-        assert "istio" not in server.server.health.warnings()
-        async with client_of(server) as client:
-            assert await client.ask(pilot_csr(new_key("p256"), WEB), token_of(api))
-
-
-async def test_a_second_root_comes_along_in_the_last_element(api: Api, server: RunningServer) -> None:
-    await server.server.authority.prepare(AuthorityKind.X509)  # published before it signs
-    await eventually(lambda: len(server.roots) == 2)
-    async with client_of(server) as client:
-        chain = await client.ask(pilot_csr(new_key("p256"), WEB), token_of(api))
-    leaf, roots = read_as_ztunnel(chain, WEB)
-    assert len(chain) == 2
-    assert [root.public_bytes(Encoding.DER) for root in roots] == server.roots
-    assert read_as_pilot_agent(chain) == (leaf, roots)
-
-
-async def test_intermediates_come_one_by_one(api: Api, tmp_path: Path) -> None:
-    disk_files(tmp_path)
-    config = {name: str(tmp_path / file) for name, file in DISK_FILES.items()}
-    upstream = {"plugin": "disk", "config": config}
-    async with running_server(istio=istio(api), upstream=upstream) as server, client_of(server) as client:
-        chain = await client.ask(pilot_csr(new_key("p256"), WEB), token_of(api))
-        assert len(chain) == 4
-        leaf, roots = read_as_ztunnel(chain, WEB)
-        assert read_as_pilot_agent(chain) == (leaf, roots)
-        path = [x509.load_pem_x509_certificate(element.encode()) for element in chain[:-1]]
-        for below, above in zip(path, [*path[1:], *roots], strict=True):
-            below.verify_directly_issued_by(above)
-
-
-async def test_pods_of_a_node_are_remembered_for_moments_and_new_ones_seen_at_once(api: Api) -> None:
-    clock = FakeClock()
-    pods = NodePods(KubeClient.from_kubeconfig(api.kubeconfig()), clock)
-    api.pod("shop", "web-1", node="n1", account="web")
-
-    def asked() -> int:
-        return sum("fieldSelector" in path for _, path, _ in api.asked)
-
-    assert await pods.has("n1", "shop", "web")
-    assert await pods.has("n1", "shop", "web")
-    assert asked() == 1
-    assert not await pods.has("n1", "shop", "api")
-    api.pod("shop", "api-1", node="n1", account="api")
-    assert await pods.has("n1", "shop", "api")
-    assert asked() == 3
-    await asyncio.gather(*(pods.has("n1", "shop", f"none-{number}") for number in range(50)))
-    assert asked() <= 5
-    del api.objects["/api/v1/namespaces/shop/pods/web-1"]
-    await clock.advance(6)
-    assert not await pods.has("n1", "shop", "web")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"dns_names": []}, "dns_names"),
-        ({"dns_names": ["a b"]}, "invalid"),
-        ({"clusters": {}}, "clusters"),
-        ({"default_cluster": "nope"}, "default_cluster"),
-        ({"clusters": {"K": {"namespaces": []}}}, "namespaces"),
-        ({"clusters": {"K": {"namespaces": ["Shop"]}}}, "namespace"),
-        ({"clusters": {"K": {}}}, "namespaces"),
-        ({"clusters": {"K": {"namespaces": ["*"], "impersonators": ["ztunnel"]}}}, "namespace/service-account"),
-        ({"max_ttl_seconds": 20_000}, "istio.max_ttl_seconds of 20000"),
-    ],
-)
-def test_a_configuration_that_cannot_be_meant_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    good = {"dns_names": [DNS], "clusters": {"K": {"namespaces": ["*"]}}}
-    values = {"trust_domain": "example.org", "data_dir": str(tmp_path)}
-    check(from_values(values | {"istio": good}, ServerConfig))
-    with pytest.raises(ConfigError, match=words):
-        check(from_values(values | {"istio": good | change}, ServerConfig))
-
-
-def test_a_server_without_it_has_nothing_of_it_in_memory() -> None:
-    program = "import sys, ca.server; print([m for m in sys.modules if 'istio' in m or 'token_review' in m])"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "['ca.runtime.istio_config']"

@@ -22,8 +22,8 @@ from ca.publish.kube_copy import MARK
 from ca.runtime.config import load_yaml
 from ca.runtime.server_config import ServerConfig
 from ca.service.istio_roots import KEY, NAME
+from tests.ca.api.istio_lab import WEB, client_of, fault
 from tests.ca.api.refusals import Code, refused
-from tests.ca.api.test_istio import client_of, fault
 from tests.conformance.programs import go_program
 from tests.docs.pages import blocks
 from tests.docs.reason_codes import ROOT
@@ -42,7 +42,6 @@ from tests.support.server import RunningServer, eventually, running_server
 pytestmark = [pytest.mark.real("kube-apiserver"), pytest.mark.xdist_group("kube")]
 
 PAGE = ROOT / "docs/with-istio.md"
-WEB = "spiffe://example.org/ns/shop/sa/web"
 
 
 def documents(text: str) -> list[Object]:
