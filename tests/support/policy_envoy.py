@@ -23,7 +23,7 @@ from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from policy import envoy
-from policy.envoy_snippet import any_of, ask_filter
+from policy.envoy_snippet import agent_cluster, any_of, ask_filter
 from tests.support.envoys import Envoy
 from tests.support.pair import until
 from tests.support.policy_certificates import Authority
@@ -166,30 +166,19 @@ class PolicyEnvoy:
         return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
     def _bootstrap(self) -> dict[str, Any]:
-        server = self.authority.issue("spiffe://td/ns/x/sa/server")
-        tls = extension(
-            "tls",
-            "transport_sockets.tls.v3.DownstreamTlsContext",
-            common_tls_context={
-                "tls_certificates": [
-                    {
-                        "certificate_chain": {"filename": str(server.certificate)},
-                        "private_key": {"filename": str(server.key)},
-                    }
-                ],
-                "validation_context": {"trusted_ca": {"filename": str(self.authority.roots)}},
-            },
-        )
         listener = {
             "name": "inbound",
             "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
             "listener_filters": [extension("tls", "filters.listener.tls_inspector.v3.TlsInspector")],
-            "filter_chains": [{"filters": [self._manager()], "transport_socket": tls}],
+            "filter_chains": [{"filters": [self._manager()], "transport_socket": server_tls(self.authority)}],
         }
         return {
             "node": {"id": "policy", "cluster": "policy"},
             "admin": {"address": {"pipe": {"path": str(self.envoy.admin_socket), "mode": 0o600}}},
-            "static_resources": {"listeners": [listener], "clusters": self._clusters()},
+            "static_resources": {
+                "listeners": [listener],
+                "clusters": [grpc_cluster("ask", self._ask)] if self._ask else [],
+            },
         }
 
     def _manager(self) -> dict[str, Any]:
@@ -225,24 +214,25 @@ class PolicyEnvoy:
             http_filters=filters,
         )
 
-    def _clusters(self) -> list[dict[str, Any]]:
-        if self._ask is None:
-            return []
-        endpoint = {"endpoint": {"address": {"pipe": {"path": str(self._ask)}}}}
-        options = {
-            "@type": EXTENSIONS.replace("envoy.extensions.", "")
-            + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-        return [
-            {
-                "name": "ask",
-                "type": "STATIC",
-                "connect_timeout": "1s",
-                "load_assignment": {"cluster_name": "ask", "endpoints": [{"lb_endpoints": [endpoint]}]},
-                "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-            }
-        ]
+
+def server_tls(authority: Authority) -> dict[str, Any]:
+    """TLS that takes certificates of the same authority, and callers without one."""
+    server = authority.issue("spiffe://td/ns/x/sa/server")
+    files = {"certificate_chain": {"filename": str(server.certificate)}, "private_key": {"filename": str(server.key)}}
+    return extension(
+        "tls",
+        "transport_sockets.tls.v3.DownstreamTlsContext",
+        require_client_certificate=False,
+        common_tls_context={
+            "tls_certificates": [files],
+            "validation_context": {"trusted_ca": {"filename": str(authority.roots)}},
+        },
+    )
+
+
+def grpc_cluster(name: str, socket_path: Path) -> dict[str, Any]:
+    """A gRPC server on a Unix socket."""
+    return agent_cluster(name, str(socket_path))
 
 
 def read_answer(reader: Any) -> Answer | None:
