@@ -226,7 +226,11 @@ def _svid(parts: Parts, tokens: JwtIssuer, limits: Limits) -> SvidService:
         trust=parts.trust,
         issuer=parts.issuer,
         tokens=tokens,
-        downstream=DownstreamIssuer(parts.issuer, ttl_seconds=parts.config.ca_ttl_seconds),
+        downstream=DownstreamIssuer(
+            parts.issuer,
+            ttl_seconds=parts.config.ca_ttl_seconds,
+            roots=lambda: [one.certificate for one in parts.trust.own.x509_authorities],
+        ),
         index=parts.index,
         limits=limits,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from ca.errors import Internal
+from ca.errors import FailedPrecondition, Internal
 from ca.identity.entry import RegistrationEntry
 from ca.issuing.csr import Csr
 from ca.issuing.lifetime import plan_lifetime
@@ -17,6 +19,7 @@ from ca.runtime import log
 from ca.service.issuance import Issuer, count_issued, report_caps
 from ca.service.signing import X509Signing, refuse_in_vain
 from ca.store.values import IssuanceRecord
+from ca.upstream.links import room_below
 
 logger = log.get("issuance")
 
@@ -30,21 +33,25 @@ class IssuedCa:
 
 
 class DownstreamIssuer:
-    """Shares pool, records and settings with the issuer of SVIDs. `ttl_seconds` is for requests that name none."""
+    """Shares pool, records and settings with the issuer of SVIDs. `ttl_seconds` is for requests that name none, `roots`
+    gives the own bundle's (DER)."""
 
-    def __init__(self, issuer: Issuer, *, ttl_seconds: int) -> None:
+    def __init__(self, issuer: Issuer, *, ttl_seconds: int, roots: Callable[[], Sequence[bytes]]) -> None:
         self._issuer = issuer
+        self._roots = roots
         self._ttl_seconds = ttl_seconds
 
     async def issue(self, entry: RegistrationEntry, request: bytes, ttl_seconds: int) -> IssuedCa:
         """An authority of this trust domain for the holder of a downstream entry; of its CSR only the key counts.
 
         A TTL of 0 or less means the default, as in SPIRE; it never outlives the authority that signs it. Raises
-        InvalidArgument for a CSR without proof of possession.
+        InvalidArgument for a CSR without proof of possession, FailedPrecondition (UPSTREAM_PATH_LENGTH) where the
+        upstream lets no authority follow ours.
         """
         csr = await self._issuer.verify_csr(request)
         signing = self._issuer.authority.x509()
         refuse_in_vain(signing)
+        await self._require_room(signing)
         token = self._prepare(csr, ttl_seconds if ttl_seconds > 0 else self._ttl_seconds, signing)
         await self._issuer.record([self._record(token, entry)])
         try:
@@ -55,6 +62,15 @@ class DownstreamIssuer:
             raise
         self._report(token, entry)
         return IssuedCa(chain=(certificate, *signing.chain), not_after=token.not_after)
+
+    async def _require_room(self, signing: X509Signing) -> None:
+        """RFC 5280 §6.1.4 (l), (m): nobody would believe what is issued below it."""
+        if await asyncio.to_thread(room_below, signing.chain, self._roots(), now=self._issuer.now()) == 0:
+            raise FailedPrecondition(
+                "the path lengths above this server's authority let no other follow it",
+                reason="UPSTREAM_PATH_LENGTH",
+                hint="raise the path length above, then have a new authority made: `caadmin ca rotate x509`",
+            )
 
     def _prepare(self, csr: Csr, ttl_seconds: int, signing: X509Signing) -> IssuanceToken:
         backdate = self._issuer.settings.backdate_seconds

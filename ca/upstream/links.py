@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ca.errors import FailedPrecondition, Unauthenticated
-from ca.identity.issuer import Issuer
+from ca.identity.issuer import Issuer, load_anchor, load_issuer
 from ca.identity.name_constraints import first_violation, violation_of
 from ca.identity.path import check_algorithm
 from ca.identity.spiffe_id import TrustDomain
@@ -141,6 +141,19 @@ def check_path_lengths(path: Sequence[Issuer]) -> int | None:
         if issuer.path_length is not None:
             room = issuer.path_length if room is None else min(room, issuer.path_length)
     return room
+
+
+def room_below(chain: Sequence[bytes], roots: Sequence[bytes], *, now: datetime) -> int | None:
+    """How many authorities may follow the first of a chain that was proved once; None for any number. A root that is
+    not among these says nothing."""
+    path = [load_issuer(der) for der in chain]
+    if not path:
+        return None
+    try:
+        path.append(find_root(path, [root for der in roots if (root := load_anchor(der)) is not None], now=now))
+    except FailedPrecondition:
+        pass
+    return check_path_lengths(path)
 
 
 def check_names(path: Sequence[Issuer], trust_domain: TrustDomain) -> list[Finding]:
