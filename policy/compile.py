@@ -16,6 +16,10 @@ from policy.model import Action, Attribute, Clause, Group, Policy, Rule
 MAX_ROWS_PER_RULE = 64
 """A rule with more combinations of source and operation gets one row, and is checked by itself where that is left."""
 
+MAX_ROWS = 16384
+"""In one block: every value of a block has a mask as long as the block, so that without a bound a target's memory would
+grow with the square of its rules."""
+
 _FIRST = (
     Attribute.SOURCE_PRINCIPAL,
     Attribute.SOURCE_NAMESPACE,
@@ -37,28 +41,42 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    """`lookups` give the rows that each attribute leaves; bits from `allow_end` up are of DENY rows, those from
-    `deny_end` up of CUSTOM rows. `checked` are the rows whose rule must be looked at."""
+class Block:
+    """Rows that are decided together, by bit. `lookups` give those that each attribute leaves; bits from `custom` up
+    are of CUSTOM rows; `checked` are the rows whose rule must be looked at."""
 
     rows: tuple[Row, ...]
-    """By bit."""
     lookups: tuple[Lookup, ...]
     everything: int
-    allow_end: int
-    deny_end: int
+    custom: int
     checked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Blocks in the order in which they decide; one, unless there are very many rows. `any_allow`: an ALLOW policy is
+    among the policies, even one without rules."""
+
+    blocks: tuple[Block, ...]
     any_allow: bool
-    """Whether an ALLOW policy is among them, even one without rules."""
 
 
 def compile_policies(policies: Sequence[Policy]) -> Compiled:
     """Policies as they hold for a protocol, trust domains expanded."""
-    rows: list[Row] = []
-    ends: list[int] = []
-    for action in (Action.ALLOW, Action.DENY, Action.CUSTOM):
-        rows.extend(row for policy in reversed(policies) if policy.action is action for row in _rows(policy))
-        ends.append(len(rows))
+    rows = [
+        row
+        for action in (Action.CUSTOM, Action.DENY, Action.ALLOW)
+        for policy in policies
+        if policy.action is action
+        for row in _rows(policy)
+    ]
+    return Compiled(
+        blocks=tuple(_block(rows[at : at + MAX_ROWS][::-1]) for at in range(0, len(rows), MAX_ROWS)) or (_block([]),),
+        any_allow=any(policy.action is Action.ALLOW for policy in policies),
+    )
+
+
+def _block(rows: list[Row]) -> Block:
     slots: dict[Slot, list[tuple[Clause, int]]] = defaultdict(list)
     checked = 0
     for number, row in enumerate(rows):
@@ -69,22 +87,18 @@ def compile_policies(policies: Sequence[Policy]) -> Compiled:
             slots[clause.attribute, clause.key].append((clause, bit))
     everything = (1 << len(rows)) - 1
     ordered = sorted(slots, key=lambda slot: _FIRST.index(slot[0]) if slot[0] in _FIRST else len(_FIRST))
-    return Compiled(
+    return Block(
         rows=tuple(rows),
         lookups=tuple(lookup(slot, slots[slot], everything) for slot in ordered),
         everything=everything,
-        allow_end=ends[0],
-        deny_end=ends[1],
+        custom=sum(row.policy.action is not Action.CUSTOM for row in rows),
         checked=checked,
-        any_allow=any(policy.action is Action.ALLOW for policy in policies),
     )
 
 
 def _rows(policy: Policy) -> Iterable[Row]:
-    """The rows of a policy, the last rule's first."""
-    rules = policy.rules or ()
-    for number in range(len(rules) - 1, -1, -1):
-        yield from _rule_rows(policy, number, rules[number])
+    for number, rule in enumerate(policy.rules or ()):
+        yield from _rule_rows(policy, number, rule)
 
 
 def _rule_rows(policy: Policy, number: int, rule: Rule) -> Iterable[Row]:

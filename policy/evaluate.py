@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from policy import cel
-from policy.compile import Compiled, Row
+from policy.compile import Block, Compiled, Row
 from policy.decision import Decision, Reason
+from policy.index import Step
 from policy.matching import holds
 from policy.model import Action, Group, Mesh, Policy, Request, Rule
 
@@ -12,30 +15,22 @@ from policy.model import Action, Group, Mesh, Policy, Request, Rule
 class Evaluator:
     """The policies for a target, compiled."""
 
-    __slots__ = ("_by_row", "_checked", "_custom", "_default", "_everything", "_providers", "_steps", "compiled")
+    __slots__ = ("_blocks", "_checked", "_custom", "_decisions", "_default", "_everything", "_providers", "_steps")
 
     def __init__(self, compiled: Compiled, mesh: Mesh, *, is_open: bool) -> None:
-        self.compiled = compiled
-        self._steps = tuple(lookup.step for lookup in compiled.lookups)
-        self._everything = compiled.everything
-        self._checked = compiled.checked
-        self._custom = compiled.deny_end
         self._providers = mesh.providers
-        self._by_row: list[Decision | None] = [None] * len(compiled.rows)
         self._default = _default(compiled, is_open=is_open)
+        self._blocks = compiled.blocks
+        first = compiled.blocks[0]
+        self._steps = _steps(first)
+        self._everything = first.everything
+        self._checked = first.checked
+        self._custom = first.custom
+        self._decisions: list[Decision | None] = [None] * len(first.rows)
+        """Of the first block's rows, made when they are first needed."""
 
     def decide(self, request: Request) -> Decision:
         """The verdict, as if there were no shadow policies."""
-        left = self._left(request)
-        if not left:
-            return self._default
-        top = left.bit_length() - 1
-        if top >= self._custom or self._checked & left:
-            return self._carefully(left, request)
-        return self._by_row[top] or self._of_row(top)
-
-    def _left(self, request: Request) -> int:
-        """The rows that every attribute leaves."""
         left = self._everything
         for get, known, absent, otherwise, find in self._steps:
             if get is None:
@@ -47,45 +42,59 @@ class Evaluator:
             else:
                 left &= find(value)
             if not left:
-                return 0
-        return left
+                break
+        if left:
+            top = left.bit_length() - 1
+            if top < self._custom and not self._checked & left:
+                return self._decisions[top] or self._decision(top)
+        elif len(self._blocks) == 1:
+            return self._default
+        return self._carefully(request)
 
-    def matches(self, request: Request) -> list[Row]:
+    def matches(self, request: Request) -> Iterator[Row]:
         """Every row that matches, the decisive one first."""
-        left = self._left(request)
-        found: list[Row] = []
-        while left:
-            top = left.bit_length() - 1
-            left ^= 1 << top
-            if self._certain(top, request):
-                found.append(self.compiled.rows[top])
-        return found
+        for block in self._blocks:
+            left = _left(block, request)
+            while left:
+                top = left.bit_length() - 1
+                left ^= 1 << top
+                row = block.rows[top]
+                if row.rule is None or rule_holds(row.rule, row.policy.action, request):
+                    yield row
 
-    def _carefully(self, left: int, request: Request) -> Decision:
+    def _carefully(self, request: Request) -> Decision:
         asked: set[str] = set()
-        while left:
-            top = left.bit_length() - 1
-            left ^= 1 << top
-            if not self._certain(top, request):
-                continue
-            row = self.compiled.rows[top]
+        for row in self.matches(request):
             if row.policy.action is not Action.CUSTOM:
-                return _with(self._by_row[top] or self._of_row(top), asked)
+                return _with(_of_row(row), asked)
             if row.policy.provider not in self._providers:
                 return _decisive(row, Reason.NO_PROVIDER)
             asked.add(row.policy.provider)
         return _with(self._default, asked)
 
-    def _certain(self, top: int, request: Request) -> bool:
-        row = self.compiled.rows[top]
-        return row.rule is None or rule_holds(row.rule, row.policy.action, request)
-
-    def _of_row(self, top: int) -> Decision:
-        row = self.compiled.rows[top]
-        allows = row.policy.action is Action.ALLOW
-        decision = _decisive(row, Reason.ALLOWED_BY_RULE if allows else Reason.DENIED_BY_RULE)
-        self._by_row[top] = decision
+    def _decision(self, top: int) -> Decision:
+        decision = _of_row(self._blocks[0].rows[top])
+        self._decisions[top] = decision
         return decision
+
+
+def _steps(block: Block) -> tuple[Step, ...]:
+    return tuple(lookup.step for lookup in block.lookups)
+
+
+def _left(block: Block, request: Request) -> int:
+    """The rows that every attribute leaves."""
+    left = block.everything
+    for get, known, absent, otherwise, find in _steps(block):
+        value = None if get is None else get(request)
+        if get is None:
+            left &= find(request)
+        elif value is None:
+            left &= absent
+        else:
+            rows = known.get(value, otherwise)
+            left &= find(value) if rows is None else rows
+    return left
 
 
 def rule_holds(rule: Rule, action: Action, request: Request) -> bool:
@@ -106,6 +115,11 @@ def _default(compiled: Compiled, *, is_open: bool) -> Decision:
     if is_open and not compiled.any_allow:
         return Decision(allowed=True, reason=Reason.NAMESPACE_IS_OPEN)
     return Decision(allowed=False, reason=Reason.NOTHING_ALLOWS)
+
+
+def _of_row(row: Row) -> Decision:
+    allows = row.policy.action is Action.ALLOW
+    return _decisive(row, Reason.ALLOWED_BY_RULE if allows else Reason.DENIED_BY_RULE)
 
 
 def _decisive(row: Row, reason: Reason) -> Decision:

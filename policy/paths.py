@@ -22,7 +22,7 @@ _NOT_NORMAL = re.compile(
 _ESCAPED_SLASH = re.compile(r"%(2[fF]|5[cC])")
 _ESCAPED = re.compile(r"%([0-9a-fA-F]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_ENCODED = {ord(c): f"%{ord(c):02X}" for c in ' "<>^`{|}'}
+_TO_ENCODE = re.compile(r'[^!-~]|["<>^`{|}]')
 _SLASHES = re.compile("//+")
 
 
@@ -96,7 +96,7 @@ def _canonical(path: str) -> str:
         name = _ESCAPED.sub(_decoded, segment)
         dots = name if name in (".", "..") else segment.partition(";")[0]
         if dots not in (".", ".."):
-            kept.append(name.translate(_ENCODED))
+            kept.append(_TO_ENCODE.sub(_encoded, name))
             continue
         if dots == ".." and kept:
             kept.pop()
@@ -108,3 +108,7 @@ def _canonical(path: str) -> str:
 def _decoded(found: re.Match[str]) -> str:
     character = chr(int(found[1], 16))
     return character if character in _UNRESERVED else found[0]
+
+
+def _encoded(found: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))

@@ -16,7 +16,7 @@ LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 
 
 @settings(
-    max_examples=2000 if LONG else 150,
+    max_examples=2000 if LONG else 80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
