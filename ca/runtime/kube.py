@@ -129,12 +129,19 @@ class KubeClient:
         return await whole_list(lambda asked: self.request("GET", asked, accept=accept), path, page_size)
 
     async def watch(
-        self, path: str, resource_version: str, *, metadata_only: bool = False, seconds: int = WATCH_SECONDS
+        self,
+        path: str,
+        resource_version: str,
+        *,
+        metadata_only: bool = False,
+        seconds: int = WATCH_SECONDS,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[Event, None]:
         """What changes from `resource_version` on, until the API server ends it (after `seconds`): ask again then.
 
-        A BOOKMARK says only how far this is. Raises NotFound KUBE_GONE where that version is too old: list again.
-        Raises as `get`, and Unavailable HTTP_UNREACHABLE where the connection breaks. Close it if you leave it early.
+        `opened` is called when it is accepted. A BOOKMARK says only how far this is. Close it if you leave it early.
+        Raises NotFound KUBE_GONE where that version is too old (list again), Unavailable HTTP_UNREACHABLE where the
+        connection breaks, else as `get`.
         """
         http = self._current()
         asked = watch_path(path, resource_version, seconds)
@@ -142,6 +149,7 @@ class KubeClient:
         async with stream(http.origin(idle_seconds=IDLE_SECONDS), "GET", http.prefix + asked, headers) as answer:
             if answer.status != 200:
                 self._refused("WATCH", path, Answer(answer.status, answer.headers, await answer.start()))
+            opened()
             async for line in answer.lines(self._max_bytes):
                 event = event_of(self._object(line))
                 if event.type == "ERROR":

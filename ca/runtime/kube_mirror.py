@@ -66,6 +66,7 @@ class Mirror(Generic[V]):
                 if not self._version:
                     self._replace(await self._client.list(self._path, metadata_only=self._metadata_only))
                 await self._follow()
+                await self._clock.sleep(FIRST_BACKOFF_SECONDS)
                 continue
             except BurgeeError as error:
                 if error.reason != "HTTP_UNREACHABLE":
@@ -78,14 +79,17 @@ class Mirror(Generic[V]):
 
     async def _follow(self) -> None:
         """One watch, until the API server ends it or an error does."""
-        watching = self._client.watch(self._path, self._version, metadata_only=self._metadata_only)
+        watching = self._client.watch(self._path, self._version, metadata_only=self._metadata_only, opened=self._well)
         async with aclosing(watching) as events:
             async for kind, value in events:
                 self._version = version_of(value)
-                self._progress, self.problem, self._said = True, None, ""
+                self._progress = True
                 if kind != "BOOKMARK":
                     self._take(key_of(value), None if kind == "DELETED" else self._read(value))
         self._progress = True
+
+    def _well(self) -> None:
+        self.problem, self._said = None, ""
 
     def _take(self, key: str, value: V | None) -> None:
         before = self.items.get(key)
@@ -106,11 +110,11 @@ class Mirror(Generic[V]):
         for key in before.keys() | found.keys():
             self._differ(key, before.get(key), found.get(key), seen=False)
         _lists.labels(self.what).inc()
-        self.problem, self._said = None, ""
+        self._well()
         if not self.synced:
             self.synced = True
             _log.info("following", what=self.what, count=len(found))
-        self._version, self._progress = listing.resource_version, True
+        self._version = listing.resource_version
         self.on_synced()
 
     def _differ(self, key: str, before: V | None, after: V | None, *, seen: bool) -> None:
