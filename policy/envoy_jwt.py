@@ -21,7 +21,11 @@ from policy.attributes import SPACE_DELIMITED
 from policy.authentication import JwtRule
 from policy.envoy_predicates import JWT_KEY
 
-NO_KEYS = '{"keys":[]}'
+NO_KEYS = (
+    '{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"nobody",'
+    '"x":"_qf-9dxMg4VFdO14vj7jh-SQonNu3DZ_92U_twA2oXk","y":"EePHwKL_quikUJ1EfyNB5p4HmPoqqAHuttO4bHre7-c"}]}'
+)
+"""Envoy refuses a set without keys. The point's x is SHA-256 of "nobody has this key 4": nobody knows its logarithm."""
 
 
 def jwt_filter(rules: Sequence[JwtRule], keys: Mapping[str, str]) -> JwtAuthentication:
@@ -63,10 +67,10 @@ def _one_or_none(names: Sequence[str]) -> JwtRequirement:
     """A token that one of the providers verifies, or none at all."""
     each = [JwtRequirement(provider_name=name) for name in names]
     missing = JwtRequirement(allow_missing=Empty())
+    valid_or_missing = [_any([one, missing]) for one in each]
     if len(each) == 1:
-        return _any([each[0], missing])
-    both = JwtRequirementAndList(requirements=[_any(each), missing])
-    return _any([*each, JwtRequirement(requires_all=both)])
+        return valid_or_missing[0]
+    return _any([*each, JwtRequirement(requires_all=JwtRequirementAndList(requirements=valid_or_missing))])
 
 
 def _any(found: Sequence[JwtRequirement]) -> JwtRequirement:
