@@ -18,6 +18,9 @@ from ca.store.audit import AuditItem
 _MintX509 = admin_pb2.MintX509SVIDRequest | server_svid_pb2.MintX509SVIDRequest
 _MintJwt = admin_pb2.MintJWTSVIDRequest | server_svid_pb2.MintJWTSVIDRequest
 
+MAX_CSRS = 500
+"""Of one call; one with more is refused, whatever it names."""
+
 _CODES = {0: "OK", **{number: code.value for code, (number, _) in STATUS.items()}}
 
 
@@ -39,11 +42,10 @@ def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
     if isinstance(response, types_pb2.JoinToken):
         return [AuditItem(token_id(response.value), item.about, "OK") for item in asked(request, token_id)]
     items = asked(request, token_id)
+    if isinstance(response, issuing_pb2.BatchIssueX509SVIDResponse):
+        return [_vouched(item, result) for item, result in zip(items, response.results, strict=True)]
     if "results" in _fields(response) and len(response.results) == len(items):
         return [_with_result(item, result) for item, result in zip(items, response.results, strict=True)]
-    if isinstance(response, issuing_pb2.IssueX509SVIDResponse):
-        (item,), issued = items, _issued(AuditItem(""), response.svid)
-        return [AuditItem(issued.name, f"{item.about}, entry {response.entry_id}, {issued.about}", "OK")]
     if "svid" in _fields(response):
         items = [_issued(item, response.svid) for item in items or [AuditItem("")]]
     if not items:
@@ -140,9 +142,19 @@ def _mint_jwt(request: _MintJwt) -> list[AuditItem]:
     return [AuditItem(_id(request.id), f"audience {' '.join(request.audience)}")]
 
 
-def _issue_x509(request: issuing_pb2.IssueX509SVIDRequest) -> list[AuditItem]:
+def _issue_x509(request: issuing_pb2.BatchIssueX509SVIDRequest) -> list[AuditItem]:
     """For whom; which identity that is turns out later, unless one is asked for."""
-    return [AuditItem(_id(request.spiffe_id), printable(request.requester[:MAX_REQUESTER_CHARACTERS]))]
+    return [
+        AuditItem(_id(params.spiffe_id), printable(params.requester[:MAX_REQUESTER_CHARACTERS]))
+        for params in request.params[:MAX_CSRS]
+    ]
+
+
+def _vouched(item: AuditItem, result: issuing_pb2.IssueX509SVIDResult) -> AuditItem:
+    if result.HasField("refusal"):
+        return AuditItem(item.name, item.about, result.refusal.code)
+    issued = _issued(item, result.svid)
+    return AuditItem(issued.name, f"{item.about}, entry {result.entry_id}, {issued.about}", "OK")
 
 
 def _authority_step(request: authority_pb2.StepRequest) -> list[AuditItem]:
@@ -165,7 +177,7 @@ def _stepped(item: AuditItem, response: authority_pb2.RotateResponse) -> AuditIt
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
-    "IssueX509SVIDRequest": _issue_x509,
+    "BatchIssueX509SVIDRequest": _issue_x509,
     "StepRequest": _authority_step,
     "RotateRequest": _rotation,
 }

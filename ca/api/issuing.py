@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from ca.api.convert.ids import agent_id, seconds, selectors, workload_id
-from ca.api.convert.svids import x509_message
+from ca.api.convert.svids import fill_x509
 from ca.api.limits import Limits
-from ca.api.svid import require_csr
-from ca.errors import Exhausted, InvalidArgument
+from ca.api.svid import MAX_CSRS, require_csr
+from ca.errors import BurgeeError, Exhausted, InvalidArgument
 from ca.identity.exchange import MAX_REQUESTER_CHARACTERS, is_requester
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import Clock
@@ -18,7 +18,7 @@ from ca.proto.burgee import issuing_pb2 as pb
 from ca.proto.burgee import issuing_pb2_grpc
 from ca.service.issuance import count_refused
 from ca.service.rates import TokenBuckets
-from ca.service.vouched import Vouched, VouchedIssuer
+from ca.service.vouched import Outcome, Vouched, VouchedIssuer
 
 MAX_SELECTORS = 2_000
 PER_SECOND, AT_ONCE = 10.0, 250.0
@@ -37,19 +37,34 @@ class IssuingService(issuing_pb2_grpc.IssuingServicer):
         self._clock = clock
         self._shares = TokenBuckets(per_second=PER_SECOND, burst_seconds=AT_ONCE / PER_SECOND)
 
-    async def IssueX509SVID(self, request: pb.IssueX509SVIDRequest, context: Context) -> pb.IssueX509SVIDResponse:
-        wanted, csr = self._wanted(request), require_csr(request.csr)
-        self._take(request.share)
-        async with self._limits.x509(1):
-            entry, svid = await self._vouched.issue(wanted, csr)
-        return pb.IssueX509SVIDResponse(
-            svid=x509_message(svid),
-            entry_id=entry.id,
-            not_before=seconds(svid.lifetime.not_before),
-            not_after=seconds(svid.lifetime.not_after),
-        )
+    async def BatchIssueX509SVID(
+        self, request: pb.BatchIssueX509SVIDRequest, context: Context
+    ) -> pb.BatchIssueX509SVIDResponse:
+        if not request.params:
+            raise InvalidArgument("missing parameters", reason="PARAMETERS_MISSING")
+        if len(request.params) > MAX_CSRS:
+            raise Exhausted(
+                f"{len(request.params)} CSRs in one call; at most {MAX_CSRS} are accepted", reason="BATCH_TOO_LARGE"
+            )
+        asked = [self._asked(params) for params in request.params]
+        wanted = [one for one in asked if not isinstance(one, BurgeeError)]
+        async with self._limits.x509(len(wanted)):
+            issued = iter(await self._vouched.issue(wanted))
+        response = pb.BatchIssueX509SVIDResponse()
+        for one in asked:
+            _fill(response.results.add(), one if isinstance(one, BurgeeError) else next(issued))
+        return response
 
-    def _wanted(self, request: pb.IssueX509SVIDRequest) -> Vouched:
+    def _asked(self, params: pb.IssueX509SVIDParams) -> tuple[Vouched, bytes] | BurgeeError:
+        try:
+            asked = self._wanted(params), require_csr(params.csr)
+            self._take(params.share)
+        except BurgeeError as error:
+            count_refused("x509", error.reason)
+            return error
+        return asked
+
+    def _wanted(self, request: pb.IssueX509SVIDParams) -> Vouched:
         if len(request.selectors) > MAX_SELECTORS or len(request.agent_selectors) > MAX_SELECTORS:
             raise InvalidArgument(f"more than {MAX_SELECTORS} selectors", reason="SELECTORS_TOO_MANY")
         if not request.selectors:
@@ -75,9 +90,20 @@ class IssuingService(issuing_pb2_grpc.IssuingServicer):
             return
         wait = self._shares.take(share, 1, self._clock.monotonic())
         if wait:
-            count_refused("x509", "RATE_LIMITED")
             raise Exhausted(
                 f"more than {PER_SECOND:g} SVIDs a second for one node",
                 reason="RATE_LIMITED",
                 retry_after_seconds=wait,
             )
+
+
+def _fill(result: pb.IssueX509SVIDResult, outcome: Outcome) -> None:
+    if isinstance(outcome, BurgeeError):
+        result.refusal.code, result.refusal.reason = outcome.code.value, outcome.reason
+        result.refusal.detail, result.refusal.hint = outcome.detail, outcome.hint
+        result.refusal.retry_after_seconds = outcome.retry_after_seconds or 0.0
+        return
+    entry, svid = outcome
+    fill_x509(result.svid, svid)
+    result.entry_id = entry.id
+    result.not_before, result.not_after = seconds(svid.lifetime.not_before), seconds(svid.lifetime.not_after)

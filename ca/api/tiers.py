@@ -125,7 +125,7 @@ TIERS: dict[str, Tier] = {
     _AUTHORITIES + "Revoke": MANAGERS,
     _AUTHORITIES + "Prune": MANAGERS,
     _AUTHORITIES + "Rotate": MANAGERS,
-    _ISSUING + "IssueX509SVID": MANAGERS,
+    _ISSUING + "BatchIssueX509SVID": MANAGERS,
     _FORESIGHT + "ExplainTtl": MANAGERS,
     _FORESIGHT + "GetOutageBudget": MANAGERS,
     _FORESIGHT + "CheckUpstream": MANAGERS,

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-
-import grpc
+from typing import Any
 
 from ca.controller.entry_api import AdminChannel
 from ca.controller.pod_certificate_answer import Issued
 from ca.controller.pod_certificate_request import MIN_SECONDS, Request
-from ca.errors import BurgeeError, Code, Unavailable
+from ca.errors import BurgeeError, Internal, Unavailable
 from ca.identity.exchange import requester
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.burgee import issuing_pb2 as pb
 from ca.proto.burgee import issuing_pb2_grpc
 from ca.proto.spire import types_pb2
-from ca.runtime.rpc_errors import error_of
 
 CALL_SECONDS = 20.0
-_NO_ANSWER = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.UNAUTHENTICATED, Code.UNIMPLEMENTED})
+MAX_AT_ONCE = 250
+LINGER_SECONDS = 0.025
+"""Who comes so shortly after another goes with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    params: pb.IssueX509SVIDParams
+    answer: asyncio.Future[pb.IssueX509SVIDResult]
 
 
 class PodCertificateApi:
@@ -31,14 +38,18 @@ class PodCertificateApi:
         self._channel = channel
         self._trust_domain = trust_domain
         self._cluster = cluster
-        self._opening = asyncio.Lock()
+        self._waiting: list[_Waiting] = []
+        self._sender: asyncio.Task[None] | None = None
 
     async def issue(self, request: Request, selectors: frozenset[Selector]) -> Issued:
         """Raises what the server reported, and Unavailable where it cannot be asked."""
-        message = self._message(request, selectors)
-        answer = await self._call(message)
-        if isinstance(answer, BurgeeError):
-            raise answer
+        waiting = _Waiting(self._params(request, selectors), asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send())
+        answer = await waiting.answer
+        if answer.HasField("refusal"):
+            raise _refusal(answer.refusal)
         return Issued(
             chain=tuple(answer.svid.cert_chain),
             spiffe_id=f"spiffe://{answer.svid.id.trust_domain}{answer.svid.id.path}",
@@ -48,35 +59,47 @@ class PodCertificateApi:
         )
 
     async def close(self) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
         await self._channel.close()
 
-    async def _call(self, message: pb.IssueX509SVIDRequest) -> pb.IssueX509SVIDResponse | BurgeeError:
-        """A refusal is an answer: the channel that brought it is a good one, and others use it now."""
-        async with self._opening, self._channel.use():
-            pass
-        async with self._channel.use() as channel:
-            stub: issuing_pb2_grpc.IssuingAsyncStub = issuing_pb2_grpc.IssuingStub(channel)
+    async def _send(self) -> None:
+        """One call at a time: what comes during one goes with the next, and costs the server's records but once."""
+        while self._waiting:
+            await asyncio.sleep(LINGER_SECONDS)
+            batch, self._waiting = self._waiting[:MAX_AT_ONCE], self._waiting[MAX_AT_ONCE:]
             try:
-                return await stub.IssueX509SVID(message, timeout=CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                found = error_of(error)
-                if found.code in _NO_ANSWER:
-                    raise
-                return found
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                raise Unavailable("the connection to the server was given up", reason="UNREACHABLE") from error
+                answers = await self._call([one.params for one in batch])
+                for one, answer in zip(batch, answers, strict=True):
+                    if not one.answer.done():  # whoever waited may have gone
+                        one.answer.set_result(answer)
+            except Exception as error:
+                found = error if isinstance(error, BurgeeError) else Internal(f"{type(error).__name__} in a call")
+                for one in batch:
+                    if not one.answer.done():
+                        one.answer.set_exception(found)
+            finally:
+                for one in batch:
+                    one.answer.cancel()  # those that have an answer keep it
 
-    def _message(self, request: Request, selectors: frozenset[Selector]) -> pb.IssueX509SVIDRequest:
+    async def _call(self, params: Sequence[pb.IssueX509SVIDParams]) -> Sequence[pb.IssueX509SVIDResult]:
+        async with self._channel.use() as channel:
+            stub: Any = issuing_pb2_grpc.IssuingStub(channel)
+            answer = await stub.BatchIssueX509SVID(pb.BatchIssueX509SVIDRequest(params=params), timeout=CALL_SECONDS)
+        if len(answer.results) != len(params):
+            raise Unavailable("the server answered for another number of pods", reason="SERVER_ANSWER")
+        results: Sequence[pb.IssueX509SVIDResult] = answer.results
+        return results
+
+    def _params(self, request: Request, selectors: frozenset[Selector]) -> pb.IssueX509SVIDParams:
         csr, wanted = request.csr(), request.wanted_id()
         node = {
             "cluster": self._cluster,
             "agent_node_name": request.node_name,
             "agent_node_uid": request.node_uid,
         }
-        message = pb.IssueX509SVIDRequest(
+        params = pb.IssueX509SVIDParams(
             csr=csr,
             agent_id=_id(SpiffeId.of(self._trust_domain, f"/spire/agent/k8s_psat/{self._cluster}/{request.node_uid}")),
             agent_selectors=_selectors(Selector("k8s_psat", f"{key}:{value}") for key, value in node.items()),
@@ -87,8 +110,17 @@ class PodCertificateApi:
             share=f"{self._cluster}/{request.node_name}",
         )
         if wanted is not None:
-            message.spiffe_id.CopyFrom(_id(wanted))
-        return message
+            params.spiffe_id.CopyFrom(_id(wanted))
+        return params
+
+
+def _refusal(refusal: pb.IssueRefusal) -> BurgeeError:
+    return BurgeeError(
+        refusal.detail,
+        reason=refusal.reason,
+        hint=refusal.hint,
+        retry_after_seconds=refusal.retry_after_seconds or None,
+    )
 
 
 def _id(value: SpiffeId) -> types_pb2.SPIFFEID:

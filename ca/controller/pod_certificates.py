@@ -64,7 +64,7 @@ class PodCertificates:
         self._pods = PodFinder(kube, config.signer_name)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(config.at_once)
-        per_node = max(1, config.at_once // 4)
+        per_node = max(1, config.at_once // 2)
         self._node_turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(per_node))
         self._error: BurgeeError | None = None
         self.mirror: Mirror[Request] = Mirror(

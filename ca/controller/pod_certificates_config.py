@@ -20,5 +20,5 @@ class PodCertificatesConfig(StrictModel):
     entry_wait_seconds: Annotated[float, Field(ge=0, le=600)] = 30.0
     """A request that no entry is for is denied after so long: its pod and its entry may be made together."""
 
-    at_once: Annotated[int, Field(ge=1, le=256)] = 16
-    """Requests that are answered at the same time; a quarter of them for one node."""
+    at_once: Annotated[int, Field(ge=1, le=256)] = 32
+    """Requests that are answered at the same time; half of them for one node."""

@@ -66,6 +66,15 @@ class WorkloadRequest(NamedTuple):
     csr: bytes
 
 
+class EntryRequest(NamedTuple):
+    """One CSR (DER) of somebody without an agent; `requester` stands in the record in place of one."""
+
+    requester: str
+    entry: RegistrationEntry
+    csr: bytes
+    ttl_seconds: int
+
+
 class IssuedX509(NamedTuple):
     """`chain` is DER, leaf first, without the root."""
 
@@ -93,6 +102,21 @@ class _Job(NamedTuple):
     entry_id: str = ""
     entry_revision: int = 0
     agent: str = ""
+
+
+def _entry_job(
+    requester: str, entry: RegistrationEntry, request: bytes | PublicKeyInfo, ttl_seconds: int
+) -> _Job:
+    return _Job(
+        profile=WORKLOAD,
+        spiffe_id=entry.spiffe_id,
+        request=request,
+        ttl_seconds=ttl_seconds,
+        dns_names=entry.dns_names,
+        entry_id=entry.id,
+        entry_revision=entry.revision_number,
+        agent=requester,
+    )
 
 
 class Issuer:
@@ -152,18 +176,11 @@ class Issuer:
 
     async def for_token(self, requester: str, entry: RegistrationEntry, csr: Csr, ttl_seconds: int) -> IssuedX509:
         """For whoever exchanged a token; `requester` stands in the record in place of an agent."""
-        return await self._issue_one(
-            _Job(
-                profile=WORKLOAD,
-                spiffe_id=entry.spiffe_id,
-                request=csr.key,
-                ttl_seconds=ttl_seconds,
-                dns_names=entry.dns_names,
-                entry_id=entry.id,
-                entry_revision=entry.revision_number,
-                agent=requester,
-            )
-        )
+        return await self._issue_one(_entry_job(requester, entry, csr.key, ttl_seconds))
+
+    async def for_requesters(self, requests: Sequence[EntryRequest]) -> list[IssuedX509 | BurgeeError]:
+        """As `for_workloads`, for those whom somebody else than an agent vouches for."""
+        return await self._issue([_entry_job(*request) for request in requests])
 
     async def for_account(self, requester: str, identity: SpiffeId, csr: Csr, ttl_seconds: int) -> IssuedX509:
         """For a Kubernetes service account as Istio names it; there is no entry. Of the CSR only the key counts."""

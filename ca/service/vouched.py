@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from ca.errors import Denied, FailedPrecondition, InvalidArgument, Unavailable
+from ca.errors import BurgeeError, Denied, FailedPrecondition, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SERVER_PATH, SpiffeId
 from ca.identity.text import quote
-from ca.service.issuance import IssuedX509, Issuer
+from ca.service.issuance import EntryRequest, IssuedX509, Issuer, count_refused
 from ca.service.peers import AgentTable
 from ca.store.authorized import AuthorizedIndex
 
@@ -33,36 +33,50 @@ class Vouched:
     requester: str
 
 
+Outcome = tuple[RegistrationEntry, IssuedX509] | BurgeeError
+
+
 class VouchedIssuer:
-    """Finds the entry, then issues."""
+    """Finds the entries, then issues."""
 
     def __init__(self, *, index: AuthorizedIndex, agents: AgentTable, issuer: Issuer) -> None:
         self._index = index
         self._agents = agents
         self._issuer = issuer
 
-    async def issue(self, wanted: Vouched, csr: bytes) -> tuple[RegistrationEntry, IssuedX509]:
-        """Raises InvalidArgument (CSR_*, KEY_*), Denied (AGENT_BANNED, VOUCHED_NO_ENTRY, VOUCHED_AMBIGUOUS),
-        FailedPrecondition ENTRY_TTL_SHORT, Unavailable AUTHORITY_EXPIRES."""
-        proven = await self._issuer.verify_csr(csr)
-        agent = self._agents.get(wanted.agent_id)
+    async def issue(self, batch: Sequence[tuple[Vouched, bytes]]) -> list[Outcome]:
+        """One outcome for each request and its CSR, in order: the entry and the SVID, or InvalidArgument (CSR_*, KEY_*,
+        TTL_OUT_OF_RANGE), Denied (AGENT_BANNED, VOUCHED_NO_ENTRY, VOUCHED_AMBIGUOUS), FailedPrecondition
+        ENTRY_TTL_SHORT, Unavailable AUTHORITY_EXPIRES. What concerns all of them is raised."""
+        found = [self._entitled(wanted, csr) for wanted, csr in batch]
+        ready = [one for one in found if isinstance(one, EntryRequest)]
+        issued = iter(await self._issuer.for_requesters(ready))
+        return [_joined(one, next(issued)) if isinstance(one, EntryRequest) else one for one in found]
+
+    def _entitled(self, wanted: Vouched, csr: bytes) -> EntryRequest | BurgeeError:
+        try:
+            self._refuse_banned(wanted.agent_id)
+            entry = self._entry(wanted)
+            return EntryRequest(wanted.requester, entry, csr, self._ttl(entry, wanted))
+        except BurgeeError as error:
+            count_refused("x509", error.reason)
+            return error
+
+    def _refuse_banned(self, agent_id: SpiffeId) -> None:
+        agent = self._agents.get(agent_id)
         if agent is not None and agent.banned:
             raise Denied(
-                f"the agent `{wanted.agent_id}` is banned, and with it its node",
+                f"the agent `{agent_id}` is banned, and with it its node",
                 reason="AGENT_BANNED",
                 hint="an administrator can evict it to lift the ban",
             )
-        entry = self._entry(wanted)
-        ttl = self._ttl(entry, wanted)
-        return entry, await self._issuer.for_token(wanted.requester, entry, proven, ttl)
 
     def _entry(self, wanted: Vouched) -> RegistrationEntry:
-        servable = self._index.servable(wanted.agent_id, wanted.agent_selectors)
-        known = [entry for entry in servable if entry.parent_id.path != SERVER_PATH]  # aliases are for nodes
-        fitting = [entry for entry in known if entry.selectors and entry.selectors <= wanted.selectors]
+        servable, held = self._index.servable(wanted.agent_id, wanted.agent_selectors), wanted.selectors
+        fitting = [one for one in servable if one.selectors <= held and one.selectors and not _is_alias(one)]
         chosen = [entry for entry in fitting if wanted.spiffe_id in (None, entry.spiffe_id)]
         if not chosen:
-            raise _no_entry(wanted, known, fitting)
+            raise _no_entry(wanted, [one for one in servable if not _is_alias(one)], fitting)
         identities = sorted({str(entry.spiffe_id) for entry in chosen})
         if len(identities) > 1:
             raise Denied(
@@ -96,6 +110,15 @@ class VouchedIssuer:
                 hint="its successor signs soon; a `ca_ttl_seconds` of six hours and more always leaves an hour",
             )
         return ttl
+
+
+def _is_alias(entry: RegistrationEntry) -> bool:
+    """Of nodes: no workload's."""
+    return entry.parent_id.path == SERVER_PATH
+
+
+def _joined(request: EntryRequest, issued: IssuedX509 | BurgeeError) -> Outcome:
+    return issued if isinstance(issued, BurgeeError) else (request.entry, issued)
 
 
 def _no_entry(wanted: Vouched, known: Sequence[RegistrationEntry], fitting: Sequence[RegistrationEntry]) -> Denied:

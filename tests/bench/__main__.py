@@ -16,7 +16,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 
-from tests.bench import authorities, controller, node_attestation, remote_keys, workload_attestation
+from tests.bench import authorities, controller, node_attestation, pod_certificates, remote_keys, workload_attestation
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
 from tests.bench.load import CACHE, Figures, wire
@@ -197,6 +197,9 @@ def main() -> int:
         if controller.can_run():
             say(f"a cluster of 1,000 pods ({rounds} rounds)")
             figures |= controller.controller(rounds)
+        if pod_certificates.can_run():
+            say(f"certificates of pods ({rounds} rounds)")
+            figures |= pod_certificates.pod_certificates(rounds)
         say("a taint")
         figures |= authorities.taint()
         say("a thousand agents")

@@ -85,5 +85,7 @@ FIGURES = (
     ),
     Figure("controller_change_p50_ms", "one pod changed → entry → SVID on its stream, p50", "ms"),
     Figure("controller_change_p99_ms", "the same, p99", "ms", None, None, 1000, 300),
+    Figure("pod_certificate_cpu_ms", "PodCertificateRequest, our CPU each, 16 at a time", "ms", None, None, 5, 2),
+    Figure("pod_certificate_server_cpu_ms", "of that the server's", "ms"),
     Figure("start_s", "server and agent healthy after start", "s", 0.64, None, 2, 1.2),
 )

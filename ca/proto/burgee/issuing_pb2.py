@@ -25,17 +25,23 @@ _sym_db = _symbol_database.Default()
 from ca.proto.spire import types_pb2 as ca_dot_proto_dot_spire_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61/proto/burgee/issuing.proto\x12\x11\x62urgee.issuing.v1\x1a\x1a\x63\x61/proto/spire/types.proto\"\xac\x02\n\x14IssueX509SVIDRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12+\n\x08\x61gent_id\x18\x02 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x32\n\x0f\x61gent_selectors\x18\x03 \x03(\x0b\x32\x19.spire.api.types.Selector\x12,\n\tselectors\x18\x04 \x03(\x0b\x32\x19.spire.api.types.Selector\x12,\n\tspiffe_id\x18\x05 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x13\n\x0bmin_seconds\x18\x06 \x01(\x03\x12\x13\n\x0bmax_seconds\x18\x07 \x01(\x03\x12\x11\n\trequester\x18\x08 \x01(\t\x12\r\n\x05share\x18\t \x01(\t\"y\n\x15IssueX509SVIDResponse\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.types.X509SVID\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x12\n\nnot_before\x18\x03 \x01(\x03\x12\x11\n\tnot_after\x18\x04 \x01(\x03\x32m\n\x07Issuing\x12\x62\n\rIssueX509SVID\x12\'.burgee.issuing.v1.IssueX509SVIDRequest\x1a(.burgee.issuing.v1.IssueX509SVIDResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61/proto/burgee/issuing.proto\x12\x11\x62urgee.issuing.v1\x1a\x1a\x63\x61/proto/spire/types.proto\"S\n\x19\x42\x61tchIssueX509SVIDRequest\x12\x36\n\x06params\x18\x01 \x03(\x0b\x32&.burgee.issuing.v1.IssueX509SVIDParams\"\xab\x02\n\x13IssueX509SVIDParams\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12+\n\x08\x61gent_id\x18\x02 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x32\n\x0f\x61gent_selectors\x18\x03 \x03(\x0b\x32\x19.spire.api.types.Selector\x12,\n\tselectors\x18\x04 \x03(\x0b\x32\x19.spire.api.types.Selector\x12,\n\tspiffe_id\x18\x05 \x01(\x0b\x32\x19.spire.api.types.SPIFFEID\x12\x13\n\x0bmin_seconds\x18\x06 \x01(\x03\x12\x13\n\x0bmax_seconds\x18\x07 \x01(\x03\x12\x11\n\trequester\x18\x08 \x01(\t\x12\r\n\x05share\x18\t \x01(\t\"U\n\x1a\x42\x61tchIssueX509SVIDResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.burgee.issuing.v1.IssueX509SVIDResult\"\xa9\x01\n\x13IssueX509SVIDResult\x12\'\n\x04svid\x18\x01 \x01(\x0b\x32\x19.spire.api.types.X509SVID\x12\x10\n\x08\x65ntry_id\x18\x02 \x01(\t\x12\x12\n\nnot_before\x18\x03 \x01(\x03\x12\x11\n\tnot_after\x18\x04 \x01(\x03\x12\x30\n\x07refusal\x18\x05 \x01(\x0b\x32\x1f.burgee.issuing.v1.IssueRefusal\"g\n\x0cIssueRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x05 \x01(\x01\x32|\n\x07Issuing\x12q\n\x12\x42\x61tchIssueX509SVID\x12,.burgee.issuing.v1.BatchIssueX509SVIDRequest\x1a-.burgee.issuing.v1.BatchIssueX509SVIDResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ca.proto.burgee.issuing_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ISSUEX509SVIDREQUEST']._serialized_start=81
-  _globals['_ISSUEX509SVIDREQUEST']._serialized_end=381
-  _globals['_ISSUEX509SVIDRESPONSE']._serialized_start=383
-  _globals['_ISSUEX509SVIDRESPONSE']._serialized_end=504
-  _globals['_ISSUING']._serialized_start=506
-  _globals['_ISSUING']._serialized_end=615
+  _globals['_BATCHISSUEX509SVIDREQUEST']._serialized_start=80
+  _globals['_BATCHISSUEX509SVIDREQUEST']._serialized_end=163
+  _globals['_ISSUEX509SVIDPARAMS']._serialized_start=166
+  _globals['_ISSUEX509SVIDPARAMS']._serialized_end=465
+  _globals['_BATCHISSUEX509SVIDRESPONSE']._serialized_start=467
+  _globals['_BATCHISSUEX509SVIDRESPONSE']._serialized_end=552
+  _globals['_ISSUEX509SVIDRESULT']._serialized_start=555
+  _globals['_ISSUEX509SVIDRESULT']._serialized_end=724
+  _globals['_ISSUEREFUSAL']._serialized_start=726
+  _globals['_ISSUEREFUSAL']._serialized_end=829
+  _globals['_ISSUING']._serialized_start=831
+  _globals['_ISSUING']._serialized_end=955
 # @@protoc_insertion_point(module_scope)

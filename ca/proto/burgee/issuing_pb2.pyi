@@ -22,7 +22,27 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class IssueX509SVIDRequest(_message.Message):
+class BatchIssueX509SVIDRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def params(self) -> _containers.RepeatedCompositeFieldContainer[Global___IssueX509SVIDParams]: ...
+    def __init__(
+        self,
+        *,
+        params: _abc.Iterable[Global___IssueX509SVIDParams] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIssueX509SVIDRequest: _TypeAlias = BatchIssueX509SVIDRequest  # noqa: Y015
+
+@_typing.final
+class IssueX509SVIDParams(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CSR_FIELD_NUMBER: _builtins.int
@@ -82,21 +102,48 @@ class IssueX509SVIDRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___IssueX509SVIDRequest: _TypeAlias = IssueX509SVIDRequest  # noqa: Y015
+Global___IssueX509SVIDParams: _TypeAlias = IssueX509SVIDParams  # noqa: Y015
 
 @_typing.final
-class IssueX509SVIDResponse(_message.Message):
+class BatchIssueX509SVIDResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___IssueX509SVIDResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___IssueX509SVIDResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIssueX509SVIDResponse: _TypeAlias = BatchIssueX509SVIDResponse  # noqa: Y015
+
+@_typing.final
+class IssueX509SVIDResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SVID_FIELD_NUMBER: _builtins.int
     ENTRY_ID_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     entry_id: _builtins.str
     not_before: _builtins.int
     not_after: _builtins.int
     @_builtins.property
-    def svid(self) -> _types_pb2.X509SVID: ...
+    def svid(self) -> _types_pb2.X509SVID:
+        """Empty where it was refused."""
+
+    @_builtins.property
+    def refusal(self) -> Global___IssueRefusal:
+        """Not set where it was issued."""
+
     def __init__(
         self,
         *,
@@ -104,11 +151,46 @@ class IssueX509SVIDResponse(_message.Message):
         entry_id: _builtins.str = ...,
         not_before: _builtins.int = ...,
         not_after: _builtins.int = ...,
+        refusal: Global___IssueRefusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["svid", b"svid"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "svid", b"svid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "not_after", b"not_after", "not_before", b"not_before", "svid", b"svid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry_id", b"entry_id", "not_after", b"not_after", "not_before", b"not_before", "refusal", b"refusal", "svid", b"svid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___IssueX509SVIDResponse: _TypeAlias = IssueX509SVIDResponse  # noqa: Y015
+Global___IssueX509SVIDResult: _TypeAlias = IssueX509SVIDResult  # noqa: Y015
+
+@_typing.final
+class IssueRefusal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """As "PermissionDenied"."""
+    reason: _builtins.str
+    """Stable code."""
+    detail: _builtins.str
+    hint: _builtins.str
+    retry_after_seconds: _builtins.float
+    """Whether, and when, the same may succeed; 0 where nothing is known."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        hint: _builtins.str = ...,
+        retry_after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "hint", b"hint", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueRefusal: _TypeAlias = IssueRefusal  # noqa: Y015

@@ -34,18 +34,19 @@ class IssuingStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.IssueX509SVID = channel.unary_unary(
-                '/burgee.issuing.v1.Issuing/IssueX509SVID',
-                request_serializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDRequest.SerializeToString,
-                response_deserializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDResponse.FromString,
+        self.BatchIssueX509SVID = channel.unary_unary(
+                '/burgee.issuing.v1.Issuing/BatchIssueX509SVID',
+                request_serializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDResponse.FromString,
                 _registered_method=True)
 
 
 class IssuingServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def IssueX509SVID(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def BatchIssueX509SVID(self, request, context):
+        """At most 500 at once: what is recorded of them is recorded together. Each has its own result, in the same order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -53,10 +54,10 @@ class IssuingServicer:
 
 def add_IssuingServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'IssueX509SVID': grpc.unary_unary_rpc_method_handler(
-                    servicer.IssueX509SVID,
-                    request_deserializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDRequest.FromString,
-                    response_serializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDResponse.SerializeToString,
+            'BatchIssueX509SVID': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchIssueX509SVID,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -70,7 +71,7 @@ class Issuing:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def IssueX509SVID(request,
+    def BatchIssueX509SVID(request,
             target,
             options=(),
             channel_credentials=None,
@@ -83,9 +84,9 @@ class Issuing:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/burgee.issuing.v1.Issuing/IssueX509SVID',
-            ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDRequest.SerializeToString,
-            ca_dot_proto_dot_burgee_dot_issuing__pb2.IssueX509SVIDResponse.FromString,
+            '/burgee.issuing.v1.Issuing/BatchIssueX509SVID',
+            ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_issuing__pb2.BatchIssueX509SVIDResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,19 +33,22 @@ class IssuingStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> IssuingAsyncStub: ...
-    IssueX509SVID: _grpc.UnaryUnaryMultiCallable[_issuing_pb2.IssueX509SVIDRequest, _issuing_pb2.IssueX509SVIDResponse]
+    BatchIssueX509SVID: _grpc.UnaryUnaryMultiCallable[_issuing_pb2.BatchIssueX509SVIDRequest, _issuing_pb2.BatchIssueX509SVIDResponse]
+    """At most 500 at once: what is recorded of them is recorded together. Each has its own result, in the same order."""
 
 @_typing.type_check_only
 class IssuingAsyncStub(IssuingStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    IssueX509SVID: _aio.UnaryUnaryMultiCallable[_issuing_pb2.IssueX509SVIDRequest, _issuing_pb2.IssueX509SVIDResponse]  # type: ignore[assignment]
+    BatchIssueX509SVID: _aio.UnaryUnaryMultiCallable[_issuing_pb2.BatchIssueX509SVIDRequest, _issuing_pb2.BatchIssueX509SVIDResponse]  # type: ignore[assignment]
+    """At most 500 at once: what is recorded of them is recorded together. Each has its own result, in the same order."""
 
 class IssuingServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
-    def IssueX509SVID(
+    def BatchIssueX509SVID(
         self,
-        request: _issuing_pb2.IssueX509SVIDRequest,
+        request: _issuing_pb2.BatchIssueX509SVIDRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_issuing_pb2.IssueX509SVIDResponse, _abc.Awaitable[_issuing_pb2.IssueX509SVIDResponse]]: ...
+    ) -> _typing.Union[_issuing_pb2.BatchIssueX509SVIDResponse, _abc.Awaitable[_issuing_pb2.BatchIssueX509SVIDResponse]]:
+        """At most 500 at once: what is recorded of them is recorded together. Each has its own result, in the same order."""
 
 def add_IssuingServicer_to_server(servicer: IssuingServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,20 +11,17 @@ import pytest
 from cryptography import x509
 
 from ca.api.issuing import AT_ONCE, IssuingService
-from ca.errors import BurgeeError, Denied, Exhausted
+from ca.errors import BurgeeError, Code, Denied
 from ca.identity.spiffe_id import TrustDomain
+from ca.proto.burgee import admin_pb2, issuing_pb2_grpc
 from ca.proto.burgee import issuing_pb2 as pb
-from ca.proto.burgee import issuing_pb2_grpc
 from ca.proto.spire import types_pb2
 from tests.ca.api.refusals import refused
 from tests.support.clock import FakeClock
 from tests.support.server import Caller, RunningServer, broken_csr, entry, make_csr, running_server, spiffe_id
 
 AGENT = "/spire/agent/k8s_psat/demo/node-1"
-INVALID, DENIED = (
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.PERMISSION_DENIED,
-)
+INVALID, DENIED = Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED
 
 
 @pytest.fixture
@@ -37,24 +34,39 @@ def selectors(*texts: str) -> list[types_pb2.Selector]:
     return [types_pb2.Selector(type=kind, value=value) for kind, value in (text.split(":", 1) for text in texts)]
 
 
-def wanted(*of_workload: str, **fields: Any) -> pb.IssueX509SVIDRequest:
+def wanted(*of_workload: str, **fields: Any) -> pb.IssueX509SVIDParams:
     given: dict[str, Any] = {
         "csr": make_csr(uris=["spiffe://example.org/ignored"]),
         "agent_id": spiffe_id(AGENT),
         "selectors": selectors(*(of_workload or ("k8s:ns:shop",))),
         "requester": "test:somebody",
     }
-    return pb.IssueX509SVIDRequest(**(given | fields))
+    return pb.IssueX509SVIDParams(**(given | fields))
 
 
-async def issue(caller: Caller, request: pb.IssueX509SVIDRequest) -> pb.IssueX509SVIDResponse:
-    answer: pb.IssueX509SVIDResponse = await issuing_pb2_grpc.IssuingStub(caller.channel).IssueX509SVID(request)
-    return answer
+async def issue(caller: Caller, params: pb.IssueX509SVIDParams) -> pb.IssueX509SVIDResult:
+    """The one result. Raises RefusedError for a refusal of it alone."""
+    (result,) = await batch(caller, params)
+    if result.HasField("refusal"):
+        raise RefusedError(result.refusal)
+    return result
 
 
-async def refuse(caller: Caller, request: pb.IssueX509SVIDRequest, code: grpc.StatusCode, reason: str) -> None:
-    with refused(code, reason=reason):
-        await issue(caller, request)
+async def batch(caller: Caller, *params: pb.IssueX509SVIDParams) -> list[pb.IssueX509SVIDResult]:
+    stub: Any = issuing_pb2_grpc.IssuingStub(caller.channel)
+    return list((await stub.BatchIssueX509SVID(pb.BatchIssueX509SVIDRequest(params=params))).results)
+
+
+class RefusedError(Exception):
+    def __init__(self, refusal: pb.IssueRefusal) -> None:
+        super().__init__(refusal.detail)
+        self.code, self.reason = refusal.code, refusal.reason
+
+
+async def refuse(caller: Caller, params: pb.IssueX509SVIDParams, code: Code, reason: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        await issue(caller, params)
+    assert (caught.value.code, caught.value.reason) == (code.value, reason)
 
 
 async def test_the_entry_decides_and_of_the_request_only_the_key_counts(server: RunningServer) -> None:
@@ -75,7 +87,8 @@ async def test_a_remote_administrator_may_and_nobody_else(server: RunningServer)
     admin = await server.caller(await server.mint("/admin"))
     assert (await issue(admin, wanted())).svid.id.path == "/shop"
     other = await server.caller(await server.mint("/shop"))
-    await refuse(other, wanted(), DENIED, "TIER")
+    with refused(grpc.StatusCode.PERMISSION_DENIED, reason="TIER"):
+        await issue(other, wanted())
 
 
 async def test_what_an_agent_that_attested_has_counts_too(server: RunningServer) -> None:
@@ -104,9 +117,27 @@ async def test_the_nearest_entry_is_named(server: RunningServer) -> None:
     await server.create(
         entry("/far", AGENT, "k8s:ns:a", "k8s:sa:b"), entry("/near", AGENT, "k8s:ns:shop", "k8s:sa:boss")
     )
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with pytest.raises(RefusedError) as caught:
         await issue(server.local, wanted())
-    assert "k8s:sa:boss" in str(caught.value.details())
+    assert "k8s:sa:boss" in str(caught.value)
+
+
+async def test_each_of_a_batch_has_its_own_result_and_record(server: RunningServer) -> None:
+    await server.create(entry("/a", AGENT, "k8s:ns:a"), entry("/b", AGENT, "k8s:ns:b"))
+    asked = [wanted("k8s:ns:a"), wanted("k8s:ns:c"), wanted("k8s:ns:b", csr=broken_csr()), wanted("k8s:ns:b")]
+    results = await batch(server.local, *asked)
+    said = [result.refusal.reason or result.svid.id.path for result in results]
+    assert said == ["/a", "VOUCHED_NO_ENTRY", "CSR_SIGNATURE", "/b"]
+    pages = [page async for page in server.local.admin.ListAudit(admin_pb2.ListAuditRequest(call="BatchIssueX509SVID"))]
+    (record,) = [one for page in pages for one in page.records]
+    assert [item.code for item in record.items] == ["OK", "PermissionDenied", "InvalidArgument", "OK"]
+    assert all("test:somebody" in item.about for item in record.items)
+
+
+async def test_a_batch_has_its_bounds(server: RunningServer) -> None:
+    for asked, code in (([], grpc.StatusCode.INVALID_ARGUMENT), ([wanted()] * 501, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+        with refused(code):
+            await batch(server.local, *asked)
 
 
 async def test_an_entry_that_has_expired_is_for_nobody(server: RunningServer) -> None:
@@ -135,7 +166,7 @@ async def test_an_authority_that_ends_too_soon_is_no_fault_of_the_entry() -> Non
     async with running_server(ca_ttl_seconds=7200, x509_svid_ttl_seconds=600, agent_ttl_seconds=600) as server:
         await server.create(entry("/shop", AGENT, "k8s:ns:shop", x509_svid_ttl=9000))
         request = wanted(min_seconds=8000)
-        await refuse(server.local, request, grpc.StatusCode.UNAVAILABLE, "AUTHORITY_EXPIRES")
+        await refuse(server.local, request, Code.UNAVAILABLE, "AUTHORITY_EXPIRES")
 
 
 class _Nobody:
@@ -145,27 +176,26 @@ class _Nobody:
     async def x509(self, count: int) -> AsyncIterator[None]:
         yield
 
-    async def issue(self, wanted: object, csr: bytes) -> Any:
-        raise Denied("no entry", reason="VOUCHED_NO_ENTRY")
+    async def issue(self, asked: list[object]) -> list[BurgeeError]:
+        return [Denied("no entry", reason="VOUCHED_NO_ENTRY") for _ in asked]
 
 
 async def test_one_share_does_not_take_everything() -> None:
     clock, nobody = FakeClock(), cast(Any, _Nobody())
     service = IssuingService(trust_domain=TrustDomain("example.org"), vouched=nobody, limits=nobody, clock=clock)
 
-    async def ask(share: str) -> BurgeeError:
-        with pytest.raises(BurgeeError) as caught:
-            await service.IssueX509SVID(wanted(share=share, csr=b"x"), cast(Any, None))
-        return caught.value
+    async def ask(share: str) -> pb.IssueRefusal:
+        request = pb.BatchIssueX509SVIDRequest(params=[wanted(share=share, csr=b"x")])
+        (result,) = (await service.BatchIssueX509SVID(request, cast(Any, None))).results
+        return result.refusal
 
     for _ in range(int(AT_ONCE)):
-        assert isinstance(await ask("node-1"), Denied)
+        assert (await ask("node-1")).reason == "VOUCHED_NO_ENTRY"
     refusal = await ask("node-1")
-    assert isinstance(refusal, Exhausted)
-    assert refusal.retry_after_seconds is not None
-    assert isinstance(await ask("node-2"), Denied)
+    assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED.value, "RATE_LIMITED")
+    assert (await ask("node-2")).reason == "VOUCHED_NO_ENTRY"
     await clock.advance(refusal.retry_after_seconds)
-    assert isinstance(await ask("node-1"), Denied)
+    assert (await ask("node-1")).reason == "VOUCHED_NO_ENTRY"
 
 
 MALFORMED: list[tuple[dict[str, Any], str]] = [

@@ -126,7 +126,7 @@ EXPECTED = {
     "/burgee.exchange.v1.Exchange/ExchangeX509SVID": _ANYONE,
     "/burgee.exchange.v1.Exchange/ExchangeJWTSVID": _ANYONE,
     "/istio.v1.auth.IstioCertificateService/CreateCertificate": _ELSEWHERE,
-    "/burgee.issuing.v1.Issuing/IssueX509SVID": _MANAGE,
+    "/burgee.issuing.v1.Issuing/BatchIssueX509SVID": _MANAGE,
     "/burgee.foresight.v1.Foresight/ExplainTtl": _MANAGE,
     "/burgee.foresight.v1.Foresight/GetOutageBudget": _MANAGE,
     "/burgee.foresight.v1.Foresight/CheckUpstream": _MANAGE,

@@ -196,7 +196,7 @@ async def test_a_pod_gets_its_svid_and_openssl_verifies_it_to_the_trust_bundle(
         audited = [
             one async for page in server.local.admin.ListAudit(admin_pb2.ListAuditRequest()) for one in page.records
         ]
-        (call,) = [one for one in audited if one.call.endswith("IssueX509SVID")]
+        (call,) = [one for one in audited if one.call.endswith("/BatchIssueX509SVID")]
         assert call.code == "OK"
         assert [item.name for item in call.items] == ["spiffe://example.org/shop"]
         assert all(text in call.items[0].about for text in (record.requester, entry_id, f"serial {leaf.serial_number}"))
