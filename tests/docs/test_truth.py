@@ -25,8 +25,8 @@ from tests.docs.reason_codes import ROOT, reason_codes
 from tests.support.real import require
 
 PROGRAMS = {"burgee": typer.main.get_command(burgee.app), "caadmin": typer.main.get_command(caadmin.program())}
-THEIR_OWN = {"--config", "--check"}
-"""Options of `burgee server` and `burgee agent`, which read their own command line."""
+THEIR_OWN = {"--config", "--check", "--dry-run"}
+"""Options of `burgee server`, `agent` and `controller`, which read their own command line."""
 
 FILE = re.compile(r"(?:ca|sds|attestor|policy|tests|docs)/[\w/.-]*\w")
 CAPABILITIES = {"CAP_CHOWN", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE"}
