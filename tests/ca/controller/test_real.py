@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
 from ca.controller.controller import Controller
 from ca.errors import NotFound
 from ca.proto.spire import server_entry_pb2
 from tests.ca.controller.lab import NAMESPACE, Objects, config, entries, paths, prepare, running, until
 from tests.support.kube import Cluster, Object, fresh, kube_lab
+from tests.support.kube_programs import free_ports
 from tests.support.server import RunningServer, entry, running_server
 
 pytestmark = [pytest.mark.real("kube-apiserver"), pytest.mark.xdist_group("kube")]
@@ -378,3 +385,49 @@ async def test_of_two_one_leads_and_the_other_takes_over(
     finally:
         await first.close()
         await second.close()
+
+
+async def test_the_program_is_ready_reads_its_file_again_and_ends_in_order(
+    cluster: Cluster, server: RunningServer, objects: Objects, site: Site, tmp_path: Path
+) -> None:
+    lease = {"namespace": NAMESPACE, "name": "burgee-controller"}
+    given = config(cluster, server, lease=lease, metrics_address="127.0.0.1:0")
+    values = given.model_dump(mode="json", exclude_defaults=True)
+    port = free_ports(1)[0]
+    values["metrics_address"] = f"127.0.0.1:{port}"
+    path, told = tmp_path / "controller.yaml", tmp_path / "log"
+    path.write_text(yaml.safe_dump(values))
+    objects.spiffe_id(namespaceSelector=site.here)
+    pod = site.pod()
+    with told.open("wb") as log:
+        command = [sys.executable, "-m", "ca.cli.burgee", "controller", "--config", str(path)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 - a moment
+    try:
+        url = f"http://127.0.0.1:{port}"
+
+        async def ready() -> bool:
+            try:
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    return (await client.get(f"{url}/ready")).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        async def there() -> bool:
+            return site.path(pod) in await paths(server)
+
+        await until(ready)
+        await until(there)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            shown = (await client.get(f"{url}/metrics")).text
+        assert "burgee_controller_leading 1.0" in shown
+        path.write_text(yaml.safe_dump(values | {"deletion_guard": {"entries": 7}}))
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: "configuration reloaded" in told.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) == 0, told.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    where = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/burgee-controller"
+    assert not cluster.admin.call("GET", where)["spec"].get("holderIdentity"), "the next one need not wait"
+    assert await there(), "what it made stays"
