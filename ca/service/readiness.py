@@ -74,12 +74,18 @@ class Readiness:
         ack = self._acks.of(agent_id).get(BUNDLE)
         polled = self._acks.last_poll(agent_id)
         if ack is not None and (polled is None or ack.at >= polled):
-            lack, polls = _by_ack(ack, anchor), False
+            lack, polls = self._if_there(agent_id, _by_ack(ack, anchor)), False
         elif polled is not None:
             lack, polls = _by_poll(polled, since), True
         else:
             lack, polls = _Lack(reason="AGENT_SILENT", detail="has said nothing since this server started"), False
         return AgentState(agent_id=agent_id, until=end, reason=lack.reason, detail=lack.detail, polls=polls)
+
+    def _if_there(self, agent_id: SpiffeId, lack: _Lack) -> _Lack:
+        """Whoever has no stream cannot be told of the authority; what it lacks is its last word, not its fault."""
+        if not lack.reason or agent_id in self._acks.connected:
+            return lack
+        return _Lack(reason="AGENT_SILENT", detail=f"is not connected; its last word: {lack.detail}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,7 +128,8 @@ class GuardLab:
         return made.id
 
     def ack(self, name: str, *held: str, kind: str = BUNDLE, **fields: Any) -> None:
-        """What an agent says; `held` are authorities that its bundle has."""
+        """What an agent says on its stream; `held` are authorities that its bundle has."""
+        self.acks.connected.add(agent_id(name))
         values: dict[str, Any] = {
             "revision": 1,
             "error": "",

@@ -37,6 +37,18 @@ class TestActivation:
         lab.ack("one", "A", "B")
         assert await lab.activation() == []
 
+    async def test_an_agent_that_went_away_is_silent_whatever_it_said_before(self, lab: GuardLab) -> None:
+        """Whoever looks for what an agent does with the bundle must not look on a machine that is off."""
+        one = await lab.agent("one")
+        lab.ack("one", "A")
+        lab.acks.connected.discard(one)
+        (blocker,) = await lab.activation()
+        assert blocker.reason == "AGENT_SILENT"
+        assert blocker.detail.startswith("is not connected; its last word: said at ")
+        lab.ack("one", "A", "B")
+        lab.acks.connected.discard(one)
+        assert await lab.activation() == [], "what it has it has"
+
     async def test_a_jwt_key_is_acknowledged_in_the_same_way(self, lab: GuardLab) -> None:
         await lab.agent("one")
         lab.ack("one", "A", "J")
