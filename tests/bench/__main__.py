@@ -16,7 +16,15 @@ import tempfile
 import time
 from contextlib import nullcontext
 
-from tests.bench import authorities, controller, node_attestation, pod_certificates, remote_keys, workload_attestation
+from tests.bench import (
+    authorities,
+    bench_policy,
+    controller,
+    node_attestation,
+    pod_certificates,
+    remote_keys,
+    workload_attestation,
+)
 from tests.bench.figures import FIGURES
 from tests.bench.floor import floor_us
 from tests.bench.load import CACHE, Figures, wire
@@ -206,6 +214,8 @@ def main() -> int:
         figures |= authorities.status(rounds)
         say("workloads")
         figures |= workload_attestation.local(rounds)
+        say("policies")
+        figures |= bench_policy.figures(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     for line in missed(figures):

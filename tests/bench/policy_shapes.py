@@ -1,7 +1,7 @@
 """Generated policies for the benchmarks: the same rules for every engine, in two shapes.
 
 `mesh`: five rules for each target. `gateway`: all rules on one target. Of the rules a tenth denies; principals are
-70 % exact (a third of those name three), 25 % a namespace, 5 % anybody; paths 50 % a prefix, 40 % one or two exact, 10 %
+70 % exact (a third of those name three), 25 % a namespace, 5 % anybody; paths 50 % a prefix, 40 % exact, 10 %
 any; methods 85 % one to three of six.
 """
 

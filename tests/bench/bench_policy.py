@@ -1,0 +1,131 @@
+"""Decisions in process, compiling and memory: `python -m tests.bench.bench_policy [--peers]`.
+
+Each figure is the best of several rounds: of decisions the median of single calls, of compiling processor time. Beside
+them stand a floor (one Python call and one dict look-up) and, with `--peers`, Cedar and pycasbin on the same rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from policy import reference
+from policy.snapshot import Snapshot, compile_set
+from tests.bench import policy_peers
+from tests.bench.load import Figures
+from tests.bench.policy_shapes import MESH, Shape, ours, policies, requests, shape, targets
+
+COUNTS = (10, 100, 1_000, 10_000)
+KINDS = ("mesh", "gateway")
+
+
+def p50_us(call: Callable[..., object], arguments: Iterable[tuple[object, ...]]) -> float:
+    """The median of single calls, in microseconds; each is made once before."""
+    now, taken = time.perf_counter_ns, []
+    for some in arguments:
+        call(*some)
+        begin = now()
+        call(*some)
+        taken.append(now() - begin)
+    return statistics.median(taken) / 1000
+
+
+def floor_us(count: int) -> float:
+    """One call of a Python function that looks into a dict of so many texts."""
+    known = {f"key-{n}": n for n in range(count)}
+
+    def look(key: str) -> int | None:
+        return known.get(key)
+
+    return p50_us(look, [(f"key-{n % count}",) for n in range(2000)])
+
+
+def compiled(made: Shape) -> Snapshot:
+    """The rules of a shape, checked against the evaluator from the specification where that is not too slow."""
+    rules, workloads = policies(made), targets(made)
+    snapshot = compile_set(rules, MESH, workloads)
+    by_id = {target.spiffe_id: target for target in workloads}
+    for target, request in requests(made)[:20]:
+        assert snapshot.decide(target, request) == reference.decide(rules, MESH, by_id[target], request)
+    return snapshot
+
+
+def decisions(kind: str, count: int, rounds: int) -> float:
+    """The median of one decision."""
+    made = shape(kind, count)
+    snapshot, asked = compiled(made), requests(made)
+    return min(p50_us(snapshot.decide, asked) for _ in range(rounds))
+
+
+def processor_ms(call: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    gc.collect()
+    begin = time.process_time()
+    call()
+    return (time.process_time() - begin) * 1000
+
+
+def compiling(kind: str, count: int, rounds: int) -> tuple[float, float]:
+    """Milliseconds to compile all rules, and to apply a change of one."""
+    made = shape(kind, count)
+    rules, workloads = policies(made), targets(made)
+    before = compile_set(rules, MESH, workloads)
+    last = replace(rules[-1], rules=(*(rules[-1].rules or ()), ours(made.rules[0])))
+    changed = [*rules[:-1], last]
+    whole = min(processor_ms(lambda: compile_set(rules, MESH, workloads)) for _ in range(rounds))
+    one = min(processor_ms(lambda: compile_set(changed, MESH, workloads, previous=before)) for _ in range(rounds))
+    return whole, one
+
+
+def memory_mb(kind: str, count: int) -> float:
+    """What rules and tables hold together."""
+    made = shape(kind, count)
+    gc.collect()
+    tracemalloc.start()
+    snapshot = compile_set(policies(made), MESH, targets(made))
+    for target, request in requests(made):
+        snapshot.decide(target, request)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return held / 1e6
+
+
+def figures(rounds: int) -> Figures:
+    """The rows of the table."""
+    found: Figures = {"policy_floor_us": min(floor_us(10_000) for _ in range(rounds))}
+    for kind in KINDS:
+        few, many = decisions(kind, COUNTS[0], rounds), decisions(kind, COUNTS[-1], rounds)
+        found |= {f"policy_{kind}_us": many, f"policy_{kind}_ratio": many / few}
+        found[f"policy_{kind}_compile_ms"], found[f"policy_{kind}_apply_ms"] = compiling(kind, COUNTS[-1], rounds)
+        found[f"policy_{kind}_mb"] = memory_mb(kind, COUNTS[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", action="store_true", help="Cedar and pycasbin beside, which takes minutes")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    print("| shape | rules | Burgee p50 µs | of 10 rules |" + (" cedarpy | pycasbin |" if options.peers else ""))
+    print("|---|---|---|---|" + ("---|---|" if options.peers else ""))
+    for kind in KINDS:
+        first = 0.0
+        for count in COUNTS:
+            found = decisions(kind, count, options.rounds)
+            first = first or found
+            row = f"| {kind} | {count} | {found:.2f} | {found / first:.2f} |"
+            if options.peers:
+                made = shape(kind, count)
+                row += f" {policy_peers.cedar_us(made):.0f} | {policy_peers.casbin_us(made):.0f} |"
+            print(row, flush=True)
+    for name, value in figures(options.rounds).items():
+        print(f"{name:30} {value:10.2f}")
+
+
+if __name__ == "__main__":
+    main()
