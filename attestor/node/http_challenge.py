@@ -10,8 +10,8 @@ import hmac
 import re
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -33,7 +33,9 @@ from ca.identity.dns_name import check_dns_name
 from ca.identity.selector import Selector
 from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.runtime import threads
 from ca.runtime.config import StrictModel
+from ca.runtime.elsewhere import elsewhere
 from ca.runtime.https import HttpClient
 from ca.runtime.notes import note
 
@@ -162,11 +164,11 @@ class HttpChallengeVerifier:
     async def verify(self, payload: bytes, challenge: Challenge) -> AttestedNode:
         place = _place(payload)
         self._check_allowed(place)
-        with self._one_of_few():
+        async with self._one_of_few():
             addresses = await self._addresses(place.hostname)
         nonce = secrets.token_urlsafe(NONCE_BYTES) + "="  # padded, as SPIRE's
         answer_members(await challenge(wire({"nonce": nonce})))
-        with self._one_of_few():
+        async with self._one_of_few():
             await _fetch(place, addresses, nonce)
         return AttestedNode(
             path=f"/spire/agent/{NAME}/{place.hostname}",
@@ -174,18 +176,26 @@ class HttpChallengeVerifier:
             reattestable=not self._config.tofu,
         )
 
-    @contextmanager
-    def _one_of_few(self) -> Iterator[None]:
-        """Bounds what strangers can have this server ask for at once."""
+    @asynccontextmanager
+    async def _one_of_few(self) -> AsyncIterator[None]:
+        """Bounds what strangers can have this server ask for at once, a name service that hangs included."""
         if self._asking >= MAX_ASKING:
             raise Unavailable(
                 "too many nodes are being asked just now", reason="HTTP_CHALLENGE_BUSY", retry_after_seconds=1
             )
         self._asking += 1
-        try:
-            yield
-        finally:
-            self._asking -= 1
+        with threads.watch() as unfinished:
+            try:
+                async with elsewhere():
+                    yield
+            finally:
+                if left := unfinished():
+                    threads.when_over(left, self._one_less)
+                else:
+                    self._one_less()
+
+    def _one_less(self) -> None:
+        self._asking -= 1
 
     def _check_allowed(self, place: Place) -> None:
         note("name and port", f"{quote(place.hostname)} {place.port}")

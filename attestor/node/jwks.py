@@ -20,6 +20,7 @@ from ca.identity import jwk, jws, strict_json
 from ca.identity.text import quote
 from ca.ports import Clock
 from ca.runtime import log
+from ca.runtime.elsewhere import elsewhere
 from ca.runtime.https import HttpClient
 
 FRESH_SECONDS = 600.0
@@ -116,11 +117,12 @@ class Jwks:
 
     async def _refresh(self, seconds: float | None) -> None:
         """One fetch for all who wait, if one is allowed now. A caller that leaves does not end it for the others."""
-        if self._flight is None:
-            if self._wait() > 0:
-                return
-            self._flight = asyncio.create_task(self._fetch())
-        await asyncio.wait({self._flight}, timeout=seconds)
+        if self._flight is None and self._wait() > 0:
+            return
+        async with elsewhere():
+            if self._flight is None:
+                self._flight = asyncio.create_task(self._fetch())
+            await asyncio.wait({self._flight}, timeout=seconds)
 
     async def _fetch(self) -> None:
         """Raises nothing: what was there stays."""

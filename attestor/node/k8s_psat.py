@@ -23,6 +23,7 @@ from ca.identity.selector import Selector
 from ca.identity.text import quote
 from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.elsewhere import elsewhere
 from ca.runtime.kube import object_path
 from ca.runtime.kube_cluster import UID, node_of_pod, open_cluster, outward, pod_of_token, refuse_ended, text_at
 from ca.runtime.kube_permissions import OF_SERVER
@@ -138,7 +139,8 @@ class PsatVerifier:
                 hint="compare the agent's `cluster` with the server's `clusters`",
             )
         try:
-            found = await cluster.find(token, self._host)
+            async with elsewhere():
+                found = await cluster.find(token, self._host)
         except BurgeeError as error:
             note("refused", f"{error.reason}: {error.detail}")
             if (told := outward(error, name, "attest anybody")) is error:

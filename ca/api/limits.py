@@ -11,6 +11,7 @@ from ca.api.access import Caller, current_caller
 from ca.errors import Exhausted
 from ca.ports import Challenge, Clock
 from ca.runtime import metrics
+from ca.runtime.elsewhere import placed
 from ca.runtime.gate_places import origin_of_address
 from ca.runtime.server_config import LimitsConfig
 from ca.service.admission import Admission, Turn
@@ -81,7 +82,8 @@ class Limits:
             return
         self._take("attestation", address_of(caller), 1)
         async with self._admission.turn((ATTESTATION,)) as turn:
-            yield _patient(turn, challenge)
+            with placed(turn.paused):
+                yield _patient(turn, challenge)
 
     @asynccontextmanager
     async def exchange(self) -> AsyncIterator[None]:
@@ -91,8 +93,9 @@ class Limits:
             yield
             return
         self._take("exchange", address_of(caller), 1)
-        async with self._admission.turn((ATTESTATION,)):
-            yield
+        async with self._admission.turn((ATTESTATION,)) as turn:
+            with placed(turn.paused):
+                yield
 
     def signature(self, share: Hashable) -> AbstractAsyncContextManager[object]:
         """Around one signature for somebody whom another service let in, `share` being who; after those with agents."""

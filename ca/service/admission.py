@@ -48,6 +48,7 @@ class Turn:
         self._units = units
         self._share = share
         self._began: float | None = None
+        self._pauses = 0
 
     async def take(self) -> None:
         await self._admission.enter(self._urgency, self._units, self._share)
@@ -61,10 +62,16 @@ class Turn:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """While somebody else is waited for: a caller that is silent keeps nobody from working."""
+        """While somebody else is waited for: who is silent keeps nobody from working. Several pauses of one turn may
+        overlap."""
+        self._pauses += 1
         self.give_up()
-        yield
-        await self.take()
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+        if not self._pauses:
+            await self.take()
 
 
 class Admission:

@@ -19,6 +19,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from ca.errors import BurgeeError, Denied
 from ca.identity.certificate import MAX_CERTIFICATE_BYTES, load_certificate
 from ca.ports import Clock
+from ca.runtime.elsewhere import elsewhere
 from ca.runtime.https import HttpClient
 from ca.runtime.notes import note
 
@@ -57,7 +58,8 @@ class SignerChain:
             if why is None:
                 note("signer", f"{name}, issued by {_subject(signer.issuer)}")
                 return
-            issuer = await self._fetched.issuer_of(lowest)
+            async with elsewhere():
+                issuer = await self._fetched.issuer_of(lowest)
             if issuer is None:
                 raise _untrusted(why)
             known.append(issuer)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ca.errors import ConfigError, Unavailable
+from ca.runtime.elsewhere import elsewhere
 from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
@@ -46,7 +47,7 @@ def secret_from(path: Path) -> str:
 async def deadline(call: Callable[[Any], R], argument: Any, *, seconds: float, vendor: str) -> R:
     """Blocking look-ups in a thread, given up after a while. Raises Unavailable CLOUD_API and what `call` raises."""
     try:
-        async with asyncio.timeout(seconds):
+        async with elsewhere(), asyncio.timeout(seconds):
             return await to_thread(call, argument)
     except TimeoutError as error:
         raise api_unavailable(vendor, f"no answer within {seconds:g} s") from error

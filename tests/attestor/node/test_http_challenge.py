@@ -7,9 +7,10 @@ import base64
 import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -27,6 +28,7 @@ from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, types_pb2
 from ca.runtime.config import from_values
 from ca.runtime.config_reference import markdown_table
 from ca.runtime.notes import collecting
+from ca.runtime.threads import to_thread
 from tests.contracts.attestors import NodeSample
 from tests.docs.reason_codes import ROOT
 from tests.support.mutation import PLACES, flipped
@@ -349,6 +351,33 @@ async def test_strangers_cannot_have_many_names_asked_at_once(monkeypatch: pytes
         gate.set()
         await first[0]
         await check.verify(payload(made.port), made.answer)
+
+
+async def test_a_name_service_that_hangs_keeps_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can end its threads: there are no more of them than may be asking."""
+    monkeypatch.setattr(http_challenge, "MAX_ASKING", 1)
+    monkeypatch.setattr(http_challenge, "RESOLVE_SECONDS", 0.2)
+    gate = threading.Event()
+
+    async def hangs(_: str) -> Sequence[Address]:
+        await to_thread(gate.wait)
+        return [ip_address("127.0.0.1")]
+
+    check = HttpChallengeVerifier(from_values(SERVER, ServerConfig), FakeHost(), hangs)
+    async with web(ok) as made:
+        with pytest.raises(Denied):
+            await check.verify(payload(made.port), made.answer)
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                await check.verify(payload(made.port), made.answer)
+            assert caught.value.reason == "HTTP_CHALLENGE_BUSY"
+        gate.set()
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(Unavailable):
+                    await check.verify(payload(made.port), made.answer)
+                    break
+                await asyncio.sleep(0.01)
 
 
 # Names

@@ -340,3 +340,33 @@ async def test_nobody_bears_the_id_of_such_a_parent(server: RunningServer) -> No
     request = server_entry_pb2.BatchCreateEntryRequest(entries=[entry(PARENT, "/spire/server")])
     (result,) = (await server.local.entries.BatchCreateEntry(request)).results
     assert "SPIFFE_ID_RESERVED" in result.status.message
+
+
+async def test_an_issuer_that_does_not_answer_keeps_nobody_from_working(issuer: OidcIssuer, tmp_path: Path) -> None:
+    """Who waits for its keys, by a token that anybody can make up, has no place among those who sign meanwhile."""
+    asked = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await done.wait()
+        writer.close()
+
+    done = asyncio.Event()
+    other = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address = f"https://127.0.0.1:{other.sockets[0].getsockname()[1]}/keys"
+    configured = attestors(issuer, tmp_path, jwks_uri=address)
+    async with running_server(node_attestors=configured, limits={"admission_running": 1}) as server:
+        caller = await server.caller()
+        waiting = [
+            asyncio.create_task(attest(caller, issuer.token().encode(), make_csr(), "oidc")),
+            asyncio.create_task(given(stub(caller), x509_request(issuer.token()))),
+        ]
+        async with asyncio.timeout(5):
+            await asked.wait()
+            await server.attest()
+        assert not any(task.done() for task in waiting)
+        done.set()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError)
+            assert error_of(outcome).reason == "TOKEN_ISSUER_UNAVAILABLE"
+    other.close()

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ca.errors import Exhausted
+from ca.runtime.elsewhere import elsewhere, placed
 from ca.service import admission as module
 from ca.service.admission import Admission, Turn
 from ca.service.rates import TokenBuckets
@@ -179,6 +180,47 @@ async def test_a_silent_caller_keeps_nobody_from_working() -> None:
         await d.leaves("other")
         await task
         assert events == ["asked", "answered"]
+
+
+async def test_pauses_of_one_turn_that_overlap_take_it_once() -> None:
+    async with desk() as d:
+        answers = [asyncio.Event(), asyncio.Event()]
+
+        async def ask(number: int) -> None:
+            async with elsewhere(), elsewhere():  # the inner one does nothing
+                await answers[number].wait()
+
+        async def caller() -> None:
+            async with d.admission.turn((1,)) as turn:
+                with placed(turn.paused):
+                    await asyncio.gather(ask(0), ask(1))
+                assert d.admission.running == 1
+
+        task = asyncio.create_task(caller())
+        await d.settle()
+        assert d.admission.running == 0
+        answers[1].set()
+        await d.settle()
+        assert d.admission.running == 0
+        answers[0].set()
+        await task
+        assert d.admission.running == 0
+
+
+async def test_a_pause_that_fails_takes_nothing() -> None:
+    async with desk() as d:
+
+        async def failing() -> None:
+            async with d.admission.turn((1,)) as turn:
+                with placed(turn.paused):
+                    async with elsewhere():
+                        raise OSError("gone")
+
+        with pytest.raises(OSError, match="gone"):
+            await failing()
+        assert d.admission.running == 0
+        async with elsewhere():  # outside of any turn it does nothing
+            assert d.admission.running == 0
 
 
 def test_buckets_fill_again() -> None:
