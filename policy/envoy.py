@@ -19,7 +19,7 @@ from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRba
 from xds.type.matcher.v3.matcher_pb2 import Matcher
 
 from policy.envoy_predicates import Input, Predicate, all_of, any_of, asks, extension, none_of
-from policy.envoy_text import PATH_ASCII, PATH_NOT_NORMAL, Test
+from policy.envoy_text import PATH_ASCII, PATH_NOT_NORMAL, PATH_PLAIN, Test
 from policy.envoy_tree import Cell, OnMatch, cells_of, meaning_of, tree
 from policy.model import Action, Attribute, Mesh, Policy, Target
 from policy.protocol import for_connections
@@ -180,4 +180,5 @@ def _stages(found: _Verdicts, *, guarded: bool) -> Iterator[tuple[Predicate, OnM
 def not_normal() -> Predicate:
     """Whether a path, before its query, is one that a proxy which normalizes would change."""
     present, ascii_only = asks(_PATH, Test("regex", r"\C+")), asks(_PATH, Test("regex", PATH_ASCII))
-    return any_of([asks(_PATH, Test("regex", PATH_NOT_NORMAL)), all_of([present, none_of(ascii_only)])])
+    read = any_of([asks(_PATH, Test("regex", PATH_NOT_NORMAL)), all_of([present, none_of(ascii_only)])])
+    return all_of([none_of(asks(_PATH, Test("regex", PATH_PLAIN))), read])

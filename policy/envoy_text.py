@@ -44,6 +44,8 @@ PATH_NOT_NORMAL = (
     r"|/\.\.?(?:[;/?]\C*)?)"
 )
 """`policy.paths.is_normal` for what Envoy sees: with the query."""
+PATH_PLAIN = rf"(?:/[a-zA-Z0-9_~!$&'()*+,;=:@-][a-zA-Z0-9._~!$&'()*+,;=:@-]*)*/?{_END}"
+"""Most paths, which are normal beyond doubt: nothing more is asked about them."""
 PATH_ASCII = rf"{_PATH}*{_END}"
 """Anything else in a path would be encoded by a proxy that normalizes."""
 

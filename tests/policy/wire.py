@@ -217,7 +217,7 @@ MESHES = [
 def cases(calls: int) -> st.SearchStrategy[Case]:
     return st.builds(
         Case,
-        policies=_one_in(3, _one_in(4, _WITH_OTHERS, _EVERY), _SIMPLE).map(tuple),
+        policies=_one_in(5, _one_in(4, _WITH_OTHERS, _EVERY), _SIMPLE).map(tuple),
         calls=st.lists(CALLS, min_size=calls, max_size=calls).map(tuple),
         mesh=st.sampled_from(MESHES),
         proxy=st.sampled_from([Proxy(ext_authz=True, jwt=True)] * 9 + [Proxy(ext_authz=True)]),

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC, RBACPerRoute
@@ -84,6 +84,12 @@ def encoded(value: Any) -> str:
 class PolicyEnvoy:
     """`normalize`: paths are normalized before filters see them. `ask` is the socket of an ext_authz server."""
 
+    shown: ClassVar[Mapping[str, str]] = {
+        "x-details": "%RESPONSE_CODE_DETAILS%",
+        "x-marks": f"%DYNAMIC_METADATA({FILTER})%",
+    }
+    """Headers of every answer."""
+
     def __init__(
         self, directory: Path, *, normalize: bool = False, ask: Path | None = None, before: Sequence[Any] = ()
     ) -> None:
@@ -125,11 +131,15 @@ class PolicyEnvoy:
             route.match.prefix = "/"
             route.match.headers.add(name="x-case").string_match.exact = case
             route.direct_response.status = 200
-            route.typed_per_filter_config[FILTER].CopyFrom(any_of(RBACPerRoute(rbac=rbac)))
+            self.configure(route.typed_per_filter_config, rbac)
         response = DiscoveryResponse(version_info=str(self._version), resources=[any_of(routes)])
         beside = self._routes.with_suffix(".new.pb")
         beside.write_bytes(response.SerializeToString())
         os.rename(beside, self._routes)
+
+    def configure(self, filters: Any, rbac: Any) -> None:
+        """What a case means for the filters of its route."""
+        filters[FILTER].CopyFrom(any_of(RBACPerRoute(rbac=rbac)))
 
     def ask(self, calls: Sequence[Call]) -> list[Answer]:
         """The answers, in the order of the calls."""
@@ -193,11 +203,10 @@ class PolicyEnvoy:
             *([{"name": "ask", "typed_config": MessageToDict(ask_filter("ask"))}] if self._ask else []),
             extension("router", "filters.http.router.v3.Router"),
         ]
-        shown = {"x-details": "%RESPONSE_CODE_DETAILS%", "x-marks": f"%DYNAMIC_METADATA({FILTER})%"}
         every = {"comparison": {"op": "GE", "value": {"default_value": 100, "runtime_key": "none"}}}
         mapper = {
             "filter": {"status_code_filter": every},
-            "headers_to_add": [{"header": {"key": k, "value": v}} for k, v in shown.items()],
+            "headers_to_add": [{"header": {"key": k, "value": v}} for k, v in self.shown.items()],
         }
         return extension(
             "http",
