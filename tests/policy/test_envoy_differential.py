@@ -14,11 +14,15 @@ from pathlib import Path
 
 import cedarpy
 import pytest
+from envoy.config.rbac.v3.rbac_pb2 import RBAC as Rules
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from hypothesis import HealthCheck, Phase, given, settings
 
-from policy import reference
-from policy.cedar import Inexpressible, cedar_context, cedar_text
+from policy import cedar, reference
+from policy.cedar import cedar_context, cedar_text
 from policy.envoy import http_filter
+from policy.envoy_rules import rules_filters
+from policy.envoy_text import Inexpressible
 from policy.snapshot import Snapshot, compile_set
 from tests.policy.wire import Case, cases, listening_on, refused_unread, request_of
 from tests.support.policy_authz import Authz
@@ -107,7 +111,7 @@ def cedar_verdicts(case: Case, calls: Sequence[Call], port: int) -> list[bool] |
     """What Cedar says; None where it cannot say the policies."""
     try:
         text = cedar_text(case.target, case.policies, case.mesh)
-    except Inexpressible:
+    except cedar.Inexpressible:
         return None
     query = {"principal": 'Caller::"x"', "action": 'Action::"call"', "resource": 'Workload::"t"'}
     asked = [{**query, "context": cedar_context(case.policies, request_of(call, port))} for call in calls]
@@ -147,3 +151,27 @@ def test_index_specification_envoy_and_cedar_agree(bench: Bench, capsys: pytest.
     assert cedar_pairs / pairs >= 0.6
     assert 0.1 < allowed / pairs < 0.9
     assert asked_pairs
+
+
+def test_what_is_exported_as_rules_decides_the_same(bench: Bench) -> None:
+    """The two filters are asked one after the other. Several names are nothing that `rules` can refuse."""
+    made = [listening_on(case, bench.envoy.port) for case in drawn(120 if LONG else 25)]
+    filters, calls, expected = {}, [], []
+    for number, case in enumerate(made):
+        try:
+            deny, allow = rules_filters(case.target, case.policies, case.mesh)
+        except Inexpressible:
+            continue
+        filters[f"d{number}"] = deny
+        filters[f"a{number}"] = allow or RBAC(rules=Rules(action=Rules.DENY))
+        index = compile_set(case.policies, case.mesh, [case.target])
+        for call in case.calls:
+            if call.uris is None or len(call.uris) < 2:
+                calls += [replace(call, case=f"d{number}"), replace(call, case=f"a{number}")]
+                expected.append(index.decide(case.target.spiffe_id, request_of(call, bench.envoy.port)).allowed)
+    bench.envoy.load(filters)
+    answers = bench.envoy.ask(calls)
+    got = [deny.allowed and allow.allowed for deny, allow in zip(answers[::2], answers[1::2], strict=True)]
+    disagree = [(calls[2 * n], must) for n, (has, must) in enumerate(zip(got, expected, strict=True)) if has != must]
+    assert not disagree, disagree[:3]
+    assert len(got) > 200
