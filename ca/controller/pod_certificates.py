@@ -189,11 +189,11 @@ class PodCertificates:
         say = logger.warning if first and error.reason != NO_ENTRY else logger.debug
         say("request put off", pod=request.pod, node=request.node_name, reason=error.reason, detail=error.detail)
 
-    def _told(self, outcome: str, reason: str, request: Request, since: float, **values: str) -> None:
-        _answered.labels(outcome, reason).inc()
+    def _told(self, outcome: str, why: str, request: Request, since: float, **values: str) -> None:
+        _answered.labels(outcome, why).inc()
         _seconds.observe(self._clock.monotonic() - since)
         say = logger.info if outcome == "issued" else logger.warning
-        say(f"certificate {outcome}", reason=reason, pod=request.pod, node=request.node_name, **values)
+        say(f"certificate {outcome}", reason=why, pod=request.pod, node=request.node_name, **values)
 
 
 def pod_certificates(

@@ -16,7 +16,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.controller.config import ControllerConfig
+from ca.controller.config import ControllerConfig, LeaseConfig
 from ca.controller.pod_certificates import PodCertificates, pod_certificates
 from ca.identity.bundle_pem import parse_certificates
 from ca.identity.spiffe_id import SpiffeId
@@ -27,6 +27,7 @@ from ca.runtime.clock import SystemClock
 from ca.runtime.config import from_values
 from ca.runtime.kube import KubeClient
 from ca.store.values import AttestedAgent
+from tests.ca.controller.lab import Objects, prepare, running
 from tests.ca.upstream.openssl import need_openssl, verify
 from tests.docs.pages import blocks
 from tests.docs.reason_codes import ROOT
@@ -410,6 +411,34 @@ async def test_many_at_once_are_all_answered(lab: Lab) -> None:
         statuses = await asyncio.gather(*(lab.answer(path) for path in paths))
     assert {condition(status) for status in statuses} == {("Issued", "Issued")}
     assert len({chain_of(status)[0].serial_number for status in statuses}) == 20
+
+
+async def test_a_pod_that_a_clusterspiffeid_selects_gets_its_certificate_from_the_whole_controller(lab: Lab) -> None:
+    """Pod and request are made together: the entry is made while the request waits."""
+    await asyncio.to_thread(prepare, lab.cluster)
+    objects, label = Objects(lab.cluster), fresh("certified")
+    signer = f"{label}.example.com/svid"
+    config = lab.config(signer_name=signer, entry_wait_seconds=60)
+    whole = config.model_copy(
+        update={
+            "kubeconfig": lab.cluster.kubeconfig(),
+            "metrics_address": None,
+            "lease": LeaseConfig(namespace=NAMESPACE, name=label, renew_seconds=0.2, duration_seconds=2),
+        }
+    )
+    objects.spiffe_id(podSelector={"matchLabels": {"app": label}})
+    try:
+        async with running(whole) as controller:
+            await eventually(controller.leads)
+            pod = await asyncio.to_thread(
+                lambda: certified_pod(lab.cluster, lab.namespace, node="pc-1", signer=signer, labels={"app": label})
+            )
+            status = await lab.answer(await lab.ask(pod, signer=signer))
+            name = f"spiffe://example.org/ns/{lab.namespace}/pod/{pod['metadata']['name']}"
+            assert uri_of(chain_of(status)[0]) == name
+            assert "watch:podcertificaterequests" not in controller.health.problems()
+    finally:
+        objects.close()
 
 
 def test_the_pages_manifests_are_what_the_api_server_takes(cluster: Cluster) -> None:
