@@ -154,8 +154,17 @@ def _entry(
         dns_names=tuple(sorted({*rendered, *(names if rule.service_names else ())})),
         **{name: getattr(rule.common, name) for name in _COMMON},
     )
-    validate_entry(entry, trust_domain=settings.trust_domain)
+    check_entry(entry, settings.trust_domain)
     return entry
+
+
+def check_entry(entry: RegistrationEntry, trust_domain: TrustDomain) -> None:
+    """What the server would say, before it is asked; and that it can be sent at all. Raises as `validate_entry`."""
+    validate_entry(entry, trust_domain=trust_domain)
+    try:
+        "".join([entry.hint, *(f"{one.type}{one.value}" for one in entry.selectors)]).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument("a selector or the hint is no text", reason="RESOURCE_INVALID") from error
 
 
 def _spiffe_id(text: str) -> SpiffeId:

@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from ca.controller.config import ControllerConfig
-from ca.controller.render import NOTHING, Plan, Settings, Wanted, plan_pod
+from ca.controller.render import NOTHING, Plan, Settings, Wanted, check_entry, plan_pod
 from ca.controller.rules import Rule, read_rule, read_static
 from ca.controller.values import Meta, Pod, Resource, Slice
 from ca.errors import BurgeeError
-from ca.identity.entry import validate_entry
 from ca.identity.spiffe_id import SpiffeId
 
 STATIC = ""
@@ -146,7 +145,7 @@ class World:
             entry_id = self.settings.entry_id(resource.uid)
             try:
                 entry = read_static(resource, entry_id)
-                validate_entry(entry, trust_domain=self.settings.trust_domain)
+                check_entry(entry, self.settings.trust_domain)
             except BurgeeError as error:
                 failed[resource.uid] = error
                 kept.add(entry_id)  # what it was before it was made wrong stays

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ca.identity.template_functions import FUNCTIONS, Function
+from ca.identity.text import quote
 
 MAX_TEMPLATE_CHARACTERS = 1024
 MAX_CALLS = 16
@@ -120,7 +121,7 @@ class _Action:
     def whole(self) -> Expression:
         found = self._pipeline(0)
         if self._ahead.kind != "end":
-            _fail(self._ahead, f"`{self._ahead.text}` is not expected here")
+            _fail(self._ahead, f"{quote(self._ahead.text)} is not expected here")
         return found
 
     def _pipeline(self, depth: int) -> Expression:
@@ -183,7 +184,7 @@ class _Action:
             return inner
         if token.kind == "end":
             _fail(token, "a field or a text is missing")
-        return _fail(token, f"`{token.text}` is not expected here", "a field begins with a dot: `.Name`")
+        return _fail(token, f"{quote(token.text)} is not expected here", "a field begins with a dot: `.Name`")
 
     def _integer(self) -> int:
         return int(self._take().text)
@@ -237,7 +238,7 @@ def _explain(template: str, position: int) -> NoReturn:
         _fail(token, 'the text is not closed, or has an escape other than `\\"` and `\\\\`')
     if rest[0] in "$." or rest[0] == ":":
         _fail(token, "there are no variables, and a field has a name", "a field looks like `.Name`")
-    _fail(token, f"`{rest[0]}` is not expected here")
+    _fail(token, f"{quote(rest[0])} is not expected here")
 
 
 def _fail(token: _Token, what: str, hint: str = "") -> NoReturn:

@@ -4,6 +4,7 @@ from tests.fuzz.harness import Target
 from tests.fuzz.targets import (
     certificates,
     clouds,
+    cluster,
     documents,
     engines,
     gate,
@@ -34,6 +35,7 @@ TARGETS: dict[str, Target] = {
         tpm,
         workloads,
         clouds,
+        cluster,
         possession,
     )
     for target in module.TARGETS
