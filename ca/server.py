@@ -1,18 +1,14 @@
-"""The server's composition root: `python -m ca.server --config FILE [--check]`."""
+"""The server's composition root: everything is put together here. `ca/serve.py` is the program."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ca.api.assembly import servicers
@@ -22,14 +18,12 @@ from ca.api.interceptor import AccessInterceptor
 from ca.api.limits import Limits
 from ca.api.rest import application
 from ca.api.services import register
-from ca.errors import BurgeeError, ConfigError
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import AuthorityHost, Clock, Connected
-from ca.runtime import collector, log, memory, notify
+from ca.runtime import log
 from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
-from ca.runtime.config import load_yaml
 from ca.runtime.files import make_private_dir, unusable
 from ca.runtime.gate import Gate, PeerCred
 from ca.runtime.health import Health
@@ -37,19 +31,16 @@ from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.istio_config import IstioConfig
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.private_socket import private_socket
-from ca.runtime.reload import reload
 from ca.runtime.rpc import grpc_server
 from ca.runtime.server_config import ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
 from ca.service import background
 from ca.service.attestation import Host, NodeAttestation, load_verifiers
 from ca.service.configured import (
-    LIVE,
     admin_gid,
     admin_ids,
     check,
     consumer_waits,
-    foresee,
     gate_limits,
     has_files,
     has_own_keys,
@@ -362,61 +353,3 @@ class Server:
     def _admits(self) -> Callable[[PeerCred], bool]:
         own = {0, os.geteuid()}
         return lambda cred: cred.uid in own or cred.uid in self.config.admin_socket.admin_uids
-
-
-async def run(config: ServerConfig, path: Path | None = None) -> None:
-    """Serves until SIGTERM or SIGINT; SIGHUP reads `path` again."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what was read just now need not be read again
-    server = Server(config)
-    await server.start()
-    logger.info(
-        "ready" if server.sign_on.done else "up, and not ready",
-        trust_domain=config.trust_domain,
-        address=f"{server.address[0]}:{server.address[1]}",
-        admin_socket=str(config.admin_socket_path),
-        metrics_address=server.metrics_address,
-    )
-    if path is not None:
-        file = path
-        loop.add_signal_handler(
-            signal.SIGHUP, lambda: reload(file, server.config, live=LIVE, check=check, apply=server.reconfigure)
-        )
-    collector.start_is_over()
-    notify.ready()
-    await stop.wait()
-    logger.info("stopping", grace_seconds=server.config.stop_grace_seconds)
-    notify.stopping()
-    await server.stop()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 stopped, 1 failed, 2 the configuration is wrong."""
-    parser = argparse.ArgumentParser(prog="burgee server", description="The Burgee server.")
-    parser.add_argument("--config", type=Path, required=True, help="configuration file (YAML)")
-    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_yaml(options.config, ServerConfig)
-        log.configure(config.log.format, config.log.level)
-        if options.check:
-            check(config)
-            foresee(config, SystemClock().now())
-            print(f"{options.config}: the configuration is valid")
-            return 0
-        memory.keep_private()
-        asyncio.run(run(config, options.config))
-    except BurgeeError as error:
-        hint = f"\n  hint: {error.hint}" if error.hint else ""
-        words = getattr(error.__cause__, "orig", None)  # the database's
-        cause = f"\n  cause: {words}" if words else ""
-        print(f"error: {error.detail} ({error.reason}){cause}{hint}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,7 +30,7 @@ def burgee(version: VersionOption = False) -> None:
     """Burgee: a SPIFFE identity authority."""
 
 
-_PROGRAMS = {"server": "ca.server", "agent": "sds.agent", "controller": "ca.controller"}
+_PROGRAMS = {"server": "ca.serve", "agent": "sds.agent", "controller": "ca.controller"}
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 

@@ -26,7 +26,7 @@ class Kind(StrEnum):
     AGENT = "agent"
 
 
-_PROGRAMS = {Kind.SERVER: "ca.server", Kind.AGENT: "sds.agent"}
+_PROGRAMS = {Kind.SERVER: "ca.serve", Kind.AGENT: "sds.agent"}
 _SIGNS = {
     Kind.SERVER: {"bind_address", "bind_port", "store", "keys", "node_attestors", "ca_ttl_seconds", "bundle_file"},
     Kind.AGENT: {"servers", "workload_socket", "trust", "node_attestor", "workload_attestors", "cache", "sds"},

@@ -51,7 +51,7 @@ class Fleet:
     async def _start_server(self, port: int) -> None:
         metrics_port = free_port()
         config = server_config(self.options, self.layout, port=port, metrics_port=metrics_port)
-        child = await self._python("server", "ca.server", config)
+        child = await self._python("server", "ca.serve", config)
         socket = self.layout.server_admin_socket
         await child.until("it was not ready", lambda: admin.server_status(socket), seconds=SERVER_SECONDS)
         await child.until("it wrote no trust bundle", self._bundle_written, seconds=SERVER_SECONDS)

@@ -139,7 +139,7 @@ def test_a_full_disk(data_dir: Path, fresh: bool) -> None:
     file.write_text(yaml.safe_dump(config(data_dir)))
     full = 4096 * 3
     ended = subprocess.run(
-        [sys.executable, "-m", "ca.server", "--config", str(file)],
+        [sys.executable, "-m", "ca.serve", "--config", str(file)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (full, full)),
         capture_output=True,
         text=True,

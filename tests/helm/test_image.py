@@ -131,7 +131,7 @@ def test_what_it_holds_runs_by_itself(trees: tuple[Path, list[str], list[str]], 
     )
     assert "0.1.0" in said.stdout
     assert (tree / "usr/local/bin/caadmin").read_text().startswith("#!/usr/bin/python3 -P\n")
-    for who, module in (("server", "ca.server"), ("agent", "sds.agent")):
+    for who, module in (("server", "ca.serve"), ("agent", "sds.agent")):
         file = tmp_path / f"{who}.yaml"
         file.write_text(config_of(rendered(tmp_path, MATRIX["vault"]), who))
         done = subprocess.run(

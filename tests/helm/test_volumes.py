@@ -77,7 +77,7 @@ def test_the_server_lives_on_a_volume_as_a_kubelet_makes_it(home: Path, tmp_path
     user = (f"--reuid={GROUP}", f"--regid={GROUP}", f"--groups={GROUP}")
     reading = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search", "--no-new-privs")
     for _ in range(2):  # the second finds what the first left
-        with running("ca.server", config, *user, *reading) as log:
+        with running("ca.serve", config, *user, *reading) as log:
             until("it is ready", lambda: '"event": "ready"' in log.read_text(), seconds=60)
     keys = home / "var/lib/burgee/server/keys"
     assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}

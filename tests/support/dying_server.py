@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ca.server import main
+from ca.serve import main
 
 
 def die_at(step: str, mark: Path) -> None:

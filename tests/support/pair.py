@@ -96,7 +96,7 @@ class Pair:
     def launch(self, name: str) -> None:
         """Start `server` or `agent` and wait for nothing."""
         module, config = {
-            "server": ("ca.server", self.server_config),
+            "server": ("ca.serve", self.server_config),
             "agent": ("sds.agent", self.agent_config),
         }[name]
         self._start(name, module, config())

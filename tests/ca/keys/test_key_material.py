@@ -33,6 +33,7 @@ KEY_ID = "x509-imported"
 # The server as it is, but that its first X.509 authority takes a key that is there instead of having one made, and that
 # it begins with a name.
 SERVER = f"""
+import ca.serve
 import ca.server
 from ca.keys.vault_transit import TransitKeyManager
 
@@ -45,7 +46,7 @@ async def imported(self, key_id, key_type):
 
 TransitKeyManager.generate = imported
 ca.server.has_name = lambda _: False
-raise SystemExit(ca.server.main())
+raise SystemExit(ca.serve.main())
 """
 
 

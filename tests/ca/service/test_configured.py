@@ -13,7 +13,7 @@ from ca.errors import ConfigError, FailedPrecondition
 from ca.identity.bundle_pem import certificate_pem
 from ca.runtime.config import from_values
 from ca.runtime.server_config import ServerConfig
-from ca.server import main
+from ca.serve import main
 from ca.service.configured import check, consumer_waits, foresee
 from tests.ca.identity import forge
 from tests.ca.identity.forge import NOW
