@@ -37,12 +37,17 @@ class World:
         self.services_known: Callable[[], bool] = lambda: True
         self._class, self._classless = config.class_name or "", config.watch_classless
         self._ignored = [re.compile(pattern) for pattern in config.ignore_namespaces]
+        self._on_node: dict[str, set[str]] = defaultdict(set)
+        self._in_namespace: dict[str, set[str]] = defaultdict(set)
         self._services: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
         self._rules: list[Rule] = []
 
     # What is told
 
     def pod_changed(self, key: str, before: Pod | None, after: Pod | None, seen: bool) -> None:
+        if before is not None:
+            self._on_node[before.node].discard(before.uid)
+            self._in_namespace[before.meta.namespace].discard(before.uid)
         if before is not None and (after is None or after.uid != before.uid):
             self.pods.pop(before.uid, None)
             if seen or after is not None:  # one of the same name is there: it is gone for sure
@@ -50,17 +55,23 @@ class World:
             self._touch([before.uid])
         if after is not None:
             self.pods[after.uid] = after
+            self._on_node[after.node].add(after.uid)
+            self._in_namespace[after.meta.namespace].add(after.uid)
             if after.ended:
                 self.gone.add(after.uid)
             self._touch([after.uid])
 
     def node_changed(self, key: str, before: Meta | None, after: Meta | None, seen: bool) -> None:
         _put(self.nodes, key, after)
-        self._touch(uid for uid, pod in self.pods.items() if pod.node == key)
+        self._touch(self._on_node.get(key, ()))
+        if after is None and not self._on_node.get(key):
+            self._on_node.pop(key, None)
 
     def namespace_changed(self, key: str, before: Meta | None, after: Meta | None, seen: bool) -> None:
         _put(self.namespaces, key, after)
-        self._touch(uid for uid, pod in self.pods.items() if pod.meta.namespace == key)
+        self._touch(self._in_namespace.get(key, ()))
+        if after is None and not self._in_namespace.get(key):
+            self._in_namespace.pop(key, None)
 
     def slice_changed(self, key: str, before: Slice | None, after: Slice | None, seen: bool) -> None:
         touched = (before.pods if before else frozenset()) | (after.pods if after else frozenset())

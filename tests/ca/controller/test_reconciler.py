@@ -314,6 +314,33 @@ async def test_the_guard_counts_over_its_window() -> None:
     assert off.permits(10**6, 1)
 
 
+def test_what_changes_at_a_node_or_a_namespace_is_planned_anew_for_its_pods() -> None:
+    rig = Rig()
+    rig.rule(
+        spiffeIDTemplate="spiffe://example.org/{{ .NodeMeta.Labels.zone }}",
+        namespaceSelector={"matchLabels": {"team": "x"}},
+    )
+    waiting = Pod(Meta("p", "uid-p", {}, {}, "a"), {}, False)
+    bound = Pod(waiting.meta, {"NodeName": "n1"}, False)
+    rig.world.pod_changed("a/p", None, waiting, True)
+    rig.world.pod_changed("a/p", waiting, bound, True)
+
+    def ids() -> list[str]:
+        return [str(one.entry.spiffe_id) for one in rig.world.plan("uid-p").wanted.values()]
+
+    nodes = [Meta("n1", "node", {}, {}), Meta("n1", "node", {"zone": "b"}, {})]
+    spaces = [Meta("a", "ns", {}, {}), Meta("a", "ns", {"team": "x"}, {})]
+    for change, values in ((rig.world.namespace_changed, spaces), (rig.world.node_changed, nodes)):
+        rig.world.dirty.clear()
+        change(values[0].name, *values, True)
+        assert rig.world.dirty == {"uid-p"}
+    assert ids() == ["spiffe://example.org/b"]
+    rig.world.pod_changed("a/p", bound, None, True)
+    rig.world.dirty.clear()
+    rig.world.node_changed("n1", nodes[1], None, True)
+    assert not rig.world.dirty
+
+
 def test_marks_of_two_classes_differ() -> None:
     def mark(**options: Any) -> str:
         return from_values(CONFIG | options, ControllerConfig).mark
