@@ -7,6 +7,7 @@ the node (trust on first use).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -16,7 +17,7 @@ from attestor.node.cloud.aws_lookup import ApiConfig, AwsLookup, Instance
 from attestor.node.cloud.evidence import forbidden_account
 from attestor.node.cloud.metadata import MetadataService
 from attestor.node.path_template import PathTemplate
-from ca.errors import Denied, FailedPrecondition
+from ca.errors import Denied, FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
 from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
@@ -27,6 +28,7 @@ FIELDS = frozenset({"PluginName", "TrustDomain", "AccountID", "Region", "Instanc
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 (a path)
 DOCUMENT_PATH = "/latest/dynamic/instance-identity/"
 TOKEN_SECONDS = 60
+_TOKEN = re.compile(r"[!-~]{1,1024}")
 
 
 class ServerConfig(StrictModel):
@@ -132,6 +134,8 @@ class AwsIidProver:
         token = await self._service.text(
             TOKEN_PATH, {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}, method="PUT"
         )
+        if _TOKEN.fullmatch(token) is None:
+            raise Unavailable("the metadata service of Amazon gave no session token", reason="CLOUD_METADATA")
         headers = {"X-aws-ec2-metadata-token": token}
         names = ("document", "signature", "rsa2048")
         found = {name: await self._service.text(DOCUMENT_PATH + name, headers) for name in names}

@@ -17,11 +17,13 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ca.errors import ConfigError, Unavailable
+from ca.identity.text import printable
 from ca.runtime.http_bounds import BoundedResponse
 from ca.runtime.http_stream import Origin
 from ca.runtime.threads import to_thread
 from ca.runtime.tls import load_chain
 
+MAX_SAID_CHARACTERS = 300
 MAX_IDLE = 4
 """Connections kept for the next requests."""
 
@@ -76,8 +78,7 @@ class HttpClient:
             async with asyncio.timeout(self._timeout):
                 return await to_thread(self._ask, used, method, self._prefix + path, body, dict(headers or {}))
         except (OSError, http.client.HTTPException, TimeoutError) as error:
-            why = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-            raise Unavailable(f"cannot ask {self._source}: {why}", reason="HTTP_UNREACHABLE") from error
+            raise Unavailable(f"cannot ask {self._source}: {_why(error)}", reason="HTTP_UNREACHABLE") from error
         finally:
             for connection in used:  # given up: one that drips its answer must not keep its thread
                 with suppress(OSError, AttributeError):
@@ -166,6 +167,14 @@ class HttpClient:
     def _open(self, connect: Connect) -> socket.socket:
         opened = connect(self._timeout)
         return opened if self._context is None else self._context.wrap_socket(opened, server_hostname=self._host)
+
+
+def _why(error: Exception) -> str:
+    """Nothing that the peer chose: the one who is told may be neither of us, and a terminal may show it."""
+    if isinstance(error, http.client.BadStatusLine | http.client.UnknownProtocol) and not isinstance(error, OSError):
+        return "it answered with what is no HTTP"
+    said = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return printable(str(error))[:MAX_SAID_CHARACTERS] or said
 
 
 def context_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import delete, func, insert, select
 
@@ -12,6 +12,9 @@ from ca.store.database import Database, WriteTransaction
 from ca.store.rows import to_micros
 from ca.store.tables import used_evidence
 from ca.store.token_rows import REPEAT
+
+CLOCKS_APART = timedelta(minutes=5)
+"""Evidence that has ended by one server's clock may hold by another's still: so much longer it is remembered."""
 
 
 class UsedEvidence:
@@ -26,12 +29,12 @@ class UsedEvidence:
         """Atomically: of any number of callers at most one comes through. Raises Denied EVIDENCE_USED.
 
         With `key_sha256`, of a key whose possession was proven, the same key comes through again for five minutes: an
-        answer may have been lost on its way. What ended before `now` is forgotten on the way.
+        answer may have been lost on its way. What ended a while before `now` is forgotten on the way.
         """
 
         async def work(transaction: WriteTransaction) -> None:
             execute = transaction.connection.execute
-            await execute(delete(used_evidence).where(used_evidence.c.until < to_micros(now)))
+            await execute(delete(used_evidence).where(used_evidence.c.until < _over(now)))
             digest = _digest(kind, key)
             row = (await execute(select(used_evidence).where(used_evidence.c.digest == digest))).one_or_none()
             if row is None:
@@ -50,18 +53,23 @@ class UsedEvidence:
 
     async def count_over(self, now: datetime) -> int:
         """How much of it `prune` would forget."""
-        query = select(func.count()).select_from(used_evidence).where(used_evidence.c.until < to_micros(now))
+        query = select(func.count()).select_from(used_evidence).where(used_evidence.c.until < _over(now))
         async with self._database.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 
     async def prune(self, now: datetime) -> int:
-        """Forget what ended before `now`, and proves nothing any more; returns how much."""
+        """Forget what ended a while before `now`, and proves nothing any more; returns how much."""
 
         async def work(transaction: WriteTransaction) -> int:
-            over = delete(used_evidence).where(used_evidence.c.until < to_micros(now))
+            over = delete(used_evidence).where(used_evidence.c.until < _over(now))
             return (await transaction.connection.execute(over)).rowcount
 
         return await self._database.write(work)
+
+
+def _over(now: datetime) -> int:
+    """What ended before this has ended for every server."""
+    return to_micros(now - CLOCKS_APART)
 
 
 def _digest(kind: str, key: str) -> bytes:

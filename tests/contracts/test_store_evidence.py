@@ -11,6 +11,7 @@ import pytest
 
 from ca.errors import Denied
 from ca.store.store import Store
+from ca.store.used_evidence import CLOCKS_APART
 from tests.support.stores import BOTH, HOUR, NOW, opened, url_of
 
 
@@ -53,14 +54,23 @@ async def test_the_same_key_may_come_again_for_a_while(store: Store) -> None:
 
 async def test_what_has_ended_is_forgotten(store: Store) -> None:
     await store.evidence.use("oidc", "a", NOW + HOUR, now=NOW)
-    await store.evidence.use("oidc", "a", NOW + 2 * HOUR, now=NOW + HOUR + timedelta(seconds=1))
+    await store.evidence.use("oidc", "a", NOW + 2 * HOUR, now=NOW + HOUR + CLOCKS_APART + timedelta(seconds=1))
+
+
+async def test_what_has_ended_by_the_clock_of_one_server_is_not_forgotten_yet(store: Store) -> None:
+    """Another one's, which is behind, may find that it holds still."""
+    await store.evidence.use("oidc", "a", NOW + HOUR, now=NOW)
+    await store.evidence.use("oidc", "b", NOW + 2 * HOUR, now=NOW + HOUR + timedelta(seconds=30))
+    assert await store.evidence.prune(NOW + HOUR + timedelta(seconds=30)) == 0
+    with pytest.raises(Denied):
+        await store.evidence.use("oidc", "a", NOW + HOUR, now=NOW + HOUR - timedelta(seconds=1))
 
 
 async def test_pruning_forgets_what_has_ended_and_nothing_else(store: Store) -> None:
     now = NOW
     for minutes in (1, 2, 3):
         await store.evidence.use("oidc", str(minutes), now + timedelta(minutes=minutes), now=now)
-    later = now + timedelta(minutes=2, seconds=1)
+    later = now + timedelta(minutes=2, seconds=1) + CLOCKS_APART
     assert await store.evidence.count_over(later) == 2
     assert [await store.evidence.prune(moment) for moment in (now, later, later)] == [0, 2, 0]
     with pytest.raises(Denied):

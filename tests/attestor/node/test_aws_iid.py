@@ -109,6 +109,13 @@ async def test_the_message_is_as_amazon_writes_it() -> None:
         assert (await verify(aws_payload(content, message))).path == PATH
 
 
+@pytest.mark.parametrize("token", [b"a\r\nHost: b", "\u20ac".encode(), b"", b"x" * 2000])
+async def test_a_session_token_that_no_header_can_hold_is_none(token: bytes) -> None:
+    with service(lambda _: (200, token)) as running, pytest.raises(Unavailable) as caught:
+        await prover(running.url).payload()
+    assert caught.value.reason == "CLOUD_METADATA"
+
+
 async def test_an_agent_brings_what_the_metadata_service_gives() -> None:
     with service(aws_metadata(SIGNER)) as running:
         agent = prover(running.url)

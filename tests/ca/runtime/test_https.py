@@ -151,6 +151,21 @@ async def test_an_answer_that_has_no_end_is_not_read_to_it(answer: bytes) -> Non
     assert sent < 32 << 20  # what the sockets' buffers hold, and not all that came
 
 
+async def test_what_is_no_http_is_not_repeated() -> None:
+    """It may be a line of whatever listens there, for a caller whom it does not concern, or for his terminal."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"a secret \x1b[31m" + b"x" * 60_000 + b"\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    with pytest.raises(Unavailable) as caught:
+        await HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", source="a peer").request("GET", "/")
+    server.close()
+    assert caught.value.detail == "cannot ask a peer: it answered with what is no HTTP"
+
+
 async def test_an_answer_that_drips_is_given_up_and_keeps_no_thread(origin: Origin) -> None:
     origin.body, origin.pause = b"x" * 100, 0.1
     client = HttpClient(origin.url, source="the origin", timeout_seconds=0.4)
