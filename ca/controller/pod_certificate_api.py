@@ -21,8 +21,8 @@ from ca.proto.spire import types_pb2
 
 CALL_SECONDS = 20.0
 MAX_AT_ONCE = 250
-LINGER_SECONDS = 0.025
-"""Who comes so shortly after another goes with it."""
+LINGER_SECONDS = 0.1
+"""Who comes so shortly after another goes with it: a call costs the server four times what one more in it does."""
 
 
 @dataclass(frozen=True, slots=True)

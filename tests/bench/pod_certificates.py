@@ -87,7 +87,7 @@ def _asked(cluster: Cluster, pods: list[Object]) -> None:
         def done() -> bool:
             return condition(status_of(cluster, path)) == ("Issued", "Issued")
 
-        until("the request is answered", done, seconds=60)
+        until("the request is answered", done, seconds=60, every=0.25)
 
     with ThreadPoolExecutor(CALLERS) as pool:
         list(pool.map(ask, pods))
