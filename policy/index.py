@@ -63,7 +63,10 @@ def lookup(slot: Slot, clauses: Iterable[tuple[Clause, int]], everything: int) -
         (negative if clause.negated else positive).extend((match, bit) for match in matches)
         if not clause.negated:
             base &= ~bit
-    return _Rows(attribute, key, base, Table(positive), Table(negative)).lookup()
+    return _Rows(attribute, key, base, Table(positive), Table(negative) if negative else _NOTHING).lookup()
+
+
+_NOTHING = Table(())
 
 
 def _host(request: Request) -> str | None:
@@ -87,12 +90,19 @@ class _Rows:
         plain = not (self.positive.finders or self.negative.finders)
         return Lookup(
             get=_host if self.attribute is Attribute.HOST else _PLAIN.get(self.attribute),
-            known={value: self.of(value) for value in {*self.positive.exact, *self.negative.exact}},
+            known=self._known(plain=plain),
             absent=self.absent,
             otherwise=(self.absent | self.positive.present) & ~self.negative.present if plain else None,
             of=self.of,
             whole=self.whole,
         )
+
+    def _known(self, *, plain: bool) -> dict[str, int]:
+        """What is found for every text that is written out."""
+        if plain and self.negative is _NOTHING:
+            always = self.absent | self.positive.present
+            return {value: always | rows for value, rows in self.positive.exact.items()}
+        return {value: self.of(value) for value in {*self.positive.exact, *self.negative.exact}}
 
     def of(self, value: str) -> int:
         """The rows that one value leaves."""

@@ -158,11 +158,15 @@ class Table:
     def __init__(self, matches: Iterable[tuple[Match, int]]) -> None:
         """`matches` are alternatives, each with the bits of the rows that have it."""
         masks: dict[Match, int] = {}
-        for match, mask in matches:
-            masks[match] = masks.get(match, 0) | mask
-        self.exact: Masks = defaultdict(int)
+        exact: dict[str, int] = {}
+        for match, mask in matches:  # which are exact, most of them
+            if match.kind is MatchKind.EXACT:
+                exact[match.text] = exact.get(match.text, 0) | mask
+            else:
+                masks[match] = masks.get(match, 0) | mask
+        self.exact = exact
         self.present = 0
-        self.finders: tuple[Finder, ...] = tuple(self._sorted(masks))
+        self.finders: tuple[Finder, ...] = tuple(self._sorted(masks)) if masks else ()
 
     def _sorted(self, masks: dict[Match, int]) -> Iterable[Finder]:
         by_kind: dict[MatchKind, Masks] = defaultdict(lambda: defaultdict(int))
@@ -170,9 +174,7 @@ class Table:
         others: dict[Match, int] = {}
         issuers: dict[str, list[tuple[Callable[[str], bool], int]]] = defaultdict(list)
         for match, mask in masks.items():
-            if match.kind is MatchKind.EXACT:
-                self.exact[match.text] |= mask
-            elif match.kind is MatchKind.PRESENT:
+            if match.kind is MatchKind.PRESENT:
                 self.present |= mask
             elif match.network is not None:
                 networks[match.network] = networks.get(match.network, 0) | mask
@@ -181,7 +183,8 @@ class Table:
                 if issuer.kind is not MatchKind.EXACT:
                     others[match] = mask
                 elif subject.kind is MatchKind.EXACT:
-                    self.exact[f"{issuer.text}{SEPARATOR}{subject.text}"] |= mask
+                    pair = f"{issuer.text}{SEPARATOR}{subject.text}"
+                    self.exact[pair] = self.exact.get(pair, 0) | mask
                 else:
                     issuers[issuer.text].append((text_test(subject), mask))
             elif match.kind in _FINDERS and (match.kind in _ANY_TEXT or not set(match.text) & {"*", "/"}):
