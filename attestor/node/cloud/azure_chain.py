@@ -52,19 +52,23 @@ class SignerChain:
     async def verify(self, signer: x509.Certificate, sent: Sequence[x509.Certificate], now: datetime) -> None:
         """Raises Denied CLOUD_DOCUMENT_SIGNER."""
         name = self._name(signer)
-        known, lowest = [*self._intermediates, *sent], signer
+        known, below = [*self._intermediates, *sent], [signer]
         for _ in range(MAX_STEPS + 1):
             why = self._try(signer, known, name, now)
             if why is None:
+                self._fetched.proven(below[:-1])
                 note("signer", f"{name}, issued by {_subject(signer.issuer)}")
                 return
             async with elsewhere():
-                issuer = await self._fetched.issuer_of(lowest)
+                issuer = await self._fetched.issuer_of(below[-1])
             if issuer is None:
-                raise _untrusted(why)
+                break
             known.append(issuer)
-            lowest = issuer
-        raise _untrusted("the chain is too long")
+            below.append(issuer)
+        else:
+            why = "the chain is too long"
+        self._fetched.of_no_use(below)
+        raise _untrusted(why)
 
     def _try(self, signer: x509.Certificate, known: Sequence[x509.Certificate], name: str, now: datetime) -> str | None:
         try:
@@ -88,13 +92,15 @@ class SignerChain:
 
 
 class Issuers:
-    """Certificates fetched by the address in the certificate below them: few, one at a time, kept."""
+    """Certificates fetched by the address in the certificate below them: few, one at a time. Those that a chain to a
+    root was made of are kept; no stranger's are ever kept beside them, nor in their place."""
 
     def __init__(self, hosts: Sequence[str], clock: Clock) -> None:
         """`hosts` are names, with a port where it is not the scheme's."""
         self._hosts = frozenset(host.lower() for host in hosts)
         self._clock = clock
         self._kept: OrderedDict[str, x509.Certificate] = OrderedDict()
+        self._proven: OrderedDict[str, x509.Certificate] = OrderedDict()
         self._starts: list[float] = []
         self._lock = asyncio.Lock()
 
@@ -105,15 +111,26 @@ class Issuers:
             return None
         address = url.geturl()
         async with self._lock:
-            if address not in self._kept:
-                found = await self._fetch(url)
-                if found is None or found.subject != certificate.issuer:
-                    return None
-                self._kept[address] = found
-                while len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(address)
-            return self._kept[address]
+            found = self._proven.get(address) or self._kept.get(address) or await self._fetch(url)
+            if found is None or found.subject != certificate.issuer:
+                return None
+            if address not in self._proven:
+                _keep(self._kept, address, found)
+            return found
+
+    def proven(self, below: Sequence[x509.Certificate]) -> None:
+        """A chain to a root has what was fetched for these."""
+        for address in self._addresses(below):
+            if address in self._kept:
+                _keep(self._proven, address, self._kept.pop(address))
+
+    def of_no_use(self, below: Sequence[x509.Certificate]) -> None:
+        """No chain came of what was fetched for these: another time something else may be there."""
+        for address in self._addresses(below):
+            self._kept.pop(address, None)
+
+    def _addresses(self, certificates: Sequence[x509.Certificate]) -> list[str]:
+        return [url.geturl() for one in certificates if (url := self._address(one)) is not None]
 
     def _address(self, certificate: x509.Certificate) -> SplitResult | None:
         """The first address of the issuer's certificate that is on a listed host (RFC 5280 §4.2.2.1)."""
@@ -152,6 +169,13 @@ class Issuers:
             return None
         finally:
             client.close()
+
+
+def _keep(kept: OrderedDict[str, x509.Certificate], address: str, certificate: x509.Certificate) -> None:
+    kept[address] = certificate
+    kept.move_to_end(address)
+    while len(kept) > MAX_KEPT:
+        kept.popitem(last=False)
 
 
 def _issuer_addresses(certificate: x509.Certificate) -> list[str]:

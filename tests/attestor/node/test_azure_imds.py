@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestor.node.azure_imds import START, AgentConfig, AzureImdsProver, AzureImdsVerifier, ServerConfig, plugin
+from attestor.node.cloud import azure_chain
 from attestor.node.cloud.azure_chain import FETCHES_PER_MINUTE
 from attestor.node.cloud.azure_roots import DIGICERT_GLOBAL_ROOT_G2
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
@@ -293,6 +294,31 @@ async def test_what_stands_between_signer_and_root_is_fetched_from_listed_hosts_
         error = await refusal(answering(signer), intermediates_path=None, issuer_hosts=["www.microsoft.com"])
         assert error.reason == "CLOUD_DOCUMENT_SIGNER"
         assert len(running.requests) == 1
+
+
+async def test_what_is_fetched_and_proves_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what somebody on the way put in its place, nor what a stranger named, beside what proved itself."""
+    monkeypatch.setattr(azure_chain, "MAX_KEPT", 1)
+    genuine = clouds.azure_signer().chain[0].public_bytes(Encoding.DER)
+    forged = clouds.azure_signer(root="forger").chain[0].public_bytes(Encoding.DER)
+    answers = [forged]
+    with service(lambda request: (200, forged if request.path == "/stranger" else answers[0])) as running:
+        host = running.url.removeprefix("http://")
+        signer = clouds.azure_signer(issuer_address=f"{running.url}/issuing")
+        stranger = clouds.azure_signer(root="forger", issuer_address=f"{running.url}/stranger")
+        fetching = verifier(intermediates_path=None, issuer_hosts=[host])
+        for answers[0], who, proves in (
+            (forged, signer, False),
+            (genuine, signer, True),
+            (genuine, stranger, False),
+            (b"", signer, True),
+        ):
+            if proves:
+                assert (await fetching.verify(START, answering(who))).path == PATH
+            else:
+                with pytest.raises(Denied):
+                    await fetching.verify(START, answering(who))
+    assert [request.path for request in running.requests] == ["/issuing", "/issuing", "/stranger"]
 
 
 async def test_strangers_cause_few_fetches_and_none_that_is_believed() -> None:
