@@ -197,6 +197,7 @@ class Controller:
         self.health.add("alive", self.heartbeat.check, live=True)
         for mirror in self.mirrors.values():
             self.health.add(f"watch:{mirror.what}", partial(_mirror_problem, mirror))
+        self.health.add("watch:endpointslices", self._services_problem)
         self.health.add("server", self._server_problem)
         if self.certificates is not None:
             self.health.add("watch:podcertificaterequests", partial(_mirror_problem, self.certificates.mirror))
@@ -204,6 +205,9 @@ class Controller:
         self.health.warn("deletions", self._held_problem)
         self.health.warn("resources", self._rules_problem)
         _leading.set_function(lambda: float(self.leads()))
+
+    def _services_problem(self) -> Problem | None:
+        return _mirror_problem(self.services) if self.world.wants_services else None
 
     def _server_problem(self) -> Problem | None:
         found = self.reconciler.problem
