@@ -39,6 +39,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         release.install(VALUES, *TRUSTS, "--wait", "--timeout", "60s")
         yield Mesh(release, node)
         release.uninstall()
+        cluster.admin.call("DELETE", f"/api/v1/namespaces/{namespace}")
 
 
 def web(mesh: Mesh) -> Object:
