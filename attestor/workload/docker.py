@@ -133,9 +133,10 @@ class DockerAttestor:
         self._asking.pop(key, None)
         if task.cancelled() or task.exception() is not None:
             return
-        self._known[key] = (self._monotonic() + self._config.cache_seconds, task.result())
+        now = self._monotonic()
+        self._known[key] = (now + self._config.cache_seconds, task.result())
         self._known.move_to_end(key)
-        if len(self._known) > MAX_REMEMBERED:
+        while self._known and (len(self._known) > MAX_REMEMBERED or next(iter(self._known.values()))[0] <= now):
             self._known.popitem(last=False)
 
     async def _ask(self, container: Container) -> frozenset[Selector]:

@@ -269,6 +269,20 @@ async def test_what_was_said_is_used_for_a_moment_and_a_failure_is_not(tmp_path:
     assert "label:app:web" not in await values(made)
 
 
+async def test_what_is_not_used_any_more_is_not_remembered(tmp_path: Path, engine: StandInEngine) -> None:
+    """A login user may make a thousand cgroups with names of containers, and what he answers for them is long."""
+    now = 0.0
+    made = attestor(tmp_path, cache_seconds=2)
+    made._monotonic = lambda: now
+    for number in range(4):
+        container = Container(pod_uid=None, container_id=f"{number:064x}")
+        made._find = lambda proc, found=container: found  # type: ignore[misc]
+        engine.runs(docker_container(container.container_id))
+        await values(made)
+        now += 1.0
+    assert len(made._known) == 2
+
+
 async def test_labels_without_end_are_left_out_and_it_is_noted(tmp_path: Path, engine: StandInEngine) -> None:
     engine.runs(docker_container(ID, Labels={f"l{n}": "x" for n in range(MAX_SELECTORS)}))
     told = await outcome(attestor(tmp_path))
