@@ -14,7 +14,7 @@ from ca.identity.bundle_pem import certificate_pem
 from ca.runtime.config import from_values
 from ca.runtime.server_config import ServerConfig
 from ca.serve import main
-from ca.service.configured import check, consumer_waits, foresee
+from ca.service.configured import check, consumer_waits, foresee, has_files
 from tests.ca.identity import forge
 from tests.ca.identity.forge import NOW
 
@@ -49,6 +49,13 @@ def test_a_wait_that_nobody_chose_is_no_reason_to_refuse() -> None:
     short = config(ca_ttl_seconds=60, x509_svid_ttl_seconds=10, jwt_svid_ttl_seconds=10, agent_ttl_seconds=10)
     check(short)
     assert consumer_waits(short).downstream == timedelta(seconds=120)
+
+
+def test_readers_of_any_copy_of_the_bundle_are_waited_for(tmp_path: Path) -> None:
+    """They cannot say that they have a new authority, wherever the copy is: a ConfigMap is one, too."""
+    assert not has_files(config())
+    assert has_files(config(bundle_file=str(tmp_path / "bundle.pem")))
+    assert has_files(config(bundle_publishers={"pods": {"plugin": "k8s_configmap"}}))
 
 
 def test_an_upstream_that_ends_too_soon_is_told(tmp_path: Path) -> None:
