@@ -57,12 +57,13 @@ def lookup(slot: Slot, clauses: Iterable[tuple[Clause, int]], everything: int) -
     attribute, key = slot
     positive: list[tuple[Match, int]] = []
     negative: list[tuple[Match, int]] = []
-    base = everything
+    asking = 0
     for clause, bit in clauses:
         matches = map(folded, clause.matches) if attribute is Attribute.HOST else clause.matches
-        (negative if clause.negated else positive).extend((match, bit) for match in matches)
+        (negative if clause.negated else positive).extend([(match, bit) for match in matches])
         if not clause.negated:
-            base &= ~bit
+            asking |= bit
+    base = everything & ~asking
     return _Rows(attribute, key, base, Table(positive), Table(negative) if negative else _NOTHING).lookup()
 
 

@@ -33,6 +33,8 @@ def _rule(rule: Rule, mesh: Mesh) -> Rule:
 
 
 def _group(group: Group, mesh: Mesh) -> Group:
+    if not any(clause.attribute is Attribute.SOURCE_PRINCIPAL for clause in group):
+        return group
     clauses = tuple(_clause(clause, mesh) for clause in group)
     return group if all(new is old for new, old in zip(clauses, group, strict=True)) else clauses
 
