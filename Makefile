@@ -13,10 +13,10 @@ FUZZ_SECONDS ?= 600
 PROTOS := $(wildcard ca/proto/*/*.proto)
 WIRE   := $(CACHE)/bin/wire
 
-.PHONY: help up test check proto bench fuzz docs lock clean prerequisites fmt
+.PHONY: help up test test-long check proto bench fuzz docs lock clean prerequisites fmt
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 prerequisites:
 	@need() { echo "make: $$1 is missing; on Debian: apt-get install $$2" >&2; exit 1; }; \
@@ -50,6 +50,9 @@ test: $(VENV)/.dev ## Install what the tests need and run them all (ARGS="-k nam
 	@CACHE="$(CACHE)" bash tests/support/build-go.sh
 	@CACHE="$(CACHE)" bash tests/support/build-java.sh
 	BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-long: $(VENV)/.dev ## Policies in full counts: index, specification, Envoy and Cedar on 20,000 calls and more
+	BURGEE_TEST_LONG=1 BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup tests/policy $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, import rules, generated files, docs
 	$(BIN)/ruff format --check .

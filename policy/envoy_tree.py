@@ -37,12 +37,14 @@ _OnMatch = Matcher.OnMatch
 
 LIST = 4
 """So many alternatives are compared one by one: a map for them would cost more."""
-SPREAD = 256
-"""In so many places one alternative may stand."""
-COMBINATIONS = 64
-"""So many pairs of a source and an operation stand on their own; those of a rule with more are compared in place."""
+GROWTH, ROOM = 8, 16384
+"""What is written once may take so many times its bytes, and so many more, to be looked up; what would take more is
+compared one by one where it stands."""
 DEPTH = 6
 """So many attributes are looked up on one way through the tree: messages may not be nested deeper than Envoy reads."""
+
+_VERDICT = 150
+"""Bytes of a verdict, about."""
 
 Map = Literal["exact", "prefix", "network"]
 
@@ -61,23 +63,30 @@ class Part:
     """One condition: as a predicate, and as keys of the map for an input where there are such."""
 
     predicate: Predicate
+    size: int
+    """In bytes."""
     input: Input | None = None
     keys: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """All of `parts` must hold for `verdict`. `places` is in how many places it stands."""
+    """All of `parts` must hold for `verdict`. In `places` places it stands, which may take `limit` bytes."""
 
     parts: tuple[Part, ...]
     verdict: OnMatch
+    limit: int
     places: int = 1
 
     def part(self, wanted: Input) -> Part | None:
         """The condition by which this may stand in the map for an input."""
         for part in self.parts:
-            if part.input == wanted and self.places * len(part.keys) <= SPREAD:
-                return part
+            if part.input == wanted:
+                kept = _VERDICT + sum(p.size for p in self.parts if p is not part)
+                if not all(key.whole for key in part.keys):
+                    kept += part.size
+                if self.places * len(part.keys) * kept <= self.limit:
+                    return part
         return None
 
     def at(self, part: Part, key: Key) -> Cell:
@@ -85,7 +94,7 @@ class Cell:
         places = self.places * len(part.keys)
         kept = replace(part, input=None, keys=())
         parts = (p if p is not part else kept for p in self.parts if p is not part or not key.whole)
-        return Cell(tuple(parts), self.verdict, places)
+        return Cell(tuple(parts), self.verdict, self.limit, places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ def meaning_of(rule: Rule, *, jwt: bool) -> Meaning:
         return tuple(found)
 
     def groups(written: tuple[Group, ...]) -> list[tuple[Part, ...]]:
-        return [found for group in written or ((),) if (found := parts(group)) is not None]
+        return [found for group in dict.fromkeys(written) or ((),) if (found := parts(group)) is not None]
 
     return Meaning(
         tuple(_combined(groups(rule.sources), groups(rule.operations), parts(rule.conditions))), tuple(missing)
@@ -130,10 +139,12 @@ def _combined(
 ) -> Iterator[tuple[Part, ...]]:
     if conditions is None:
         return
-    if len(sources) * len(operations) > COMBINATIONS:
-        operations = [_either(operations)]
-        if len(sources) > COMBINATIONS:
-            sources = [_either(sources)]
+    of_sources, of_operations = (
+        sum(part.size for group in groups for part in group) for groups in (sources, operations)
+    )
+    spread = of_sources * len(operations) + of_operations * len(sources)
+    if spread > GROWTH * (of_sources + of_operations) + ROOM:
+        sources, operations = [_either(sources)], [_either(operations)]
     for source, operation in product(sources, operations):
         yield (*source, *operation, *conditions)
 
@@ -142,7 +153,8 @@ def _either(groups: list[tuple[Part, ...]]) -> tuple[Part, ...]:
     """Groups as one condition that cannot be looked up."""
     if not all(groups):
         return ()
-    return (Part(any_of([all_of([part.predicate for part in group]) for group in groups])),)
+    predicate = any_of([all_of([part.predicate for part in group]) for group in groups])
+    return (Part(predicate, predicate.ByteSize()),)
 
 
 def _part(clause: Clause, *, jwt: bool) -> Part | bool:
@@ -151,8 +163,8 @@ def _part(clause: Clause, *, jwt: bool) -> Part | bool:
         return predicate
     keys = () if clause.negated else tuple(_keys(clause))
     if None in keys or not keys:
-        return Part(predicate)
-    return Part(predicate, input_of(clause), tuple(key for key in keys if key is not None))
+        return Part(predicate, predicate.ByteSize())
+    return Part(predicate, predicate.ByteSize(), input_of(clause), tuple(key for key in keys if key is not None))
 
 
 def _keys(clause: Clause) -> Iterator[Key | None]:
@@ -174,7 +186,7 @@ def _keys(clause: Clause) -> Iterator[Key | None]:
 def cells_of(alternatives: Iterable[tuple[Part, ...]], verdict: OnMatch) -> Iterator[Cell]:
     """One cell for each alternative."""
     for parts in alternatives:
-        yield Cell(parts, verdict)
+        yield Cell(parts, verdict, GROWTH * (_VERDICT + sum(part.size for part in parts)) + ROOM)
 
 
 def tree(cells: Sequence[Cell], depth: int = 0) -> OnMatch:

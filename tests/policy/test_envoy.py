@@ -276,3 +276,17 @@ def test_the_one_rule_among_many_is_found_in_the_maps(lab: Lab) -> None:
     assert not lab.ask("/7", seven, method="POST").allowed
     assert not lab.ask("/any/9/nope", seven).allowed
     assert lab.ask("/any/11/nope", seven).allowed
+
+
+def test_a_rule_with_hundreds_of_alternatives_is_enforced_as_well(lab: Lab) -> None:
+    callers = clause(Attribute.SOURCE_PRINCIPAL, *(f"td/ns/a/sa/c{n}" for n in range(300)))
+    where = clause(Attribute.PATH, *(f"/p/{n}" for n in range(150)), *(f"/q/{n}/*" for n in range(150)))
+    sources = tuple((clause(Attribute.SOURCE_PRINCIPAL, f"td/ns/b/sa/c{n}"),) for n in range(100))
+    operations = tuple((clause(Attribute.PATH, f"/r/{n}"), clause(Attribute.METHOD, "GET")) for n in range(100))
+    wide, many = Rule(sources=((callers,),), operations=((where,),)), Rule(sources=sources, operations=operations)
+    lab.enforce(policy(*[wide] * 6, many))
+    allowed = [("a", 0, "/p/149?x"), ("a", 299, "/q/149/x"), ("b", 0, "/r/99"), ("b", 99, "/r/0?x")]
+    refused = [("a", 300, "/p/0"), ("a", 0, "/p/150"), ("a", 0, "/r/1"), ("b", 0, "/p/0"), ("b", 5, "/r/100")]
+    assert [c for c in allowed if not lab.ask(c[2], [f"spiffe://td/ns/{c[0]}/sa/c{c[1]}"]).allowed] == []
+    assert [c for c in refused if lab.ask(c[2], [f"spiffe://td/ns/{c[0]}/sa/c{c[1]}"]).allowed] == []
+    assert not lab.ask("/r/1", ["spiffe://td/ns/b/sa/c1"], method="PUT").allowed

@@ -96,7 +96,7 @@ class Lab:
         made, _ = network_filter(TARGET, policies, MESH, proxy)
         filters = [
             {"name": "policy", "typed_config": MessageToDict(any_of(made))},
-            {"name": "ask", "typed_config": MessageToDict(ask_network_filter("ask"))},
+            {"name": "ask", "typed_config": MessageToDict(ask_network_filter("ask", milliseconds=20_000))},
             extension("tcp", "filters.network.tcp_proxy.v3.TcpProxy", stat_prefix=name, cluster="echo"),
         ]
         return {

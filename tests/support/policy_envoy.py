@@ -196,11 +196,12 @@ class PolicyEnvoy:
             metadata_from(CLAIMS, "envoy.filters.http.jwt_authn", "payload"),
             metadata_from(METADATA, "test", "key"),
         ]
+        asking = ask_filter("ask", milliseconds=20_000)  # other tests may hold up the one who is asked
         filters = [
             *self._before,
             extension("left", "filters.http.header_to_metadata.v3.Config", request_rules=left),
             {"name": FILTER, "typed_config": MessageToDict(any_of(envoy.deny_all()))},
-            *([{"name": "ask", "typed_config": MessageToDict(ask_filter("ask"))}] if self._ask else []),
+            *([{"name": "ask", "typed_config": MessageToDict(asking)}] if self._ask else []),
             extension("router", "filters.http.router.v3.Router"),
         ]
         every = {"comparison": {"op": "GE", "value": {"default_value": 100, "runtime_key": "none"}}}
