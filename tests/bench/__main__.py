@@ -20,6 +20,7 @@ from tests.bench import (
     authorities,
     bench_policy,
     controller,
+    envoy_policy,
     node_attestation,
     pod_certificates,
     remote_keys,
@@ -216,6 +217,8 @@ def main() -> int:
         figures |= workload_attestation.local(rounds)
         say("policies")
         figures |= bench_policy.figures(rounds)
+        say("policies in Envoy")
+        figures |= envoy_policy.envoy_policy(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     for line in missed(figures):

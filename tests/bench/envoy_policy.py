@@ -138,7 +138,7 @@ def envoy_policy(rounds: int) -> Figures:
             figures[f"policy_envoy_{name}_added_cpu_us"] = cpu[name] - cpu["none"]
     asked = figures["policy_envoy_ext_authz_added_us"]
     for name in ("tree_1k", "tree_10k_mesh"):
-        figures[f"policy_envoy_{name}_of_ext_authz"] = max(figures[f"policy_envoy_{name}_added_us"], 0.0) / asked
+        figures[f"policy_{name}_percent"] = 100 * max(figures[f"policy_envoy_{name}_added_us"], 0.0) / asked
     return figures
 
 
