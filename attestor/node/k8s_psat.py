@@ -161,7 +161,16 @@ class _Cluster:
         self._api = open_cluster(name, config.kube_config_file, config.timeout_seconds)
 
     async def find(self, text: str, host: NodeHost) -> Found:
-        """Token, service account, pod, node, in this order: each is worth asking for only if what it rests on holds."""
+        """Token, service account, pod, node, in this order: each is worth asking for only if what it rests on holds.
+
+        Few are asked for at once: whoever waits for that does not wait for ever."""
+        try:
+            async with asyncio.timeout(3 * self._config.timeout_seconds):
+                return await self._find(text, host)
+        except TimeoutError as error:
+            raise Unavailable("the API server answers too slowly for all who wait", reason="KUBE_STATUS") from error
+
+    async def _find(self, text: str, host: NodeHost) -> Found:
         token = await review(self._api, text, self._config.audience, now=host.clock.now())
         self._check_account(token)
         pod = await pod_of_token(self._api, token)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from attestor.node.cloud.aws_document import InstanceDocument
-from attestor.node.cloud.sdk import api_unavailable, deadline, needed, secret_from
+from attestor.node.cloud.sdk import LookUps, api_unavailable, needed, secret_from
 from ca.errors import Denied
 from ca.runtime.config import StrictModel
 from ca.runtime.notes import note
@@ -73,6 +73,7 @@ class AwsLookup:
 
     def __init__(self, config: ApiConfig) -> None:
         self._config = config
+        self._look_ups = LookUps(seconds=config.timeout_seconds, vendor="Amazon")
         self._boto3 = needed("boto3", "aws")
         errors = importlib.import_module("botocore.exceptions")
         parsers = importlib.import_module("botocore.parsers")
@@ -85,7 +86,7 @@ class AwsLookup:
 
     async def look_up(self, document: InstanceDocument) -> Instance:
         """Raises Denied CLOUD_INSTANCE_UNKNOWN, CLOUD_INSTANCE_TAMPERED; Unavailable CLOUD_API."""
-        return await deadline(self._look_up, document, seconds=self._config.timeout_seconds, vendor="Amazon")
+        return await self._look_ups.ask(self._look_up, document)
 
     def _look_up(self, document: InstanceDocument) -> Instance:
         try:

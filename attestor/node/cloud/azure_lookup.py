@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from attestor.node.cloud.sdk import api_unavailable, deadline, needed, secret_from
+from attestor.node.cloud.sdk import LookUps, api_unavailable, needed, secret_from
 from ca.errors import ConfigError, Denied
 from ca.runtime.config import StrictModel
 from ca.runtime.notes import note
@@ -69,6 +69,7 @@ class AzureLookup:
 
     def __init__(self, config: ApiConfig, tenant_id: str, allowed_tags: Sequence[str]) -> None:
         self._config = config
+        self._look_ups = LookUps(seconds=config.timeout_seconds, vendor="Azure")
         self._tags = frozenset(allowed_tags)
         identity = needed("azure.identity", "azure")
         self._errors = importlib.import_module("azure.core.exceptions")
@@ -80,7 +81,7 @@ class AzureLookup:
 
     async def look_up(self, wanted: Wanted) -> frozenset[str]:
         """Values of selectors. Raises Denied CLOUD_INSTANCE_UNKNOWN; Unavailable CLOUD_API."""
-        return await deadline(self._look_up, wanted, seconds=self._config.timeout_seconds, vendor="Azure")
+        return await self._look_ups.ask(self._look_up, wanted)
 
     def _look_up(self, wanted: Wanted) -> frozenset[str]:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from attestor.node.cloud.gcp_instance import GcpInstance
-from attestor.node.cloud.sdk import api_unavailable, deadline, needed
+from attestor.node.cloud.sdk import LookUps, api_unavailable, needed
 from ca.errors import ConfigError, Denied
 from ca.identity import strict_json
 from ca.runtime.config import StrictModel
@@ -44,6 +44,7 @@ class GcpLookup:
 
     def __init__(self, config: ApiConfig) -> None:
         self._config = config
+        self._look_ups = LookUps(seconds=config.timeout_seconds, vendor="Google")
         self._transport = needed("google.auth.transport.requests", "gcp")
         self._auth_error = importlib.import_module("google.auth.exceptions").GoogleAuthError
         self._http_errors = (
@@ -54,7 +55,7 @@ class GcpLookup:
 
     async def look_up(self, instance: GcpInstance) -> frozenset[str]:
         """Values of selectors. Raises Denied CLOUD_INSTANCE_UNKNOWN, CLOUD_METADATA_VALUE; Unavailable CLOUD_API."""
-        return await deadline(self._look_up, instance, seconds=self._config.timeout_seconds, vendor="Google")
+        return await self._look_ups.ask(self._look_up, instance)
 
     def _look_up(self, instance: GcpInstance) -> frozenset[str]:
         found = self._get(instance)

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from ca.errors import ConfigError, Unavailable
 from ca.runtime.elsewhere import elsewhere
@@ -14,8 +14,9 @@ from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
 MAX_SECRET_BYTES = 16 * 1024
+MAX_AT_ONCE = 32
 
-P = ParamSpec("P")
+A = TypeVar("A")
 R = TypeVar("R")
 
 
@@ -44,13 +45,21 @@ def secret_from(path: Path) -> str:
     return text
 
 
-async def deadline(call: Callable[[Any], R], argument: Any, *, seconds: float, vendor: str) -> R:
-    """Blocking look-ups in a thread, given up after a while. Raises Unavailable CLOUD_API and what `call` raises."""
-    try:
-        async with elsewhere(), asyncio.timeout(seconds):
-            return await to_thread(call, argument)
-    except TimeoutError as error:
-        raise api_unavailable(vendor, f"no answer within {seconds:g} s") from error
+class LookUps:
+    """Look-ups that block, each in a thread, few at a time; given up after a while, in which it may have waited."""
+
+    def __init__(self, *, seconds: float, vendor: str) -> None:
+        self._seconds = seconds
+        self._vendor = vendor
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def ask(self, call: Callable[[A], R], argument: A) -> R:
+        """Raises Unavailable CLOUD_API and what `call` raises."""
+        try:
+            async with elsewhere(), asyncio.timeout(self._seconds), self._places:
+                return await to_thread(call, argument)
+        except TimeoutError as error:
+            raise api_unavailable(self._vendor, f"no answer within {self._seconds:g} s") from error
 
 
 def api_unavailable(vendor: str, why: str) -> Unavailable:

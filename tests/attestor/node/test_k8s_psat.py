@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from attestor.node.k8s_psat import MAX_PAYLOAD_BYTES, AgentConfig, PsatProver, P
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
 from ca.ports import AttestedNode
 from ca.runtime.config import from_values
+from ca.runtime.kube import MAX_AT_ONCE
 from ca.runtime.notes import collecting
 from tests.contracts.attestors import NodeSample
 from tests.support.clock import FakeClock
@@ -109,6 +112,28 @@ async def test_a_pod_is_its_node_with_spires_id_and_selectors(api: KubeStandIn) 
 async def test_an_agent_can_be_named_after_its_pod(api: KubeStandIn) -> None:
     node = await verify(api, use_pod_uid_for_agent_id=True)
     assert node.path == f"/spire/agent/k8s_psat/demo/pod/{api.objects[POD]['metadata']['uid']}"
+
+
+async def test_a_crowd_does_not_wait_for_ever_for_an_api_server_that_is_silent(api: KubeStandIn) -> None:
+    """A few are asked for at a time: the others, who may be strangers, wait only for so long."""
+    token, done = api.token_for(api.objects[POD]), asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    path = api.kubeconfig()
+    port = server.sockets[0].getsockname()[1]
+    path.write_text(re.sub(r"https://[^\s\"]*", f"https://127.0.0.1:{port}", path.read_text()))
+    cluster = {"kube_config_file": str(path), **ALLOWED, "timeout_seconds": 0.2}
+    asked = PsatVerifier(from_values({"clusters": {"demo": cluster}}, ServerConfig), FakeHost())
+    crowd = [asked.verify(payload(token), no_challenge) for _ in range(8 * MAX_AT_ONCE)]
+    outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+    done.set()
+    server.close()
+    assert {outcome.reason for outcome in outcomes if isinstance(outcome, Unavailable)} == {"K8S_API_UNREACHABLE"}
+    assert len({str(outcome.__cause__) for outcome in outcomes if isinstance(outcome, Unavailable)}) == 2
 
 
 async def test_each_cluster_is_asked_about_its_own_tokens_alone(api: KubeStandIn) -> None:
