@@ -116,6 +116,24 @@ class Objects:
         return f"/apis/{API}/{PLURALS[value['kind']]}/{value['metadata']['name']}"
 
 
+class Site:
+    """A namespace of its own, labelled so that only objects of this test choose its pods, and a node."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.label = fresh("site")
+        self.namespace = cluster.namespace(labels={"site": self.label})
+        self.node = cluster.node(fresh("node"), labels={"zone": "a"})
+        self.here = {"matchLabels": {"site": self.label}}
+        self._pods = 0
+
+    def pod(self, name: str = "", **more: Any) -> Object:
+        return self.cluster.pod(self.namespace, name or fresh("pod"), node=self.node["metadata"]["name"], **more)
+
+    def path(self, pod: Object) -> str:
+        return f"/ns/{self.namespace}/pod/{pod['metadata']['name']}"
+
+
 async def entries(server: RunningServer) -> dict[str, types_pb2.Entry]:
     """All of the server's, by ID."""
     answer = await server.local.entries.ListEntries(server_entry_pb2.ListEntriesRequest())
