@@ -10,6 +10,7 @@ import pytest
 from attestor.node.cloud import sdk
 from attestor.node.cloud.sdk import LookUps
 from ca.errors import Unavailable
+from tests.support.server import eventually
 
 
 async def test_a_vendor_that_is_silent_gets_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,9 +24,7 @@ async def test_a_vendor_that_is_silent_gets_few_threads(monkeypatch: pytest.Monk
 
     look_ups = LookUps(seconds=30, vendor="a vendor")
     waiting = [asyncio.create_task(look_ups.ask(silent, number)) for number in range(6)]
-    async with asyncio.timeout(20):
-        while len(begun) < 2:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: len(begun) == 2)
     await asyncio.sleep(0.05)
     assert len(begun) == 2
     gate.set()
