@@ -28,7 +28,7 @@ from sds.polling import RETRY_CAP_SECONDS as POLL_RETRY_CAP_SECONDS
 from sds.polling import Poller
 from sds.post_status import post_status
 from sds.rotation import Issued
-from sds.server_link import ServerLink
+from sds.server_link import ServerLink, expiry
 from sds.state import AgentSvid
 from sds.wire import bundle_from_wire, status_error
 
@@ -106,7 +106,7 @@ class NodeClient:
         while True:
             svid = await self._identity.wait_svid()
             self._rotated.clear()
-            problem: BurgeeError | None = self._expiry(svid)
+            problem: BurgeeError | None = expiry(svid, self._clock)
             if problem is None:
                 await self._use(svid)
                 problem = await self._follow()
@@ -151,7 +151,7 @@ class NodeClient:
         link = self._link
         if link is None:
             raise Unavailable("the agent has no identity yet to ask the server with", reason="AGENT_NOT_READY")
-        if self._link_svid is not None and (expired := self._expiry(self._link_svid)):
+        if self._link_svid is not None and (expired := expiry(self._link_svid, self._clock)):
             raise expired
         try:
             return await call(link)
@@ -159,17 +159,6 @@ class NodeClient:
             explained = await link.explain(error)
             self._identity.denied(explained)
             raise explained from error
-
-    def _expiry(self, svid: AgentSvid) -> Unavailable | None:
-        """Why no server is asked with this SVID: each would end the connection over it. A clock can be set back."""
-        if svid.not_after > self._clock.now():
-            return None
-        return Unavailable(
-            f"this agent's SVID expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}; no server is asked before there is "
-            "a new one",
-            reason="AGENT_EXPIRED",
-            hint="the agent attests again by itself, if its node attestor has something to prove this node with",
-        )
 
     async def _use(self, svid: AgentSvid) -> None:
         """A link with this SVID; the old one ends once its calls have."""

@@ -64,6 +64,7 @@ class ServerLink:
             material=None if svid is None else _material(svid),
             directory=relay_directory(config),
             clock=clock,
+            fit=lambda: None if svid is None else expiry(svid, clock),
         )
         await relay.start()
         trust.on_change(relay.recheck)
@@ -95,6 +96,18 @@ class ServerLink:
             await self.channel.close(grace_seconds)
         finally:
             await self.relay.close()
+
+
+def expiry(svid: AgentSvid, clock: Clock) -> Unavailable | None:
+    """Why no server is asked with this SVID: each would end the connection over it. A clock can be set back."""
+    if svid.not_after > clock.now():
+        return None
+    return Unavailable(
+        f"this agent's SVID expired at {svid.not_after:%Y-%m-%d %H:%M:%SZ}; no server is asked before there is "
+        "a new one",
+        reason="AGENT_EXPIRED",
+        hint="the agent attests again by itself, if its node attestor has something to prove this node with",
+    )
 
 
 def relay_directory(config: AgentConfig) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 
@@ -9,6 +10,10 @@ import pytest
 from _pytest.nodeid import NodeId
 
 from ca.runtime import log
+
+# CPython 3.11 fails a parse of source code in which the collector begins another (of a line of a traceback, by what it
+# collects). Reading the tests, pytest parses all of them.
+gc.disable()
 
 REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
 
@@ -21,6 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         grouped = getattr(item, "_nodeid", "")
         if grouped and grouped != item.nodeid:
             item._id = NodeId.parse(grouped)
+
+
+def pytest_collection_finish() -> None:
+    """Everything is parsed; and what was made for it lives as long as the process."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

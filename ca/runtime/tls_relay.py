@@ -55,7 +55,8 @@ class TlsRelay:
     """One Unix socket; every connection to it becomes one verified TLS connection to the first server that will do.
 
     `verify` raises Unauthenticated for a chain that is not the server's. `material` is the client's chain and key, or
-    None to come without. The last failure stays in `refusal` until a connection succeeds; `dialled` counts successes.
+    None to come without; `fit` says why it is not to be shown now. The last failure stays in `refusal` until a
+    connection succeeds; `dialled` counts successes.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class TlsRelay:
         material: TlsMaterial | None,
         directory: Path,
         clock: Clock,
+        fit: Callable[[], BurgeeError | None] = lambda: None,
     ) -> None:
         self._servers = tuple(servers)
+        self._fit = fit
         self._verify = verify
         self._context = _client_context(material)
         self._clock = clock
@@ -164,6 +167,9 @@ class TlsRelay:
 
     async def _dial(self, address: str) -> _Upstream | None:
         host, port = split_address(address)
+        if (unfit := self._fit()) is not None:
+            self._refuse(address, unfit)
+            return None
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_SECONDS):
                 reader, writer = await asyncio.open_connection(host, port, ssl=self._context, limit=CHUNK_BYTES)

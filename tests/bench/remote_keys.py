@@ -54,7 +54,11 @@ def _compare(name: str, keys: dict[str, Any], alone: Callable[[], float], rounds
             bare.append(alone())
             walls.append(batch())
     ratios = [wall / each for wall, each in zip(walls, bare, strict=True)]
-    return {f"{name}_batch_ms": statistics.median(walls) * 1e3, f"{name}_ratio": statistics.median(ratios)}
+    return {
+        f"{name}_batch_ms": statistics.median(walls) * 1e3,
+        f"{name}_ratio": statistics.median(ratios),
+        f"{name}_worst": max(ratios),
+    }
 
 
 def _batches(nodes: Pair, scratch: str) -> Callable[[], float]:

@@ -23,4 +23,4 @@ from tests.support.softhsm import softhsm_token
 def test_a_batch_with_keys_in_softhsm_within_one_and_a_half_bare_loops() -> None:
     require("Go", (CACHE / "bin/wire").exists(), "install Go, then: make test")
     softhsm_token()
-    assert softhsm(rounds=1)["softhsm_ratio"] <= 1.5
+    assert softhsm(rounds=5)["softhsm_worst"] <= 1.5

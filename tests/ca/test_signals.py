@@ -175,7 +175,7 @@ class TestAgent:
         with pair() as running:
             config = running.home / "agent.yaml"
             values = yaml.safe_load(config.read_text())
-            values |= {"log": {"level": "debug"}, "attest_interval_seconds": 5.0}
+            values |= {"log": {"level": "debug"}, "attest_interval_seconds": 7.0}
             config.write_text(yaml.safe_dump(values))
             os.kill(running.pid("agent"), signal.SIGHUP)
             log = running.home / "agent.log"

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from ca.errors import BurgeeError, Code
+from ca.errors import BurgeeError, Code, Unavailable
 from ca.identity.svid import X509Svid
 from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc
 from ca.runtime.clock import SystemClock
@@ -162,6 +162,27 @@ async def test_no_byte_passes_before_the_server_is_verified(tmp_path: Path, serv
     assert relay.refusal is not None
     assert relay.refusal.chain == tuple(seen)
     assert server.calls == []
+    writer.close()
+    await relay.close()
+
+
+async def test_what_is_not_fit_to_be_shown_is_shown_to_nobody(tmp_path: Path, server: FakeServer) -> None:
+    """An SVID may end while the server is away: no connection that is tried again brings it along."""
+    problem = Unavailable("expired", reason="AGENT_EXPIRED")
+    relay = TlsRelay(
+        servers=[server.address],
+        verify=lambda chain: pytest.fail("nobody is asked"),
+        material=None,
+        directory=tmp_path / "r",
+        clock=SystemClock(),
+        fit=lambda: problem,
+    )
+    await relay.start()
+    reader, writer = await asyncio.open_unix_connection(relay.path)
+    assert await reader.read() == b""
+    assert relay.refusal is not None
+    assert relay.refusal.error is problem
+    assert server.client_chains == []
     writer.close()
     await relay.close()
 
