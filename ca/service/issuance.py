@@ -104,9 +104,7 @@ class _Job(NamedTuple):
     agent: str = ""
 
 
-def _entry_job(
-    requester: str, entry: RegistrationEntry, request: bytes | PublicKeyInfo, ttl_seconds: int
-) -> _Job:
+def _entry_job(requester: str, entry: RegistrationEntry, request: bytes | PublicKeyInfo, ttl_seconds: int) -> _Job:
     return _Job(
         profile=WORKLOAD,
         spiffe_id=entry.spiffe_id,
