@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from policy.envoy import Proxy
 from policy.model import Action, Attribute, Clause, Group, Match, MatchKind, Mesh, Policy, Request, Rule, Target
 from policy.paths import is_normal, without_query
+from policy.snapshot import compile_set
 from tests.policy.strategies import texts
 from tests.support.policy_envoy import Call
 
@@ -108,7 +109,7 @@ def _clause(draw: st.DrawFn, attributes: list[Attribute], matches: dict[Attribut
         attribute=attribute,
         key=draw(KEYS[attribute]) if attribute in KEYS else (),
         matches=tuple(draw(st.lists(matches[attribute], min_size=1, max_size=3))),
-        negated=draw(st.integers(0, 5)) == 0,
+        negated=draw(st.sampled_from(range(9))) == 8,
     )
 
 
@@ -122,8 +123,8 @@ def _rules(matches: dict[Attribute, Any], conditions: list[str]) -> st.SearchStr
 
     return st.builds(
         Rule,
-        sources=st.lists(groups(SOURCES), max_size=2).map(tuple),
-        operations=st.lists(groups(OPERATIONS), max_size=2).map(tuple),
+        sources=_one_in(8, st.just(()), st.lists(groups(SOURCES), min_size=1, max_size=2).map(tuple)),
+        operations=_one_in(8, st.just(()), st.lists(groups(OPERATIONS), min_size=1, max_size=2).map(tuple)),
         conditions=_one_in(4, groups(WHEN, 0), st.just(())),
         condition=st.sampled_from(conditions),
     )
@@ -134,9 +135,9 @@ def _policies(rules: st.SearchStrategy[Rule]) -> st.SearchStrategy[list[Policy]]
         Policy,
         namespace=st.just("a"),
         name=st.sampled_from(["p", "q"]),
-        action=st.sampled_from([Action.ALLOW] * 8 + [Action.DENY] * 2 + [Action.AUDIT]),
+        action=st.sampled_from([Action.ALLOW] * 8 + [Action.DENY] * 3 + [Action.AUDIT]),
         rules=_one_in(12, st.none(), st.lists(rules, min_size=1, max_size=7).map(tuple)),
-        shadow=st.integers(0, 9).map(lambda n: n == 0),
+        shadow=st.sampled_from(range(9)).map(lambda n: n == 8),
     )
     return st.lists(policy, min_size=1, max_size=3)
 
@@ -210,7 +211,7 @@ class Case:
 
 MESHES = [
     Mesh(trust_domains=("td", "old"), providers=frozenset({"known"}), open_namespaces=frozenset(namespaces))
-    for namespaces in ([], [], ["a"])
+    for namespaces in ([], [], [], [], ["a"])
 ]
 
 
@@ -286,3 +287,9 @@ def refused_unread(case: Case, call: Call) -> bool:
         "path" in rule.condition for p in enforced for rule in p.rules or ()
     )
     return looks and not case.target.normalized and not is_normal(call.path)
+
+
+def telling(case: Case) -> bool:
+    """Whether the calls of a case are not all decided alike."""
+    index = compile_set(case.policies, case.mesh, [case.target])
+    return len({index.decide(case.target.spiffe_id, request_of(call, int(PORT))).allowed for call in case.calls}) > 1
