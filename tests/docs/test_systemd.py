@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ca import server as server_program
+from ca import serve as server_program
 from ca.cli.connection import AGENT_SOCKET, SERVER_SOCKET
 from ca.identity.endpoint import DEFAULT_SOCKET
 from sds import agent as agent_program
