@@ -123,7 +123,7 @@ def test_example_configurations_are_valid(tmp_path: Path) -> None:
 
 _METADATA = {f"burgee_shadow_{name}" for name in ("allowed", "denied", "effective_policy_id", "engine_result")}
 NO_METRICS = {"burgee_agent", "burgee_cgroup", "burgee_machine_key"} | _METADATA
-"""A user's name in a unit, the packages of the pages that teach how to write a plugin, and what Envoy's filter writes."""
+"""A user's name in a unit, packages of the pages that teach how to write a plugin, and what Envoy's filter writes."""
 
 
 def metrics_of_the_code() -> set[str]:
