@@ -49,7 +49,7 @@ def drawn(count: int) -> list[Case]:
     checks = list(HealthCheck)
 
     @settings(
-        max_examples=4 * count,
+        max_examples=2 * count,
         deadline=None,
         derandomize=not LONG,
         database=None,
@@ -74,11 +74,8 @@ class Bench:
         self.expected: dict[str, bool] = {}
         self.authz = Authz(socket, lambda check: self.expected[check.attributes.request.http.headers["x-pair"]])
 
-    def judged(self, case: Case, *, name: str = "0") -> list[tuple[Call, bool, Answer, bool]]:
-        """For each call: whether it must be allowed, what Envoy said, and whether it asked."""
-        return self.judge_all({name: case})[name]
-
     def judge_all(self, batch: dict[str, Case]) -> dict[str, list[tuple[Call, bool, Answer, bool]]]:
+        """For each call of each case: whether it must be allowed, what Envoy said, and whether it asked."""
         filters = {n: http_filter(c.target, c.policies, c.mesh, c.proxy)[0] for n, c in batch.items()}
         self.envoy.load(filters)
         calls, expected = [], []
