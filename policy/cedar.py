@@ -24,6 +24,7 @@ class Inexpressible(Exception):
     """Cedar cannot say this; the text says why."""
 
 
+ANY = None
 _PERMIT_ALL = '@id("open namespace")\npermit (principal, action, resource);'
 
 
@@ -95,17 +96,17 @@ def _match(attribute: Attribute, value: str, match: Match) -> str:
         case MatchKind.EXACT:
             return f"{value} == {_literal(text)}"
         case MatchKind.PREFIX:
-            return f"{value} like {_pattern(text, '*')}"
+            return f"{value} like {_pattern(text, ANY)}"
         case MatchKind.SUFFIX:
-            return f"{value} like {_pattern('', '*', text)}"
+            return f"{value} like {_pattern(ANY, text)}"
         case MatchKind.PRESENT:
             return "true"
         case MatchKind.NON_EMPTY:
             return f'{value} != ""'
         case MatchKind.NAMESPACE:
-            return f"{value} like {_pattern('', '*', '/ns/', *_asterisks(text), '/', '*')}"
+            return f"{value} like {_pattern(ANY, '/ns/', *_asterisks(text), '/', ANY)}"
         case MatchKind.TRUST_DOMAIN if "*" not in text:
-            return f"{value} like {_pattern(f'{text}/', '*')}"
+            return f"{value} like {_pattern(f'{text}/', ANY)}"
         case MatchKind.REQUEST_PRINCIPAL:
             parts = request_principal_parts(text)
             if all(part.kind is MatchKind.EXACT for part in parts):
@@ -113,11 +114,11 @@ def _match(attribute: Attribute, value: str, match: Match) -> str:
     raise Inexpressible(f"a {match.kind}")
 
 
-def _asterisks(text: str) -> Iterator[str]:
+def _asterisks(text: str) -> Iterator[str | None]:
     """A text cut so that each asterisk stands alone."""
     for number, part in enumerate(text.split("*")):
         if number:
-            yield "*"
+            yield ANY
         yield part
 
 
@@ -138,9 +139,9 @@ def _unicode(body: str) -> str:
     return head + "".join(chr(int(part[:4], 16)) + part[4:] for part in rest)
 
 
-def _pattern(*parts: str) -> str:
-    """Parts of a pattern: `*` alone is any text, everything else itself."""
-    return '"' + "".join("*" if part == "*" else _literal(part)[1:-1].replace("*", "\\*") for part in parts) + '"'
+def _pattern(*parts: str | None) -> str:
+    """Parts of a pattern: ANY is any text, everything else itself, an asterisk too."""
+    return '"' + "".join("*" if part is None else _literal(part)[1:-1].replace("*", "\\*") for part in parts) + '"'
 
 
 def cedar_context(policies: Sequence[Policy], request: Request) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRba
 from hypothesis import HealthCheck, given, settings
 
 from policy import envoy
+from policy.cedar import cedar_text
 from policy.envoy import Proxy, http_filter, network_filter
 from policy.envoy_text import PATH_ASCII, PATH_NOT_NORMAL, PATH_PLAIN
-from policy.model import Attribute, Policy, Rule
+from policy.model import Attribute, Clause, Match, MatchKind, Policy, Rule
 from policy.paths import is_normal
 from policy.workload import Scopes
 from tests.policy.strategies import MESH as GENERATED_MESH
@@ -76,6 +77,13 @@ def test_what_is_too_long_for_an_expression_is_asked() -> None:
     made, unsaid = http_filter(TARGET, [policy(paths("*" + "/long" * 100))], MESH, ASKING)
     assert [u.reason for u in unsaid] == ["the expression for it would be too long for a proxy"]
     assert envoy.ASK.encode() in made.SerializeToString()
+
+
+def test_an_asterisk_that_was_meant_is_none_of_cedars() -> None:
+    """Found by the differential run: a suffix that is an asterisk was any text."""
+    literal = Clause(attribute=Attribute.PATH, matches=(Match(MatchKind.SUFFIX, "*"),))
+    text = cedar_text(TARGET, [policy(Rule(operations=((literal,),)))], MESH)
+    assert r'"*\*"' in text
 
 
 PATHS = [
