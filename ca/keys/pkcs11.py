@@ -46,7 +46,7 @@ class Pkcs11KeysConfig(StrictModel):
     """File with the user PIN, readable for the server alone."""
 
     pin_env: str | None = Field(default=None, min_length=1)
-    """Environment variable with the user PIN, instead of a file."""
+    """Environment variable with the user PIN, instead of a file. One of the two must be named."""
 
     sessions: Annotated[int, Field(ge=1, le=64)] = 4
     """Sessions at most: so many signatures or batches at the same time."""

@@ -55,7 +55,7 @@ class DiskUpstreamConfig(StrictModel):
     """The authority's certificate in PEM; what leads from it to the root may follow."""
 
     key_file: Path
-    """Its private key in PEM, unencrypted; ours alone (mode 0600)."""
+    """Its private key in PEM, EC (P-256, P-384, P-521) or RSA, unencrypted; ours alone (mode 0600)."""
 
     chain_file: Path | None = None
     """Intermediates and roots in PEM, in any order; needed unless the certificate is a root or is followed by them."""

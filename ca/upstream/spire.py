@@ -48,7 +48,7 @@ class SpireUpstreamConfig(StrictModel):
     """Servers above as `host:port`; the first one that can be used is."""
 
     workload_socket: Path
-    """Socket of the Workload API of an agent of the server above."""
+    """Socket of the Workload API of an agent **of the server above**."""
 
     spiffe_id: Annotated[str, AfterValidator(_spiffe_id)] | None = None
     """Which of several SVIDs to come with; by default the first one of this trust domain."""

@@ -47,7 +47,8 @@ class VaultPkiConfig(VaultConfig):
     """Issuers whose roots are in the trust bundle besides the signing one's: those that will sign next."""
 
     max_path_length: Annotated[int, Field(ge=0, le=10)] | None = None
-    """How many authorities may stand below this server's; by default as many as the issuer allows."""
+    """How many authorities may stand below this server's; 0 forbids servers downstream of it. By
+    default as many as the issuer allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
