@@ -68,8 +68,12 @@ def _attestors(outcomes: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{' ' * width}  {note['what']}: {note['value']}"
 
 
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
+
+
 def _agent(status: dict[str, Any]) -> Iterator[str]:
-    yield f"{status['spiffe_id'] or 'no identity'}, {status['state']}, {status['entries']} entries"
+    yield f"{status['spiffe_id'] or 'no identity'}, {status['state']}, {_count(status['entries'], 'entry', 'entries')}"
     if status["reason"]:
         yield f"{status['detail']} ({status['reason']})"
     yield f"last word of the server: {until(status['last_sync_at'])}"
@@ -98,7 +102,7 @@ def _closest(nearest: list[dict[str, Any]]) -> Iterator[str]:
 
 def _history(history: list[dict[str, Any]]) -> Iterator[str]:
     for past in history[:SHOWN_HISTORY]:
-        again = f", {past['again']} times again until {past['last_at']}" if past["again"] else ""
+        again = f", {_count(past['again'], 'time', 'times')} again until {past['last_at']}" if past["again"] else ""
         if past["kind"] == "refused":
             yield f"{past['at']} refused: {past['reason']}, id {past['id']}"
         elif past["reason"] == "OK":
@@ -147,7 +151,7 @@ def _entries(data: dict[str, Any]) -> Iterator[str]:
 
 def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
     for one in attempts[:SHOWN_HISTORY]:
-        again = f", {one['again']} times again until {one['last_at']}" if one["again"] else ""
+        again = f", {_count(one['again'], 'time', 'times')} again until {one['last_at']}" if one["again"] else ""
         head = f"{one['at']} {one['attestor']} from {one['peer']}, id {one['id']}{again}"
         yield f"{head}: {one['reason']}" if one["reason"] == "OK" else f"{head}: {one['detail']} ({one['reason']})"
         if one["cause"]:

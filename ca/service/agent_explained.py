@@ -125,7 +125,8 @@ def verdict(seen: AgentSeen, now: datetime) -> AgentVerdict:
             hint="is the agent running, and does it reach this server? `caadmin health --agent` on the node says",
         )
     hint = "" if seen.entries else "no entry is for it yet: `caadmin entry create --parent-id` with its ID makes one"
-    return AgentVerdict(reason=OK, detail=f"it is attested, and may serve {seen.entries} entries", hint=hint)
+    served = "1 entry" if seen.entries == 1 else f"{seen.entries} entries"
+    return AgentVerdict(reason=OK, detail=f"it is attested, and may serve {served}", hint=hint)
 
 
 def _refused(made: Attempt, error: BurgeeError) -> AgentVerdict:
