@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure(config.log.format, config.log.level)
         if options.check:
             check(config)
-            print(f"{options.config} is fine")
+            print(f"{options.config}: the configuration is valid")
             return 0
         memory.keep_private()
         asyncio.run(serve(config, options.config))

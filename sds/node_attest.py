@@ -201,10 +201,14 @@ def _refused(attestor: str, error: BurgeeError) -> BurgeeError:
     if error.code not in REFUSALS or error.reason.startswith("AGENT_"):
         return error
     return FailedPrecondition(
-        f"the server refused this node's attestation: {error.detail}",
+        f"the server refused this node's attestation: {error.detail} ({error.reason})",
         reason="ATTESTATION_REFUSED",
-        hint=error.hint or _what_helps(attestor),
+        hint=(error.hint or _what_helps(attestor)) + _at_the_server(error.request_id),
     )
+
+
+def _at_the_server(request_id: str) -> str:
+    return f"; on the server, `caadmin explain agent {request_id}` says what was compared" if request_id else ""
 
 
 def _what_helps(attestor: str) -> str:

@@ -138,7 +138,7 @@ def refused(fault: TokenFault) -> Denied:
     return Denied(
         "the token proves nothing here",
         reason="TOKEN_REFUSED",
-        hint="which claim failed is for administrators: `caadmin explain agent` and the server's log say it",
+        hint="have the token made as the server wants it; its administrators are told which claim failed",
     )
 
 

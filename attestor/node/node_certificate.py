@@ -157,7 +157,7 @@ def _refuse_chain(leaf: NodeCertificate, authorities: int, misses: Sequence[Unau
     raise Denied(
         f"the node's certificate, issued by {issuer}, does not chain to an authority that is configured here",
         reason="NODE_CERTIFICATE_UNTRUSTED",
-        hint="does the agent send its intermediate certificates? `caadmin explain agent` says what was compared",
+        hint="does the agent send its intermediate certificates, and does the server have their authority?",
     )
 
 

@@ -147,7 +147,8 @@ def _error(error: Any, where: Path | str, who: str) -> BurgeeError:
         answered.hint = answered.hint or advice(grpc_target(where), wanted)
     if error.code() is not grpc.StatusCode.UNAVAILABLE or answered.reason != Unavailable.reason:
         return answered
-    return Unavailable(f"no {who} answers at `{where}`", reason="UNREACHABLE", hint=_advice(where, who))
+    asked = "Workload API" if who == "SPIFFE_ENDPOINT_SOCKET" else who
+    return Unavailable(f"no {asked} answers at `{where}`", reason="UNREACHABLE", hint=_advice(where, who))
 
 
 def grpc_target(where: Path | str) -> str:
@@ -162,4 +163,4 @@ def _advice(where: Path | str, who: str) -> str:
     }.get(who, ("--endpoint", "SPIFFE_ENDPOINT_SOCKET"))
     if isinstance(where, Path) and where.exists() and not os.access(where, os.W_OK):
         return "you may not use this socket; become root, or be named in `admin_uids` or `admin_group`"
-    return f"start it, or say where it is with {option} or {variable}"
+    return f"start {'the agent' if option == '--endpoint' else 'it'}, or say where it is with {option} or {variable}"

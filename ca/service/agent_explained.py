@@ -136,6 +136,8 @@ def _refused(made: Attempt, error: BurgeeError) -> AgentVerdict:
     elif error.reason.startswith("JOIN_TOKEN_"):
         command = "caadmin token create"
     detail = f"its attestation by `{made.attestor}` was refused at {made.newest_at:%Y-%m-%d %H:%M:%SZ}: {error.detail}"
+    if made.cause:
+        detail += f"; {made.cause}"
     return AgentVerdict(reason=error.reason, detail=detail, hint=error.hint, command=command)
 
 
