@@ -1,4 +1,5 @@
-"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: for export, and to measure beside.
+"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: to measure beside, and no export yet, for
+generated policies show calls that it refuses and the specification allows.
 
 What is pushed is the tree of `policy.envoy`: Envoy goes through `rules` one by one. Two filters are meant to stand one
 after the other, that of DENY first; several names in one certificate are joined here, too, and nobody asks about them.
