@@ -1,4 +1,4 @@
-"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: to measure beside, and no export yet, for
+"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: to measure beside, and no export yet:
 generated policies show calls that it refuses and the specification allows.
 
 What is pushed is the tree of `policy.envoy`: Envoy goes through `rules` one by one. Two filters are meant to stand one
