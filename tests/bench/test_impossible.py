@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from tests.bench.load import CACHE
-from tests.bench.remote_keys import softhsm
+from tests.bench.load import CACHE, ROOT
 from tests.support.real import require
 from tests.support.softhsm import softhsm_token
 
@@ -23,4 +25,9 @@ from tests.support.softhsm import softhsm_token
 def test_a_batch_with_keys_in_softhsm_within_one_and_a_half_bare_loops() -> None:
     require("Go", (CACHE / "bin/wire").exists(), "install Go, then: make test")
     softhsm_token()
-    assert softhsm(rounds=5)["softhsm_worst"] <= 1.5
+    # A process has one SoftHSM, which other tests here finalize and begin again: what is bare has a process of its own.
+    program = "import json; from tests.bench.remote_keys import softhsm; print(json.dumps(softhsm(rounds=5)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    if done.returncode:
+        pytest.fail(done.stderr, pytrace=False)
+    assert json.loads(done.stdout.splitlines()[-1])["softhsm_worst"] <= 1.5
