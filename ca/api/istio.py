@@ -25,7 +25,8 @@ from ca.proto.istio import ca_pb2 as pb
 from ca.proto.istio import ca_pb2_grpc
 from ca.runtime import log
 from ca.service.attestation_ring import AttestationRing
-from ca.service.issuance import IssuedX509, Issuer
+from ca.service.issuance import Issuer
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.istio import NOT_AUTHENTICATED, Entitled, IstioAuthority
 from ca.service.trust import Trust
 from ca.store.audit import AuditItem

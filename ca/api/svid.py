@@ -19,8 +19,9 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_svid_pb2 as pb
 from ca.proto.spire import server_svid_pb2_grpc
-from ca.service.issuance import IssuedX509, Issuer, WorkloadRequest, count_refused
+from ca.service.issuance import Issuer, WorkloadRequest, count_refused
 from ca.service.issuance_ca import DownstreamIssuer
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex

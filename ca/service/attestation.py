@@ -17,7 +17,8 @@ from ca.ports import AttestedNode, Challenge, Clock, JoinToken, NodeAttestorPlug
 from ca.runtime import log, plugins
 from ca.runtime.config import from_values
 from ca.service.attestation_ring import Attempt, AttestationRing
-from ca.service.issuance import IssuedX509, Issuer
+from ca.service.issuance import Issuer
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.peers import AgentTable
 from ca.service.rates import TokenBuckets
 from ca.service.trust import Trust

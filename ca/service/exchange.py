@@ -18,7 +18,8 @@ from ca.identity.text import quote
 from ca.issuing.csr import Csr
 from ca.ports import ProvenToken, TokenVerifier
 from ca.runtime.notes import note
-from ca.service.issuance import IssuedX509, Issuer
+from ca.service.issuance import Issuer
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.issuance_jwt import IssuedJwt, JwtIssuer
 from ca.service.signing import refuse_in_vain
 from ca.store.authorized import AuthorizedIndex

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from ca.errors import BurgeeError, Internal, InvalidArgument, Unavailable
+from ca.errors import BurgeeError, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
 from ca.issuing.csr import Csr, parse_csr
 from ca.issuing.lifetime import Lifetime, plan_lifetime
-from ca.issuing.profile import AGENT, ISTIO, SERVER, WORKLOAD, LeafProfile, minted
-from ca.issuing.serial import SERIAL_RANDOM_BYTES, new_serial
-from ca.issuing.spki import PublicKeyInfo, read_public_key
+from ca.issuing.profile import AGENT, ISTIO, SERVER, WORKLOAD, minted
+from ca.issuing.spki import read_public_key
 from ca.issuing.token import IssuanceToken
-from ca.issuing.x509 import finish_all, prepare_leaf, sign_all, sign_many
+from ca.issuing.x509 import finish_all, sign_many
 from ca.ports import BatchSigner, Clock
 from ca.runtime import log, metrics
+from ca.service.issuance_jobs import IssuedX509, Job, entry_job, issued_of, prepare, sign
 from ca.service.signing import Authority, X509Signing, refuse_in_vain
 from ca.store.issuance import IssuanceLog
 from ca.store.values import IssuanceRecord
@@ -75,48 +74,6 @@ class EntryRequest(NamedTuple):
     ttl_seconds: int
 
 
-class IssuedX509(NamedTuple):
-    """`chain` is DER, leaf first, without the root."""
-
-    spiffe_id: SpiffeId
-    chain: tuple[bytes, ...]
-    serial: int
-    lifetime: Lifetime
-
-    @property
-    def not_after(self) -> datetime:
-        return self.lifetime.not_after
-
-
-class _Job(NamedTuple):
-    """One certificate to be. `request` is a CSR still to be verified, or the key from one that was.
-
-    A tuple, like what is made of it: thousands are made a second.
-    """
-
-    profile: LeafProfile
-    spiffe_id: SpiffeId
-    request: bytes | PublicKeyInfo
-    ttl_seconds: int
-    dns_names: tuple[str, ...] = ()
-    entry_id: str = ""
-    entry_revision: int = 0
-    agent: str = ""
-
-
-def _entry_job(requester: str, entry: RegistrationEntry, request: bytes | PublicKeyInfo, ttl_seconds: int) -> _Job:
-    return _Job(
-        profile=WORKLOAD,
-        spiffe_id=entry.spiffe_id,
-        request=request,
-        ttl_seconds=ttl_seconds,
-        dns_names=entry.dns_names,
-        entry_id=entry.id,
-        entry_revision=entry.revision_number,
-        agent=requester,
-    )
-
-
 class Issuer:
     """Everything this server signs as an SVID goes through here."""
 
@@ -151,7 +108,7 @@ class Issuer:
         """
         default, agent = self.settings.x509_svid_ttl_seconds, str(agent_id)
         jobs = [
-            _Job(
+            Job(
                 profile=WORKLOAD,
                 spiffe_id=wanted.entry.spiffe_id,
                 request=wanted.csr,
@@ -169,21 +126,21 @@ class Issuer:
         """An agent's own SVID; subject and names of the CSR are ignored."""
         ttl = self.settings.agent_ttl_seconds
         return await self._issue_one(
-            _Job(profile=AGENT, spiffe_id=agent_id, request=csr.key, ttl_seconds=ttl, agent=str(agent_id))
+            Job(profile=AGENT, spiffe_id=agent_id, request=csr.key, ttl_seconds=ttl, agent=str(agent_id))
         )
 
     async def for_token(self, requester: str, entry: RegistrationEntry, csr: Csr, ttl_seconds: int) -> IssuedX509:
         """For whoever exchanged a token; `requester` stands in the record in place of an agent."""
-        return await self._issue_one(_entry_job(requester, entry, csr.key, ttl_seconds))
+        return await self._issue_one(entry_job(requester, entry, csr.key, ttl_seconds))
 
     async def for_requesters(self, requests: Sequence[EntryRequest]) -> list[IssuedX509 | BurgeeError]:
         """As `for_workloads`, for those whom somebody else than an agent vouches for."""
-        return await self._issue([_entry_job(*request) for request in requests])
+        return await self._issue([entry_job(*request) for request in requests])
 
     async def for_account(self, requester: str, identity: SpiffeId, csr: Csr, ttl_seconds: int) -> IssuedX509:
         """For a Kubernetes service account as Istio names it; there is no entry. Of the CSR only the key counts."""
         return await self._issue_one(
-            _Job(profile=ISTIO, spiffe_id=identity, request=csr.key, ttl_seconds=ttl_seconds, agent=requester)
+            Job(profile=ISTIO, spiffe_id=identity, request=csr.key, ttl_seconds=ttl_seconds, agent=requester)
         )
 
     async def for_server(
@@ -191,7 +148,7 @@ class Issuer:
     ) -> IssuedX509:
         """This server's own SVID, for a key that this process just made; `requester` for one beside its main one."""
         return await self._issue_one(
-            _Job(
+            Job(
                 profile=SERVER,
                 spiffe_id=server_id(self.settings.trust_domain),
                 request=read_public_key(public_key_der),
@@ -205,7 +162,7 @@ class Issuer:
         """An SVID for an administrator's CSR: its one URI, DNS names and subject. A TTL of 0 or less means the
         default, as in SPIRE. Raises InvalidArgument."""
         csr = await self.verify_csr(request)
-        job = _Job(
+        job = Job(
             profile=minted(csr.subject),
             spiffe_id=self._requested_id(csr),
             request=csr.key,
@@ -238,13 +195,13 @@ class Issuer:
             error.detail = f"CSR URI SAN is invalid: {error.detail}"
             raise
 
-    async def _issue_one(self, job: _Job) -> IssuedX509:
+    async def _issue_one(self, job: Job) -> IssuedX509:
         (outcome,) = await self._issue([job])
         if isinstance(outcome, BurgeeError):
             raise outcome
         return outcome
 
-    async def _issue(self, jobs: Sequence[_Job]) -> list[IssuedX509 | BurgeeError]:
+    async def _issue(self, jobs: Sequence[Job]) -> list[IssuedX509 | BurgeeError]:
         """A key that is elsewhere is asked for some signatures while other requests are verified: in chunks."""
         if not jobs:
             return []
@@ -264,10 +221,10 @@ class Issuer:
         return outcomes
 
     async def _issue_chunk(
-        self, jobs: Sequence[_Job], lifetimes: dict[int, Lifetime], signing: X509Signing
+        self, jobs: Sequence[Job], lifetimes: dict[int, Lifetime], signing: X509Signing
     ) -> list[IssuedX509 | BurgeeError]:
         """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
-        prepared = await self._spread(lambda some: _prepare(some, lifetimes, signing), jobs)
+        prepared = await self._spread(lambda some: prepare(some, lifetimes, signing), jobs)
         ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
         await self._records.append([self._record(job, token) for job, token in ready])
         tokens = [token for _, token in ready]
@@ -275,7 +232,7 @@ class Issuer:
         if isinstance(signer, BatchSigner):
             signed = await self._sign_remotely(tokens, signer, signing)
         else:
-            signed = await self._spread(lambda some: _sign(some, signing), tokens)
+            signed = await self._spread(lambda some: sign(some, signing), tokens)
         rest = iter(signed)
         return [next(rest) if isinstance(item, IssuanceToken) else item for item in prepared]
 
@@ -290,7 +247,7 @@ class Issuer:
         except Unavailable as error:
             return [error for _ in tokens]
         return await self.in_pool(
-            lambda some: _issued_of(some, finish_all(some, signatures, remote=signing.remote), signing), tokens
+            lambda some: issued_of(some, finish_all(some, signatures, remote=signing.remote), signing), tokens
         )
 
     def _lifetime(self, now: datetime, ttl_seconds: int, signing: X509Signing) -> Lifetime:
@@ -306,7 +263,7 @@ class Issuer:
         results = await asyncio.gather(*(self.in_pool(work, piece) for piece in pieces))
         return results[0] if len(results) == 1 else [item for piece in results for item in piece]
 
-    def _record(self, job: _Job, token: IssuanceToken) -> IssuanceRecord:
+    def _record(self, job: Job, token: IssuanceToken) -> IssuanceRecord:
         return IssuanceRecord(
             kind="x509",
             serial_or_kid=str(token.serial),
@@ -322,7 +279,7 @@ class Issuer:
             key_sha256=token.key_sha256,
         )
 
-    def _report(self, jobs: Sequence[_Job], outcomes: Sequence[IssuedX509 | BurgeeError]) -> None:
+    def _report(self, jobs: Sequence[Job], outcomes: Sequence[IssuedX509 | BurgeeError]) -> None:
         """One line for each way in which lives were cut short, however many they were."""
         capped: dict[str, list[int]] = {}
         issued = 0
@@ -350,81 +307,3 @@ def count_issued(kind: str) -> None:
 
 def count_refused(kind: str, reason: str) -> None:
     _failed.labels(kind, reason).inc()
-
-
-def _prepare(
-    jobs: Sequence[_Job], lifetimes: dict[int, Lifetime], signing: X509Signing
-) -> list[IssuanceToken | BurgeeError]:
-    """In a thread: proof of possession first, then the bytes to be signed.
-
-    All signatures are verified before the first bytes are built: verifying runs without the interpreter's lock,
-    building with it, and two threads that do the one and the other by turns wait for each other.
-    """
-    keys = [_attempt(_key, job) for job in jobs]
-    return [
-        key if isinstance(key, BurgeeError) else _attempt(_token, job, key, serial, lifetimes, signing)
-        for job, key, serial in zip(jobs, keys, _serials(len(jobs)), strict=True)
-    ]
-
-
-def _serials(count: int) -> list[int]:
-    """Serial numbers for a batch from one call to the system: each call lets the interpreter's lock go."""
-    random = os.urandom(count * SERIAL_RANDOM_BYTES)
-    return [new_serial(random[at : at + SERIAL_RANDOM_BYTES]) for at in range(0, len(random), SERIAL_RANDOM_BYTES)]
-
-
-def _key(job: _Job) -> PublicKeyInfo:
-    return parse_csr(job.request).key if isinstance(job.request, bytes) else job.request
-
-
-def _token(
-    job: _Job, key: PublicKeyInfo, serial: int, lifetimes: dict[int, Lifetime], signing: X509Signing
-) -> IssuanceToken:
-    return prepare_leaf(
-        profile=job.profile,
-        spiffe_id=job.spiffe_id,
-        dns_names=job.dns_names,
-        public_key=key,
-        lifetime=lifetimes[job.ttl_seconds],
-        serial=serial,
-        issuer=signing.issuer,
-    )
-
-
-def _attempt(step: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | BurgeeError:
-    """One item's failure is its own; what is our fault is told to the log alone."""
-    try:
-        return step(*args, **kwargs)
-    except BurgeeError as error:
-        return _told(error)
-
-
-def _told(error: BurgeeError) -> BurgeeError:
-    if not isinstance(error, Internal):
-        return error
-    logger.error("certificate could not be made", reason=error.reason, detail=error.detail)
-    return Internal("internal error", reason=error.reason)
-
-
-def _sign(tokens: Sequence[IssuanceToken], signing: X509Signing) -> list[IssuedX509 | BurgeeError]:
-    """In a thread."""
-    return _issued_of(tokens, sign_all(tokens, signing.signer, remote=signing.remote), signing)
-
-
-def _issued_of(
-    tokens: Sequence[IssuanceToken], certificates: Sequence[bytes | BurgeeError], signing: X509Signing
-) -> list[IssuedX509 | BurgeeError]:
-    outcomes: list[IssuedX509 | BurgeeError] = []
-    for token, certificate in zip(tokens, certificates, strict=True):
-        if isinstance(certificate, BurgeeError):
-            outcomes.append(_told(certificate))
-            continue
-        outcomes.append(
-            IssuedX509(
-                spiffe_id=token.spiffe_id,
-                chain=(certificate, *signing.chain),
-                serial=token.serial,
-                lifetime=token.lifetime,
-            )
-        )
-    return outcomes

@@ -20,7 +20,8 @@ from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.health import Problem
 from ca.runtime.tls import TlsMaterial
-from ca.service.issuance import IssuedX509, Issuer
+from ca.service.issuance import Issuer
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.trust import Trust
 
 logger = log.get("server-svid")

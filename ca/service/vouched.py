@@ -15,7 +15,8 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SERVER_PATH, SpiffeId
 from ca.identity.text import quote
-from ca.service.issuance import EntryRequest, IssuedX509, Issuer, count_refused
+from ca.service.issuance import EntryRequest, Issuer, count_refused
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.peers import AgentTable
 from ca.store.authorized import AuthorizedIndex
 

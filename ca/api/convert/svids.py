@@ -6,7 +6,7 @@ from ca.api.convert.ids import id_message, seconds
 from ca.issuing.lifetime import Lifetime
 from ca.proto.burgee import admin_pb2
 from ca.proto.spire import types_pb2
-from ca.service.issuance import IssuedX509
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.issuance_jwt import IssuedJwt
 
 

@@ -19,7 +19,8 @@ from ca.issuing.lifetime import plan_lifetime
 from ca.issuing.x509 import prepare_root, sign
 from ca.keys.signer import LocalSigner, generate_private_key
 from ca.ports import KeyType
-from ca.service.issuance import REMOTE_CHUNK, IssuedX509, Issuer, IssueSettings, WorkloadRequest
+from ca.service.issuance import REMOTE_CHUNK, Issuer, IssueSettings, WorkloadRequest
+from ca.service.issuance_jobs import IssuedX509
 from ca.service.signing import JwtSigning, X509Signing
 from ca.store.issuance import IssuanceLog
 from tests.support.clock import FakeClock
