@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from ca.errors import Denied, InvalidArgument
-from ca.identity import base64url, jws, strict_json
+from ca.identity import jws
 from ca.identity.text import quote
 from ca.runtime.notes import note
 
@@ -101,14 +101,19 @@ def take_apart(payload: bytes | str) -> UnverifiedToken:
     parts = text.split(".")
     if len(parts) != 3:
         raise _malformed("a JWT has three parts")
-    header, claims = _json_part(parts[0], "header"), _json_part(parts[1], "claims")
+    try:
+        header = jws.json_part(parts[0], "header", max_bytes=MAX_TOKEN_BYTES)
+        claims = jws.json_part(parts[1], "claims", max_bytes=MAX_TOKEN_BYTES)
+        signature = jws.part(parts[2], "signature")
+    except ValueError as error:
+        raise _malformed(str(error)) from error
     _check_header(header)
     return UnverifiedToken(
         algorithm=_text(header, "alg", 16),
         key_id=_text(header, "kid", MAX_KEY_ID_CHARACTERS),
         claims=MappingProxyType(claims),
         signing_input=text[: text.rindex(".")].encode("ascii"),
-        signature=_part(parts[2], "signature"),
+        signature=signature,
     )
 
 
@@ -219,23 +224,6 @@ def _check_signature(token: UnverifiedToken, keys: Sequence[IssuerKey]) -> None:
         except InvalidArgument as error:
             wrong = error.detail
     raise TokenFault(wrong, reason="TOKEN_SIGNATURE")
-
-
-def _json_part(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(_part(text, name), max_bytes=MAX_TOKEN_BYTES)
-    except ValueError as error:
-        raise _malformed(f"{name}: {error}") from error
-    if not isinstance(value, dict):
-        raise _malformed(f"{name} is no JSON object")
-    return value
-
-
-def _part(text: str, name: str) -> bytes:
-    try:
-        return base64url.decode(text)
-    except ValueError as error:
-        raise _malformed(f"{name} is {error}") from error
 
 
 def _text(header: Mapping[str, Any], name: str, longest: int) -> str:

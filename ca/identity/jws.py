@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -9,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from ca.errors import InvalidArgument
+from ca.identity import base64url, strict_json
 
 MIN_RSA_BITS = 2048  # RFC 7518 §3.3, §3.5
 
@@ -17,6 +20,26 @@ _CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}  # 
 
 # JWT-SVID §2.1 (C3, C4). HMAC and `none` are not in the table, so that a public key can never serve as a secret.
 ALGORITHMS = frozenset(family + bits for family in ("RS", "ES", "PS") for bits in _HASHES)
+
+
+def part(text: str, name: str) -> bytes:
+    """One of the three parts of a compact serialization. Raises ValueError with what is wrong about it."""
+    try:
+        return base64url.decode(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {error}") from error
+
+
+def json_part(text: str, name: str, *, max_bytes: int) -> dict[str, Any]:
+    """One that is a JSON object, each member once. Raises ValueError with what is wrong about it."""
+    octets = part(text, name)
+    try:
+        value = strict_json.loads(octets, max_bytes=max_bytes)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return value
 
 
 def verify(algorithm: str, key: PublicKeyTypes, signing_input: bytes, signature: bytes) -> None:

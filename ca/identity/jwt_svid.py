@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ca.errors import InvalidArgument
-from ca.identity import base64url, jws, strict_json
+from ca.identity import jws
 from ca.identity.bundle import JwtAuthority, TrustBundle
 from ca.identity.jwk import load_public_key
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
@@ -76,31 +76,14 @@ def _take_apart(token: str) -> _Token:
     parts = token.split(".")
     if len(parts) != 3:
         raise _malformed("compact JWS format must have three parts")
-    algorithm, key_id = _check_header(_json_part(parts[0], "header"))
-    return _Token(
-        algorithm=algorithm,
-        key_id=key_id,
-        claims=_json_part(parts[1], "payload"),
-        signing_input=token[: token.rindex(".")].encode("ascii"),
-        signature=_part(parts[2], "signature"),
-    )
-
-
-def _part(text: str, name: str) -> bytes:
     try:
-        return base64url.decode(text)
+        algorithm, key_id = _check_header(jws.json_part(parts[0], "header", max_bytes=MAX_TOKEN_BYTES))
+        claims = jws.json_part(parts[1], "payload", max_bytes=MAX_TOKEN_BYTES)
+        signature = jws.part(parts[2], "signature")
     except ValueError as error:
-        raise _malformed(f"{name} is {error}") from error
-
-
-def _json_part(text: str, name: str) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(_part(text, name), max_bytes=MAX_TOKEN_BYTES)
-    except ValueError as error:
-        raise _malformed(f"{name}: {error}") from error
-    if not isinstance(value, dict):
-        raise _malformed(f"{name} is no JSON object")
-    return value
+        raise _malformed(str(error)) from error
+    signing_input = token[: token.rindex(".")].encode("ascii")
+    return _Token(algorithm=algorithm, key_id=key_id, claims=claims, signing_input=signing_input, signature=signature)
 
 
 def _check_header(header: dict[str, Any]) -> tuple[str, str]:
