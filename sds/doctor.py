@@ -11,6 +11,7 @@ from ca.errors import BurgeeError, Code
 from ca.identity.bundle import TrustBundle
 from ca.ports import Checked, Clock, Finding, FindingLevel
 from ca.runtime.addresses import split_address
+from ca.runtime.findings import failed, ok, warning
 from ca.runtime.log import get
 from sds import doctor_checks as checks
 from sds.cache import Cache
@@ -76,20 +77,20 @@ class Doctor:
         except (OSError, TimeoutError) as error:
             why = getattr(error, "strerror", None) or f"no answer within {DIAL_SECONDS:g} s"
             hint = "is the server running, is the address in `servers` right, is a firewall between?"
-            return checks.failed("reachability", f"`{server}`: {why}", hint)
+            return failed("reachability", f"`{server}`: {why}", hint)
         writer.close()
-        return checks.ok("reachability", f"`{server}` accepts connections")
+        return ok("reachability", f"`{server}` accepts connections")
 
     async def _server(self) -> list[Finding]:
         """Whether it is the server that we believe, and what it says of the time and of its bundle."""
         held = self._trust.bundle
         if held is None:
-            return [checks.failed("server", "there is no trust bundle to verify a server with", "see the first trust")]
+            return [failed("server", "there is no trust bundle to verify a server with", "see the first trust")]
         try:
             served, offset = await self._calls.look()
         except BurgeeError as error:
-            return [checks.failed("server", f"{error.detail} ({error.reason})", error.hint)]
-        found = [checks.ok("server", f"it is the server of `{self._config.trust_domain}`")]
+            return [failed("server", f"{error.detail} ({error.reason})", error.hint)]
+        found = [ok("server", f"it is the server of `{self._config.trust_domain}`")]
         found.append(_clock(offset))
         return [*found, checks.bundle(self._trust.bundle or held, served)]
 
@@ -98,15 +99,15 @@ class Doctor:
         what, trust = "first trust", self._config.trust
         if trust.insecure_bootstrap:
             hint = "configure `trust.bundle_file` or `trust.bundle_url`"
-            return [checks.warning(what, "the first server that answers is believed", hint)]
+            return [warning(what, "the first server that answers is believed", hint)]
         try:
             found = await read_source(trust, self._config.domain)
         except BurgeeError as error:
-            return [checks.warning(what, f"{error.detail} ({error.reason})", error.hint)]
+            return [warning(what, f"{error.detail} ({error.reason})", error.hint)]
         if (held := self._trust.bundle) is not None and not _common(found, held):
             hint = "put the server's current bundle there: `caadmin bundle show` prints it"
-            return [checks.warning(what, "the source has no authority of today's bundle: it is out of date", hint)]
-        return [checks.ok(what, "the source has authorities of today's bundle")]
+            return [warning(what, "the source has no authority of today's bundle: it is out of date", hint)]
+        return [ok(what, "the source has authorities of today's bundle")]
 
     def _places(self) -> list[Finding]:
         config = self._config
@@ -119,7 +120,7 @@ class Doctor:
         ]
         problem = self._store.cache_problem
         if problem is not None:
-            found.append(checks.warning("cache", f"{problem.detail} ({problem.reason})", problem.hint))
+            found.append(warning("cache", f"{problem.detail} ({problem.reason})", problem.hint))
         return found
 
     def _own_checks(self) -> list[Awaitable[Sequence[Finding]]]:
@@ -145,8 +146,8 @@ def _clock(offset: timedelta | BurgeeError) -> Finding:
     if isinstance(offset, timedelta):
         return checks.clock(offset)
     if offset.code is Code.UNIMPLEMENTED:
-        return checks.warning("clock", "this server does not tell its time", "compare the clocks by hand")
-    return checks.failed("clock", f"{offset.detail} ({offset.reason})", offset.hint)
+        return warning("clock", "this server does not tell its time", "compare the clocks by hand")
+    return failed("clock", f"{offset.detail} ({offset.reason})", offset.hint)
 
 
 def _common(one: TrustBundle, other: TrustBundle) -> bool:
@@ -160,12 +161,12 @@ async def _checked(name: str, plugin: Checked) -> Sequence[Finding]:
         async with asyncio.timeout(CHECK_SECONDS):
             return [_named(name, finding) for finding in await plugin.check()]
     except TimeoutError:
-        return [checks.failed(name, f"its check was not over within {CHECK_SECONDS:g} s")]
+        return [failed(name, f"its check was not over within {CHECK_SECONDS:g} s")]
     except BurgeeError as error:
-        return [checks.failed(name, f"{error.detail} ({error.reason})", error.hint)]
+        return [failed(name, f"{error.detail} ({error.reason})", error.hint)]
     except Exception as error:
         log.exception("an attestor's check crashed", reason="CHECK_FAILED", attestor=name)
-        return [checks.failed(name, f"its check crashed: {type(error).__name__}", "the agent's log has more")]
+        return [failed(name, f"its check crashed: {type(error).__name__}", "the agent's log has more")]
 
 
 def _named(name: str, finding: Finding) -> Finding:

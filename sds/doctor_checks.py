@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
-from ca.ports import Finding, FindingLevel
+from ca.ports import Finding
+from ca.runtime.findings import failed, ok, warning
 from sds.condition import Condition, Problem, State
 from sds.state import AgentSvid
 from sds.views import WorkloadSvid
@@ -23,18 +24,6 @@ SHORT_LIFE = timedelta(minutes=10)
 """Of an SVID: half of it is left for whatever keeps its successor from coming."""
 
 SHOWN = 3
-
-
-def ok(what: str, detail: str) -> Finding:
-    return Finding(what=what, level=FindingLevel.OK, detail=detail)
-
-
-def warning(what: str, detail: str, hint: str = "") -> Finding:
-    return Finding(what=what, level=FindingLevel.WARNING, detail=detail, hint=hint)
-
-
-def failed(what: str, detail: str, hint: str = "") -> Finding:
-    return Finding(what=what, level=FindingLevel.FAILED, detail=detail, hint=hint)
 
 
 def identity(svid: AgentSvid | None, condition: Condition, now: datetime) -> list[Finding]:

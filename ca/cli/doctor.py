@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ca.cli.connection import (
-    AGENT_SOCKET,
-    AGENT_VARIABLE,
+    AgentSocketOption,
     Remote,
     SocketOption,
     agent_socket,
@@ -47,16 +46,7 @@ def doctor(
     ] = None,
     output: OutputOption = Output.TABLE,
     socket: SocketOption = None,
-    agent_socket_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--agent-socket",
-            envvar=AGENT_VARIABLE,
-            show_default=False,
-            help="The agent's admin socket. Default: that of the `burgee up` which runs in this directory, "
-            f"else {AGENT_SOCKET}.",
-        ),
-    ] = None,
+    agent_socket_path: AgentSocketOption = None,
 ) -> None:
     """Look at every prerequisite: clocks, reachability, bundles, permissions, sockets, entries, lives. Changes nothing.
 

@@ -12,10 +12,10 @@ from ca.errors import BurgeeError
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Checked, Clock, Finding
 from ca.runtime import log, plugins
+from ca.runtime.findings import failed, ok, warning
 from ca.runtime.health import Health, Problem
 from ca.runtime.server_config import ServerConfig
 from ca.service import doctor_entries as checks
-from ca.service.doctor_entries import failed, ok, warning
 from ca.service.issuance import IssueSettings
 from ca.service.peers import AgentTable
 from ca.service.rotation import AuthorityManager

@@ -9,25 +9,14 @@ from ca.authority.ttls import longest_svid_ttl
 from ca.identity import exchange
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, is_agent_path, server_id
-from ca.ports import Finding, FindingLevel
+from ca.ports import Finding
+from ca.runtime.findings import ok, warning
 from ca.service.issuance import IssueSettings
 from ca.store.values import AttestedAgent
 
 SHOWN = 3
 SHORT_SECONDS = 600
 """Half of a life is what an outage may last."""
-
-
-def ok(what: str, detail: str) -> Finding:
-    return Finding(what=what, level=FindingLevel.OK, detail=detail)
-
-
-def warning(what: str, detail: str, hint: str = "") -> Finding:
-    return Finding(what=what, level=FindingLevel.WARNING, detail=detail, hint=hint)
-
-
-def failed(what: str, detail: str, hint: str = "") -> Finding:
-    return Finding(what=what, level=FindingLevel.FAILED, detail=detail, hint=hint)
 
 
 def entries(
