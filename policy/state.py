@@ -1,0 +1,80 @@
+"""A revision of the book, read and compiled: one value that is swapped as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from policy.book_values import Key, Stored
+from policy.model import Mesh, Target
+from policy.parse import PolicySet, parse_object
+from policy.snapshot import Snapshot, compile_set
+
+
+class _AnyHost(frozenset[str]):
+    """Has every host: what is in the book was checked when it was written, and is checked when it is fetched."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+ANY_HOST: frozenset[str] = _AnyHost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """`parsed` is everything in the order of kinds and names, so that equal books are equal states."""
+
+    revision: int
+    objects: Mapping[Key, Stored]
+    parsed: PolicySet
+    snapshot: Snapshot
+    mesh: Mesh
+    targets: tuple[Target, ...] = ()
+    """Those that others than Workload objects describe."""
+    parts: Mapping[Key, tuple[str, PolicySet]] = field(default_factory=dict, repr=False, compare=False)
+    """Of each object its etag and what was read of it, to be used again."""
+
+
+def read(stored: Stored, *, jwks_hosts: frozenset[str] = ANY_HOST) -> PolicySet:
+    """One object. Raises Refused."""
+    return parse_object(stored.body, str(stored.key), jwks_hosts=jwks_hosts)
+
+
+def state_of(
+    revision: int,
+    objects: Mapping[Key, Stored],
+    mesh: Mesh,
+    targets: Iterable[Target] = (),
+    *,
+    previous: State | None = None,
+) -> State:
+    """Reads and compiles. Of `previous`, what was read of an object that did not change is the same object here, and
+    so is what was compiled of it. `targets` are described besides the Workload objects. Raises Refused."""
+    known = previous.parts if previous is not None else {}
+    parts: dict[Key, tuple[str, PolicySet]] = {}
+    for key in sorted(objects):
+        stored, old = objects[key], known.get(key)
+        parts[key] = old if old is not None and old[0] == stored.etag else (stored.etag, read(stored))
+    parsed, others = _together(part for _, part in parts.values()), tuple(targets)
+    snapshot = compile_set(
+        parsed.policies,
+        mesh,
+        (*parsed.targets, *others),
+        peers=parsed.peer_authentications,
+        previous=previous.snapshot if previous is not None else None,
+    )
+    return State(
+        revision=revision, objects=objects, parsed=parsed, snapshot=snapshot, mesh=mesh, targets=others, parts=parts
+    )
+
+
+def _together(parts: Iterable[PolicySet]) -> PolicySet:
+    found = list(parts)
+    return PolicySet(
+        policies=tuple(item for part in found for item in part.policies),
+        request_authentications=tuple(item for part in found for item in part.request_authentications),
+        peer_authentications=tuple(item for part in found for item in part.peer_authentications),
+        targets=tuple(item for part in found for item in part.targets),
+        warnings=tuple(item for part in found for item in part.warnings),
+    )
