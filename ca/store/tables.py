@@ -108,8 +108,22 @@ join_tokens = Table(
     Column("digest", LargeBinary(32), primary_key=True),
     Column("expires_at", BigInteger, nullable=False, index=True),
     Column("agent_id", Text),
-    Column("used_at", BigInteger),  # with the key that it was used for: who has both may ask again, for a while
+    Column("used_at", BigInteger),  # of its last use, after which it is used up
+    Column("used_key_sha256", LargeBinary(32)),  # that it was used up for: who has both may ask again, for a while
+    Column("name", String(64)),
+    Column("uses", Integer, nullable=False, server_default="1"),  # how many agents it makes
+    Column("revoked_at", BigInteger),
+)
+
+# Each use of a token, until the token is forgotten.
+join_token_uses = Table(
+    "join_token_uses",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 1
+    Column("used_at", BigInteger, nullable=False),
     Column("used_key_sha256", LargeBinary(32)),
+    Column("agent_id", Text, nullable=False, index=True),
 )
 
 used_evidence = Table(  # what proves a node or a caller once
