@@ -10,6 +10,22 @@ from ca.identity.spiffe_id import SpiffeId
 
 BUNDLE = "bundle"
 ENTRY = "entry"
+POLICY = "policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyState:
+    """One resource of one proxy of an agent. `state`: sent, acked, nacked, or unanswered, which `detail` explains.
+    `unlogged`: its decisions do not reach the agent's access log."""
+
+    proxy: str
+    pid: int
+    spiffe_id: str
+    resource: str
+    revision: int
+    state: str
+    detail: str = ""
+    unlogged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +34,8 @@ class Acknowledged:
 
     `waiting` names some of the consumers that have not taken it over. Of bundles: `sequence` and `authorities` (IDs) of
     the own trust domain's, and the `workload_streams` that were told and cannot acknowledge. Of entries: `svids` counts
-    X.509-SVIDs of workloads by the authorities that they hang on, directly or through others.
+    X.509-SVIDs of workloads by the authorities that they hang on, directly or through others. Of policies: `revision` is
+    that of those in force there, and `proxies` what each proxy made of them.
     """
 
     revision: int
@@ -31,6 +48,7 @@ class Acknowledged:
     authorities: frozenset[str] = frozenset()
     workload_streams: int = 0
     svids: Mapping[str, int] = field(default_factory=dict)
+    proxies: tuple[ProxyState, ...] = ()
 
     @property
     def complete(self) -> bool:

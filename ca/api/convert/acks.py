@@ -8,12 +8,15 @@ from functools import lru_cache
 
 from ca.identity.text import printable
 from ca.proto.burgee import node_pb2 as pb
-from ca.service.acks import Acknowledged
+from ca.service.acks import Acknowledged, ProxyState
 
 MAX_ERROR = 1024
 MAX_AUTHORITIES = 256
 MAX_NAME = 256
 MAX_WAITING = 8
+MAX_PROXIES = 1024
+MAX_ID = 2048
+STATES = frozenset({"sent", "acked", "nacked", "unanswered"})
 
 
 def acknowledged(ack: pb.Ack, now: datetime) -> Acknowledged:
@@ -29,6 +32,20 @@ def acknowledged(ack: pb.Ack, now: datetime) -> Acknowledged:
         authorities=frozenset(_ids(ack.authorities[:MAX_AUTHORITIES])),
         workload_streams=ack.workload_streams,
         svids={_one(item.authority_id): item.count for item in ack.svids[:MAX_AUTHORITIES]},
+        proxies=tuple(map(_proxy, ack.proxies[:MAX_PROXIES])),
+    )
+
+
+def _proxy(found: pb.ProxyState) -> ProxyState:
+    return ProxyState(
+        proxy=printable(found.proxy[:MAX_NAME]),
+        pid=found.pid,
+        spiffe_id=printable(found.spiffe_id[:MAX_ID]),
+        resource=printable(found.resource[:MAX_ID]),
+        revision=found.revision,
+        state=found.state if found.state in STATES else "",
+        detail=printable(found.detail[:MAX_ERROR]),
+        unlogged=found.unlogged,
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from ca.proto.burgee import doctor_pb2 as ca_dot_proto_dot_burgee_dot_doctor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/agent.proto\x12\x0f\x62urgee.agent.v1\x1a\x1c\x63\x61/proto/burgee/doctor.proto\"\x12\n\x10GetStatusRequest\"\x8b\x03\n\x06Status\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x16\n\x0esvid_not_after\x18\x07 \x01(\x03\x12\x14\n\x0clast_sync_at\x18\x08 \x01(\x03\x12\x16\n\x0eserver_address\x18\t \x01(\t\x12\x0f\n\x07\x65ntries\x18\n \x01(\r\x12\x12\n\nx509_svids\x18\x0b \x01(\r\x12\x11\n\tjwt_svids\x18\x0c \x01(\r\x12\x18\n\x10workload_streams\x18\r \x01(\r\x12\x13\n\x0bsds_streams\x18\x0e \x01(\r\x12\x14\n\x0creattestable\x18\x0f \x01(\x08\x12\x13\n\x0bstore_epoch\x18\x10 \x01(\t\x12\x10\n\x08revision\x18\x11 \x01(\x04\x12\x1d\n\x15\x66irst_workload_expiry\x18\x12 \x01(\x03\x12\x11\n\tsync_mode\x18\x13 \x01(\t\"\x17\n\x15ListSdsClientsRequest\"E\n\x16ListSdsClientsResponse\x12+\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1a.burgee.agent.v1.SdsClient\"\xa1\x01\n\tSdsClient\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\nuser_agent\x18\x05 \x01(\t\x12/\n\tresources\x18\x06 \x03(\x0b\x32\x1c.burgee.agent.v1.SdsResource\x12\x14\n\x0c\x63onnected_at\x18\x07 \x01(\x03\"q\n\x0bSdsResource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07sent_at\x18\x04 \x01(\x03\x12\x13\n\x0b\x61nswered_at\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"B\n\x16\x45xplainWorkloadRequest\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07nearest\x18\x03 \x01(\r\"\x80\x03\n\x13WorkloadExplanation\x12)\n\x07verdict\x18\x01 \x01(\x0b\x32\x18.burgee.agent.v1.Verdict\x12\'\n\x06\x63\x61ller\x18\x02 \x01(\x0b\x32\x17.burgee.agent.v1.Caller\x12\x1a\n\x12\x61ttested_at_micros\x18\x03 \x01(\x03\x12\x33\n\tattestors\x18\x04 \x03(\x0b\x32 .burgee.agent.v1.AttestorOutcome\x12\x11\n\tselectors\x18\x05 \x03(\t\x12-\n\nidentities\x18\x06 \x03(\x0b\x32\x19.burgee.agent.v1.Identity\x12+\n\x07nearest\x18\x07 \x03(\x0b\x32\x1a.burgee.agent.v1.NearEntry\x12&\n\x05\x61gent\x18\x08 \x01(\x0b\x32\x17.burgee.agent.v1.Status\x12-\n\x07history\x18\t \x03(\x0b\x32\x1c.burgee.agent.v1.PastOutcome\"h\n\x07Verdict\x12\x10\n\x08identity\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x06 \x01(\t\">\n\x06\x43\x61ller\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\r\x12\r\n\x05share\x18\x04 \x01(\t\"\x9a\x01\n\x0f\x41ttestorOutcome\x12\x10\n\x08\x61ttestor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0e\n\x06micros\x18\x05 \x01(\x03\x12\x11\n\tselectors\x18\x06 \x01(\r\x12$\n\x05notes\x18\x07 \x03(\x0b\x32\x15.burgee.agent.v1.Note\"#\n\x04Note\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"W\n\x08Identity\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x16\n\x0esvid_not_after\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x92\x01\n\tNearEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x0f\n\x07matches\x18\x03 \x03(\t\x12\x30\n\x06misses\x18\x04 \x03(\x0b\x32 .burgee.agent.v1.MissingSelector\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05since\x18\x06 \x01(\x03\"3\n\x0fMissingSelector\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x94\x01\n\x0bPastOutcome\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tat_micros\x18\x02 \x01(\x03\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x11\n\tselectors\x18\x06 \x01(\r\x12\r\n\x05\x61gain\x18\x07 \x01(\r\x12\x16\n\x0elast_at_micros\x18\x08 \x01(\x03\x32\xe2\x02\n\x05\x41gent\x12G\n\tGetStatus\x12!.burgee.agent.v1.GetStatusRequest\x1a\x17.burgee.agent.v1.Status\x12\x61\n\x0eListSdsClients\x12&.burgee.agent.v1.ListSdsClientsRequest\x1a\'.burgee.agent.v1.ListSdsClientsResponse\x12`\n\x0f\x45xplainWorkload\x12\'.burgee.agent.v1.ExplainWorkloadRequest\x1a$.burgee.agent.v1.WorkloadExplanation\x12K\n\x06\x44octor\x12\x1f.burgee.doctor.v1.DoctorRequest\x1a .burgee.doctor.v1.DoctorResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63\x61/proto/burgee/agent.proto\x12\x0f\x62urgee.agent.v1\x1a\x1c\x63\x61/proto/burgee/doctor.proto\"\x12\n\x10GetStatusRequest\"\xbb\x03\n\x06Status\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x12\n\nstarted_at\x18\x06 \x01(\x03\x12\x16\n\x0esvid_not_after\x18\x07 \x01(\x03\x12\x14\n\x0clast_sync_at\x18\x08 \x01(\x03\x12\x16\n\x0eserver_address\x18\t \x01(\t\x12\x0f\n\x07\x65ntries\x18\n \x01(\r\x12\x12\n\nx509_svids\x18\x0b \x01(\r\x12\x11\n\tjwt_svids\x18\x0c \x01(\r\x12\x18\n\x10workload_streams\x18\r \x01(\r\x12\x13\n\x0bsds_streams\x18\x0e \x01(\r\x12\x14\n\x0creattestable\x18\x0f \x01(\x08\x12\x13\n\x0bstore_epoch\x18\x10 \x01(\t\x12\x10\n\x08revision\x18\x11 \x01(\x04\x12\x1d\n\x15\x66irst_workload_expiry\x18\x12 \x01(\x03\x12\x11\n\tsync_mode\x18\x13 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x14 \x01(\x04\x12\x15\n\rpolicy_detail\x18\x15 \x01(\t\"\x17\n\x15ListSdsClientsRequest\"E\n\x16ListSdsClientsResponse\x12+\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x1a.burgee.agent.v1.SdsClient\"\xa1\x01\n\tSdsClient\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\nuser_agent\x18\x05 \x01(\t\x12/\n\tresources\x18\x06 \x03(\x0b\x32\x1c.burgee.agent.v1.SdsResource\x12\x14\n\x0c\x63onnected_at\x18\x07 \x01(\x03\"q\n\x0bSdsResource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07sent_at\x18\x04 \x01(\x03\x12\x13\n\x0b\x61nswered_at\x18\x05 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"B\n\x16\x45xplainWorkloadRequest\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07nearest\x18\x03 \x01(\r\"\xad\x03\n\x13WorkloadExplanation\x12)\n\x07verdict\x18\x01 \x01(\x0b\x32\x18.burgee.agent.v1.Verdict\x12\'\n\x06\x63\x61ller\x18\x02 \x01(\x0b\x32\x17.burgee.agent.v1.Caller\x12\x1a\n\x12\x61ttested_at_micros\x18\x03 \x01(\x03\x12\x33\n\tattestors\x18\x04 \x03(\x0b\x32 .burgee.agent.v1.AttestorOutcome\x12\x11\n\tselectors\x18\x05 \x03(\t\x12-\n\nidentities\x18\x06 \x03(\x0b\x32\x19.burgee.agent.v1.Identity\x12+\n\x07nearest\x18\x07 \x03(\x0b\x32\x1a.burgee.agent.v1.NearEntry\x12&\n\x05\x61gent\x18\x08 \x01(\x0b\x32\x17.burgee.agent.v1.Status\x12-\n\x07history\x18\t \x03(\x0b\x32\x1c.burgee.agent.v1.PastOutcome\x12+\n\x08policies\x18\n \x03(\x0b\x32\x19.burgee.agent.v1.Policies\"\x95\x01\n\x08Policies\x12\x11\n\tspiffe_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x10\n\x08policies\x18\x05 \x03(\t\x12\x1f\n\x17request_authentications\x18\x06 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"h\n\x07Verdict\x12\x10\n\x08identity\x18\x01 \x01(\x08\x12\x0c\n\x04told\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x06 \x01(\t\">\n\x06\x43\x61ller\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0b\n\x03uid\x18\x02 \x01(\r\x12\x0b\n\x03gid\x18\x03 \x01(\r\x12\r\n\x05share\x18\x04 \x01(\t\"\x9a\x01\n\x0f\x41ttestorOutcome\x12\x10\n\x08\x61ttestor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0e\n\x06micros\x18\x05 \x01(\x03\x12\x11\n\tselectors\x18\x06 \x01(\r\x12$\n\x05notes\x18\x07 \x03(\x0b\x32\x15.burgee.agent.v1.Note\"#\n\x04Note\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"W\n\x08Identity\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x16\n\x0esvid_not_after\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x92\x01\n\tNearEntry\x12\x10\n\x08\x65ntry_id\x18\x01 \x01(\t\x12\x11\n\tspiffe_id\x18\x02 \x01(\t\x12\x0f\n\x07matches\x18\x03 \x03(\t\x12\x30\n\x06misses\x18\x04 \x03(\x0b\x32 .burgee.agent.v1.MissingSelector\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05since\x18\x06 \x01(\x03\"3\n\x0fMissingSelector\x12\x10\n\x08selector\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x94\x01\n\x0bPastOutcome\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tat_micros\x18\x02 \x01(\x03\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x11\n\tselectors\x18\x06 \x01(\r\x12\r\n\x05\x61gain\x18\x07 \x01(\r\x12\x16\n\x0elast_at_micros\x18\x08 \x01(\x03\x32\xe2\x02\n\x05\x41gent\x12G\n\tGetStatus\x12!.burgee.agent.v1.GetStatusRequest\x1a\x17.burgee.agent.v1.Status\x12\x61\n\x0eListSdsClients\x12&.burgee.agent.v1.ListSdsClientsRequest\x1a\'.burgee.agent.v1.ListSdsClientsResponse\x12`\n\x0f\x45xplainWorkload\x12\'.burgee.agent.v1.ExplainWorkloadRequest\x1a$.burgee.agent.v1.WorkloadExplanation\x12K\n\x06\x44octor\x12\x1f.burgee.doctor.v1.DoctorRequest\x1a .burgee.doctor.v1.DoctorResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=78
   _globals['_GETSTATUSREQUEST']._serialized_end=96
   _globals['_STATUS']._serialized_start=99
-  _globals['_STATUS']._serialized_end=494
-  _globals['_LISTSDSCLIENTSREQUEST']._serialized_start=496
-  _globals['_LISTSDSCLIENTSREQUEST']._serialized_end=519
-  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_start=521
-  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_end=590
-  _globals['_SDSCLIENT']._serialized_start=593
-  _globals['_SDSCLIENT']._serialized_end=754
-  _globals['_SDSRESOURCE']._serialized_start=756
-  _globals['_SDSRESOURCE']._serialized_end=869
-  _globals['_EXPLAINWORKLOADREQUEST']._serialized_start=871
-  _globals['_EXPLAINWORKLOADREQUEST']._serialized_end=937
-  _globals['_WORKLOADEXPLANATION']._serialized_start=940
-  _globals['_WORKLOADEXPLANATION']._serialized_end=1324
-  _globals['_VERDICT']._serialized_start=1326
-  _globals['_VERDICT']._serialized_end=1430
-  _globals['_CALLER']._serialized_start=1432
-  _globals['_CALLER']._serialized_end=1494
-  _globals['_ATTESTOROUTCOME']._serialized_start=1497
-  _globals['_ATTESTOROUTCOME']._serialized_end=1651
-  _globals['_NOTE']._serialized_start=1653
-  _globals['_NOTE']._serialized_end=1688
-  _globals['_IDENTITY']._serialized_start=1690
-  _globals['_IDENTITY']._serialized_end=1777
-  _globals['_NEARENTRY']._serialized_start=1780
-  _globals['_NEARENTRY']._serialized_end=1926
-  _globals['_MISSINGSELECTOR']._serialized_start=1928
-  _globals['_MISSINGSELECTOR']._serialized_end=1979
-  _globals['_PASTOUTCOME']._serialized_start=1982
-  _globals['_PASTOUTCOME']._serialized_end=2130
-  _globals['_AGENT']._serialized_start=2133
-  _globals['_AGENT']._serialized_end=2487
+  _globals['_STATUS']._serialized_end=542
+  _globals['_LISTSDSCLIENTSREQUEST']._serialized_start=544
+  _globals['_LISTSDSCLIENTSREQUEST']._serialized_end=567
+  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_start=569
+  _globals['_LISTSDSCLIENTSRESPONSE']._serialized_end=638
+  _globals['_SDSCLIENT']._serialized_start=641
+  _globals['_SDSCLIENT']._serialized_end=802
+  _globals['_SDSRESOURCE']._serialized_start=804
+  _globals['_SDSRESOURCE']._serialized_end=917
+  _globals['_EXPLAINWORKLOADREQUEST']._serialized_start=919
+  _globals['_EXPLAINWORKLOADREQUEST']._serialized_end=985
+  _globals['_WORKLOADEXPLANATION']._serialized_start=988
+  _globals['_WORKLOADEXPLANATION']._serialized_end=1417
+  _globals['_POLICIES']._serialized_start=1420
+  _globals['_POLICIES']._serialized_end=1569
+  _globals['_VERDICT']._serialized_start=1571
+  _globals['_VERDICT']._serialized_end=1675
+  _globals['_CALLER']._serialized_start=1677
+  _globals['_CALLER']._serialized_end=1739
+  _globals['_ATTESTOROUTCOME']._serialized_start=1742
+  _globals['_ATTESTOROUTCOME']._serialized_end=1896
+  _globals['_NOTE']._serialized_start=1898
+  _globals['_NOTE']._serialized_end=1933
+  _globals['_IDENTITY']._serialized_start=1935
+  _globals['_IDENTITY']._serialized_end=2022
+  _globals['_NEARENTRY']._serialized_start=2025
+  _globals['_NEARENTRY']._serialized_end=2171
+  _globals['_MISSINGSELECTOR']._serialized_start=2173
+  _globals['_MISSINGSELECTOR']._serialized_end=2224
+  _globals['_PASTOUTCOME']._serialized_start=2227
+  _globals['_PASTOUTCOME']._serialized_end=2375
+  _globals['_AGENT']._serialized_start=2378
+  _globals['_AGENT']._serialized_end=2732
 # @@protoc_insertion_point(module_scope)

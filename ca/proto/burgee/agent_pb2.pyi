@@ -56,6 +56,8 @@ class Status(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     FIRST_WORKLOAD_EXPIRY_FIELD_NUMBER: _builtins.int
     SYNC_MODE_FIELD_NUMBER: _builtins.int
+    POLICY_REVISION_FIELD_NUMBER: _builtins.int
+    POLICY_DETAIL_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     version: _builtins.str
     state: _builtins.str
@@ -79,6 +81,10 @@ class Status(_message.Message):
     first_workload_expiry: _builtins.int
     sync_mode: _builtins.str
     """How the server is followed: push, poll (the server has no push), or empty while it never was."""
+    policy_revision: _builtins.int
+    """Of the policies in force here; 0 while there are none."""
+    policy_detail: _builtins.str
+    """Why policies that came are not in force, or why there are none."""
     def __init__(
         self,
         *,
@@ -101,10 +107,12 @@ class Status(_message.Message):
         revision: _builtins.int = ...,
         first_workload_expiry: _builtins.int = ...,
         sync_mode: _builtins.str = ...,
+        policy_revision: _builtins.int = ...,
+        policy_detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "entries", b"entries", "first_workload_expiry", b"first_workload_expiry", "jwt_svids", b"jwt_svids", "last_sync_at", b"last_sync_at", "reason", b"reason", "reattestable", b"reattestable", "revision", b"revision", "sds_streams", b"sds_streams", "server_address", b"server_address", "spiffe_id", b"spiffe_id", "started_at", b"started_at", "state", b"state", "store_epoch", b"store_epoch", "svid_not_after", b"svid_not_after", "sync_mode", b"sync_mode", "version", b"version", "workload_streams", b"workload_streams", "x509_svids", b"x509_svids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "entries", b"entries", "first_workload_expiry", b"first_workload_expiry", "jwt_svids", b"jwt_svids", "last_sync_at", b"last_sync_at", "policy_detail", b"policy_detail", "policy_revision", b"policy_revision", "reason", b"reason", "reattestable", b"reattestable", "revision", b"revision", "sds_streams", b"sds_streams", "server_address", b"server_address", "spiffe_id", b"spiffe_id", "started_at", b"started_at", "state", b"state", "store_epoch", b"store_epoch", "svid_not_after", b"svid_not_after", "sync_mode", b"sync_mode", "version", b"version", "workload_streams", b"workload_streams", "x509_svids", b"x509_svids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +202,7 @@ class SdsResource(_message.Message):
     ANSWERED_AT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Of a secret, or of policies: `burgee.http.policy`."""
     state: _builtins.str
     """SENT, ACKED, NACKED or UNKNOWN (the name means nothing here, or not to this workload)."""
     version: _builtins.str
@@ -262,6 +271,7 @@ class WorkloadExplanation(_message.Message):
     NEAREST_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
     attested_at_micros: _builtins.int
     """When it was attested, microseconds; 0 where it was not."""
     @_builtins.property
@@ -286,6 +296,10 @@ class WorkloadExplanation(_message.Message):
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___PastOutcome]:
         """What came before, the newest first."""
 
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Policies]:
+        """For each of its identities, the policies that are for it."""
+
     def __init__(
         self,
         *,
@@ -298,14 +312,63 @@ class WorkloadExplanation(_message.Message):
         nearest: _abc.Iterable[Global___NearEntry] | None = ...,
         agent: Global___Status | None = ...,
         history: _abc.Iterable[Global___PastOutcome] | None = ...,
+        policies: _abc.Iterable[Global___Policies] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "caller", b"caller", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attested_at_micros", b"attested_at_micros", "attestors", b"attestors", "caller", b"caller", "history", b"history", "identities", b"identities", "nearest", b"nearest", "selectors", b"selectors", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attested_at_micros", b"attested_at_micros", "attestors", b"attestors", "caller", b"caller", "history", b"history", "identities", b"identities", "nearest", b"nearest", "policies", b"policies", "selectors", b"selectors", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkloadExplanation: _TypeAlias = WorkloadExplanation  # noqa: Y015
+
+@_typing.final
+class Policies(_message.Message):
+    """What is for one workload, as matched on what was attested of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    REQUEST_AUTHENTICATIONS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    namespace: _builtins.str
+    revision: _builtins.int
+    """Of the policies in force here; 0 while there are none."""
+    detail: _builtins.str
+    """Why there is nothing to say."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`name=value`."""
+
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`namespace/name`."""
+
+    @_builtins.property
+    def request_authentications(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        revision: _builtins.int = ...,
+        policies: _abc.Iterable[_builtins.str] | None = ...,
+        request_authentications: _abc.Iterable[_builtins.str] | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "labels", b"labels", "namespace", b"namespace", "policies", b"policies", "request_authentications", b"request_authentications", "revision", b"revision", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Policies: _TypeAlias = Policies  # noqa: Y015
 
 @_typing.final
 class Verdict(_message.Message):

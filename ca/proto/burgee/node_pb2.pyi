@@ -122,6 +122,7 @@ class Ack(_message.Message):
     AUTHORITIES_FIELD_NUMBER: _builtins.int
     WORKLOAD_STREAMS_FIELD_NUMBER: _builtins.int
     SVIDS_FIELD_NUMBER: _builtins.int
+    PROXIES_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     revision: _builtins.int
     error: _builtins.str
@@ -145,6 +146,12 @@ class Ack(_message.Message):
     def svids(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hanging]:
         """Kind `entry`: how many X.509-SVIDs of workloads hang on which authority, directly or through others."""
 
+    @_builtins.property
+    def proxies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProxyState]:
+        """Kind `policy`: what each proxy of this agent was given, those first that have not taken it over. `revision` above is
+        then that of the policies in force here.
+        """
+
     def __init__(
         self,
         *,
@@ -158,14 +165,63 @@ class Ack(_message.Message):
         authorities: _abc.Iterable[_builtins.str] | None = ...,
         workload_streams: _builtins.int = ...,
         svids: _abc.Iterable[Global___Hanging] | None = ...,
+        proxies: _abc.Iterable[Global___ProxyState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "bundle_sequence", b"bundle_sequence", "consumers", b"consumers", "consumers_acked", b"consumers_acked", "error", b"error", "kind", b"kind", "revision", b"revision", "svids", b"svids", "waiting", b"waiting", "workload_streams", b"workload_streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "bundle_sequence", b"bundle_sequence", "consumers", b"consumers", "consumers_acked", b"consumers_acked", "error", b"error", "kind", b"kind", "proxies", b"proxies", "revision", b"revision", "svids", b"svids", "waiting", b"waiting", "workload_streams", b"workload_streams"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class ProxyState(_message.Message):
+    """One resource of one proxy, as far as the agent knows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROXY_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    UNLOGGED_FIELD_NUMBER: _builtins.int
+    proxy: _builtins.str
+    """Envoy's node id, as it says."""
+    pid: _builtins.int
+    spiffe_id: _builtins.str
+    """Whose policies they are; empty where the name means nobody."""
+    resource: _builtins.str
+    revision: _builtins.int
+    """Of the policies that it was given, or that it was given nothing new for."""
+    state: _builtins.str
+    """sent, acked, nacked, or unanswered: it was given nothing, and `detail` says why."""
+    detail: _builtins.str
+    """Envoy's words on what it refused, or why everything is refused here."""
+    unlogged: _builtins.bool
+    """Its decisions do not reach the agent's access log."""
+    def __init__(
+        self,
+        *,
+        proxy: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        spiffe_id: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        state: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        unlogged: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "pid", b"pid", "proxy", b"proxy", "resource", b"resource", "revision", b"revision", "spiffe_id", b"spiffe_id", "state", b"state", "unlogged", b"unlogged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProxyState: _TypeAlias = ProxyState  # noqa: Y015
 
 @_typing.final
 class Hanging(_message.Message):
@@ -226,7 +282,7 @@ Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
 @_typing.final
 class Resource(_message.Message):
     """Kinds: `entry` (payload spire.api.types.Entry, name = entry id), `bundle` (payload spire.api.types.Bundle,
-    name = trust domain). A receiver ignores kinds it does not know.
+    name = trust domain), `policy` (payload burgee.policy.v1.PolicySet, name = `set`). A receiver ignores kinds it does not know.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

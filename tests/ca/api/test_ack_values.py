@@ -6,7 +6,7 @@ import secrets
 import sys
 from datetime import UTC, datetime
 
-from ca.api.convert.acks import MAX_NAME, acknowledged
+from ca.api.convert.acks import MAX_ERROR, MAX_NAME, MAX_PROXIES, acknowledged
 from ca.proto.burgee import node_pb2 as pb
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,3 +26,31 @@ def test_names_that_an_agent_made_up_are_not_interned() -> None:
     assert name == same
     assert name is not same
     assert sys.intern(same) is same
+
+
+def test_what_each_proxy_made_of_policies_is_bounded_and_safe_to_show() -> None:
+    loud = pb.ProxyState(
+        proxy="p\n" + "x" * MAX_NAME,
+        pid=7,
+        spiffe_id="spiffe://td/web",
+        resource="burgee.http.policy",
+        revision=3,
+        state="nacked",
+        detail="\x1b[31m" + "d" * 2 * MAX_ERROR,
+        unlogged=True,
+    )
+    ack = pb.Ack(kind="policy", revision=4, proxies=[loud, *[pb.ProxyState(state="of the future")] * 2 * MAX_PROXIES])
+    found = acknowledged(pb.Ack.FromString(ack.SerializeToString()), NOW)
+    assert len(found.proxies) == MAX_PROXIES
+    first, second = found.proxies[:2]
+    assert (first.pid, first.spiffe_id, first.revision, first.state, first.unlogged) == (
+        7,
+        "spiffe://td/web",
+        3,
+        "nacked",
+        True,
+    )
+    assert first.proxy.isprintable()
+    assert first.detail.isprintable()
+    assert len(first.detail) < 2 * MAX_ERROR
+    assert second.state == ""
