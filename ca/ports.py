@@ -106,11 +106,13 @@ class Dated(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JoinToken:
-    """A join token that has just been used up. `agent_id` is the alias it was created for, if any."""
+    """A join token that has just been used. `agent_id` is the alias it was created for, if any; `name` is what its
+    agent is called: the token itself, or, where it serves several agents and stays a secret, its ID and a number."""
 
     value: str
     expires_at: datetime
     agent_id: SpiffeId | None = None
+    name: str
 
 
 class NodeHost(Protocol):
@@ -135,7 +137,7 @@ class NodeHost(Protocol):
         ...
 
     async def consume_join_token(self, value: str) -> JoinToken:
-        """Check and use up in one transaction; raises Denied for an unknown, used or expired token."""
+        """Check and count a use in one transaction; raises Denied for an unknown, used up, revoked or expired token."""
         ...
 
 

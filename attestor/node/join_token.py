@@ -1,6 +1,6 @@
-"""Node attestation by join token: a one-time secret that an administrator made.
+"""Node attestation by join token: a secret that an administrator made for one node, or for a counted number of them.
 
-The payload is the token's bytes, as SPIRE's. Whoever holds the token is the node, once.
+The payload is the token's bytes, as SPIRE's. Whoever holds the token is the node, as often as it was made for.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AgentConfig(StrictModel):
 
 
 class JoinTokenVerifier:
-    """Server half. The token is checked and used up in one transaction by the server's store."""
+    """Server half. The token is checked and its use counted in one transaction by the server's store."""
 
     def __init__(self, _config: ServerConfig, host: NodeHost) -> None:
         self._host = host
@@ -57,7 +57,7 @@ class JoinTokenVerifier:
         # The token becomes one path segment: refuse what cannot be one before it is used up, not after.
         SpiffeId.of(self._host.trust_domain, PATH_PREFIX + token)
         used = await self._host.consume_join_token(token)
-        return AttestedNode(path=PATH_PREFIX + used.value)
+        return AttestedNode(path=PATH_PREFIX + used.name)
 
 
 class JoinTokenProver:

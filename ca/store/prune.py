@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 
 from ca.identity.spiffe_id import SpiffeId
 from ca.store.agents import delete_agents
 from ca.store.database import Database, WriteTransaction
 from ca.store.entries import delete_entries
 from ca.store.rows import spiffe_id, to_micros
-from ca.store.tables import agents, entries, join_tokens
-from ca.store.token_rows import over
+from ca.store.tables import agents, entries
+from ca.store.token_rows import count_over
 
 ONE_TIME_ATTESTATION = ("join_token", "oidc")
 """Methods whose evidence is used up: forgetting the agent lets nobody use it once more."""
@@ -69,9 +69,8 @@ class Pruning:
 
     async def count_tokens(self, before: datetime) -> int:
         """How many join tokens are over at `before`."""
-        query = select(func.count()).select_from(join_tokens).where(over(before))
         async with self._database.read() as connection:
-            return int((await connection.execute(query)).scalar_one())
+            return await count_over(connection, before)
 
 
 def _agent_is_over(before: datetime, *, first_use: bool) -> ColumnElement[bool]:

@@ -109,13 +109,12 @@ join_tokens = Table(
     Column("expires_at", BigInteger, nullable=False, index=True),
     Column("agent_id", Text),
     Column("used_at", BigInteger),  # of its last use, after which it is used up
-    Column("used_key_sha256", LargeBinary(32)),  # that it was used up for: who has both may ask again, for a while
     Column("name", String(64)),
     Column("uses", Integer, nullable=False, server_default="1"),  # how many agents it makes
     Column("revoked_at", BigInteger),
 )
 
-# Each use of a token, until the token is forgotten.
+# Each use of a token, with the key that it was for: who has both may ask again, for a while.
 join_token_uses = Table(
     "join_token_uses",
     metadata,
@@ -123,7 +122,7 @@ join_token_uses = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),  # from 1
     Column("used_at", BigInteger, nullable=False),
     Column("used_key_sha256", LargeBinary(32)),
-    Column("agent_id", Text, nullable=False, index=True),
+    Column("agent_path", Text, nullable=False, index=True),  # empty where it was used before this was written down
 )
 
 used_evidence = Table(  # what proves a node or a caller once

@@ -120,12 +120,18 @@ class AttestedAgent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredToken:
-    """What is known of a join token: never itself. `agent_id` is the alias that its agent gets."""
+    """What is known of a join token: never itself. `agent_id` is the alias that its agents get; `used_at` and `used_by`,
+    the agent's path, are of the last use, the latter empty where nobody wrote it down."""
 
     id: str
     expires_at: datetime
+    name: str = ""
     agent_id: SpiffeId | None = None
+    uses: int = 1
+    used: int = 0
     used_at: datetime | None = None
+    used_by: str = ""
+    revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class FakeHost:
         if value not in self.tokens:
             raise Denied("unknown", reason="JOIN_TOKEN_UNKNOWN")
         self.tokens.discard(value)
-        return JoinToken(value=value, expires_at=datetime(2030, 1, 1, tzinfo=UTC))
+        return JoinToken(value=value, expires_at=datetime(2030, 1, 1, tzinfo=UTC), name=value)
 
     async def trust_bundle(self) -> TrustBundle:
         return self.bundle
