@@ -86,13 +86,14 @@ class Changed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
-    """One write: all of it holds, or none."""
+    """One write: all of it holds, or none. `count` objects changed; in lists of revisions `changes` is left out."""
 
     number: int
     at: datetime
     actor: str
     note: str = ""
     changes: tuple[Changed, ...] = ()
+    count: int = 0
 
 
 class Role(StrEnum):
@@ -105,8 +106,8 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Who may do what. `spiffe_id` is exact, or has an asterisk at its end. A reader without namespaces reads them
-    all; an author without any writes nothing."""
+    """Who may do what. `spiffe_id` is exact, or has an asterisk at its end. Readers and authors have namespaces, a
+    reader perhaps `*` for all of them; an admin has none, and needs none."""
 
     name: str
     spiffe_id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from policy.book_values import Key, Stored
@@ -31,7 +31,7 @@ class State:
     snapshot: Snapshot
     mesh: Mesh
     targets: tuple[Target, ...] = ()
-    """Those that others than Workload objects describe."""
+    """All that the snapshot decides for."""
     parts: Mapping[Key, tuple[str, PolicySet]] = field(default_factory=dict, repr=False, compare=False)
     """Of each object its etag and what was read of it, to be used again."""
 
@@ -45,27 +45,35 @@ def state_of(
     revision: int,
     objects: Mapping[Key, Stored],
     mesh: Mesh,
-    targets: Iterable[Target] = (),
+    targets: Callable[[tuple[Target, ...]], Iterable[Target]] = tuple,
     *,
     previous: State | None = None,
 ) -> State:
     """Reads and compiles. Of `previous`, what was read of an object that did not change is the same object here, and
-    so is what was compiled of it. `targets` are described besides the Workload objects. Raises Refused."""
+    so is what was compiled of it. `targets` says who can be called, given what the Workload objects describe; by
+    default that and no more. Raises Refused."""
     known = previous.parts if previous is not None else {}
     parts: dict[Key, tuple[str, PolicySet]] = {}
     for key in sorted(objects):
         stored, old = objects[key], known.get(key)
         parts[key] = old if old is not None and old[0] == stored.etag else (stored.etag, read(stored))
-    parsed, others = _together(part for _, part in parts.values()), tuple(targets)
+    parsed = _together(part for _, part in parts.values())
+    all_targets = tuple(targets(parsed.targets))
     snapshot = compile_set(
         parsed.policies,
         mesh,
-        (*parsed.targets, *others),
+        all_targets,
         peers=parsed.peer_authentications,
         previous=previous.snapshot if previous is not None else None,
     )
     return State(
-        revision=revision, objects=objects, parsed=parsed, snapshot=snapshot, mesh=mesh, targets=others, parts=parts
+        revision=revision,
+        objects=objects,
+        parsed=parsed,
+        snapshot=snapshot,
+        mesh=mesh,
+        targets=all_targets,
+        parts=parts,
     )
 
 
