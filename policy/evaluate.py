@@ -51,6 +51,11 @@ class Evaluator:
             return self._default
         return self._carefully(request)
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The rows, for analyses."""
+        return self._blocks
+
     def matches(self, request: Request) -> Iterator[Row]:
         """Every row that matches, the decisive one first."""
         for block in self._blocks:
@@ -85,16 +90,22 @@ def _steps(block: Block) -> tuple[Step, ...]:
 def _left(block: Block, request: Request) -> int:
     """The rows that every attribute leaves."""
     left = block.everything
+    for rows in kept(block, request):
+        left &= rows
+    return left
+
+
+def kept(block: Block, request: Request) -> Iterator[int]:
+    """For each attribute that rows look at, the rows that it leaves."""
     for get, known, absent, otherwise, find in _steps(block):
         value = None if get is None else get(request)
         if get is None:
-            left &= find(request)
+            yield find(request)
         elif value is None:
-            left &= absent
+            yield absent
         else:
             rows = known.get(value, otherwise)
-            left &= find(value) if rows is None else rows
-    return left
+            yield find(value) if rows is None else rows
 
 
 def rule_holds(rule: Rule, action: Action, request: Request) -> bool:

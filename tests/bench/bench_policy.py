@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from policy import reference
+from policy.explain import explain
 from policy.snapshot import Snapshot, compile_set
 from tests.bench import policy_peers
 from tests.bench.load import Figures
@@ -82,6 +83,13 @@ def compiling(kind: str, count: int, rounds: int) -> tuple[float, float]:
     return whole, one
 
 
+def explaining_ms(count: int, rounds: int) -> float:
+    """The median of one explanation, all rules on one target."""
+    made = shape("gateway", count)
+    snapshot, asked = compiled(made), requests(made)[:200]
+    return min(p50_us(lambda *some: explain(snapshot, *some).document(), asked) for _ in range(rounds)) / 1000
+
+
 def memory_mb(kind: str, count: int) -> float:
     """What rules and tables hold together."""
     made = shape(kind, count)
@@ -103,6 +111,7 @@ def figures(rounds: int) -> Figures:
         found |= {f"policy_{kind}_us": many, f"policy_{kind}_ratio": many / few}
         found[f"policy_{kind}_compile_ms"], found[f"policy_{kind}_apply_ms"] = compiling(kind, COUNTS[-1], rounds)
         found[f"policy_{kind}_mb"] = memory_mb(kind, COUNTS[-1])
+    found["policy_explain_ms"] = explaining_ms(1_000, rounds)
     return found
 
 

@@ -1,0 +1,322 @@
+"""Why a request is allowed or denied: the decisive rule and where it was written, or the rules that came nearest."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from policy.compile import Row
+from policy.decision import Decision, Reason
+from policy.evaluate import Evaluator
+from policy.misses import Miss, failed_of, held_of, nearest
+from policy.model import Action, Origin, Policy, Request, Rule, Target
+from policy.paths import is_normal
+from policy.protocol import looks_at_http
+from policy.snapshot import UNKNOWN, Judge, Snapshot
+from policy.words import Compared, clean, of_http, place
+
+MAX_NEAREST = 5
+MAX_POLICIES = 30
+_NEAR_IDS = 200
+
+DESCRIBED_BY = (
+    "a target is described by its attested selectors on Kubernetes (`k8s:ns`, `k8s:pod-label`), elsewhere by a "
+    "`Workload` object whose `spec.spiffeId` it is"
+)
+_WHY = {
+    Reason.DENIED_BY_RULE: "a rule that denies matched",
+    Reason.ALLOWED_BY_RULE: "no rule denies, and one that allows matched",
+    Reason.NOTHING_ALLOWS: "no rule allows it",
+    Reason.NAMESPACE_IS_OPEN: "no ALLOW policy is for the target, and its namespace has Istio's default",
+    Reason.NO_PROVIDER: "a CUSTOM rule matched, and its provider is not configured",
+    Reason.UNKNOWN_TARGET: "nobody described the target",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSeen:
+    """One rule: `failed` is what kept it from matching, `held` what it asked and had. `rule` counts from 0, as it was
+    written; None for a policy without rules."""
+
+    policy: str
+    action: Action
+    rule: int | None
+    origin: Origin
+    failed: tuple[Compared, ...] = ()
+    held: tuple[Compared, ...] = ()
+    shadow: bool = False
+
+    @property
+    def name(self) -> str:
+        """`namespace/name#rule`."""
+        return self.policy if self.rule is None else f"{self.policy}#{self.rule}"
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "policy": self.policy,
+            "action": self.action.value,
+            "rule": self.rule,
+            "origin": place(self.origin),
+            "shadow": self.shadow,
+            "failed": [one.document() for one in self.failed],
+            "held": [one.document() for one in self.held],
+        }
+
+    def __str__(self) -> str:
+        origin = f" ({place(self.origin)})" if place(self.origin) else ""
+        return f"{self.action} {self.name}{' in shadow' if self.shadow else ''}{origin}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """One decision and its reasons."""
+
+    target: str
+    decision: Decision
+    revision: int | None
+    decisive: RuleSeen | None = None
+    shadow_decisive: RuleSeen | None = None
+    without: RuleSeen | None = None
+    """Of a request that a rule denied: the rule that would allow it otherwise."""
+    nearest: tuple[RuleSeen, ...] = ()
+    """Where nothing allows: the rules that came nearest, by how much of them failed."""
+    policies: tuple[RuleSeen, ...] = ()
+    """Each policy for the target that does not apply, by its nearest rule."""
+    policies_left_out: int = 0
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        shadow = self.decision.shadow
+        return {
+            "target": self.target,
+            "allowed": self.decision.allowed,
+            "reason": self.decision.reason.value,
+            "revision": self.revision,
+            "providers": list(self.decision.providers),
+            "decisive": _document(self.decisive),
+            "otherwise_allowed_by": _document(self.without),
+            "nearest": [one.document() for one in self.nearest],
+            "policies": [one.document() for one in self.policies],
+            "policies_left_out": self.policies_left_out,
+            "shadow": None
+            if shadow is None
+            else {
+                "allowed": shadow.allowed,
+                "reason": shadow.reason.value,
+                "providers": list(shadow.providers),
+                "decisive": _document(self.shadow_decisive),
+            },
+            "notes": list(self.notes),
+        }
+
+    def text(self) -> str:
+        """For a person."""
+        lines = [f"{_verdict(self.decision)}: {_WHY[self.decision.reason]}{self._by()}"]
+        lines += _indented(self.decisive.held if self.decisive else ())
+        if self.decision.allowed and self.decision.providers:
+            lines.append(f"  if {', '.join(map(clean, self.decision.providers))} agree, who are asked besides")
+        if self.without is not None:
+            lines.append(f"without that rule it would be allowed by {self.without}")
+        if self.nearest:
+            lines.append("nearest rules:")
+        for miss in self.nearest:
+            lines += [f"  {miss}: {len(miss.failed)} failed", *_indented(miss.failed, "    ")]
+        lines += self._others()
+        if (shadow := self.decision.shadow) is not None:
+            by = f", by {self.shadow_decisive}" if self.shadow_decisive is not None else ""
+            lines.append(f"with shadow policies: {_verdict(shadow)}, {_WHY[shadow.reason]}{by}")
+        lines += [f"note: {note}" for note in self.notes]
+        if self.revision is not None:
+            lines.append(f"revision {self.revision}")
+        return "\n".join(lines)
+
+    def _by(self) -> str:
+        return f", {self.decisive}" if self.decisive is not None else ""
+
+    def _others(self) -> list[str]:
+        """Why each of the other policies does not apply, a line each."""
+        told = {(miss.policy, miss.action, miss.rule) for miss in self.nearest}
+        others = [one for one in self.policies if (one.policy, one.action, one.rule) not in told]
+        if not others:
+            return []
+        lines = ["policies that do not apply:"]
+        lines += [f"  {one}: {'; '.join(map(str, one.failed)) or 'it has no rules'}" for one in others]
+        if self.policies_left_out:
+            lines.append(f"  … {self.policies_left_out} more")
+        return lines
+
+
+def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: int | None = None) -> Explanation:
+    """The decision that `snapshot.decide` makes, and why."""
+    judges = snapshot.judges(target_id)
+    if not judges:
+        return Explanation(
+            target=target_id, decision=UNKNOWN, revision=revision, notes=(DESCRIBED_BY, *_near(snapshot, target_id))
+        )
+    decision, judge = _decisive_judge(judges, request)
+    enforced, with_shadow = judge.evaluators(http=request.http)
+    names = _Names(judge)
+    row = _row(enforced, decision, request)
+    shadow_row = None
+    if with_shadow is not None and decision.shadow is not None:
+        shadow_row = _row(with_shadow, decision.shadow, request)
+    found = Explanation(
+        target=target_id,
+        decision=decision,
+        revision=revision,
+        decisive=names.matched(row, request),
+        shadow_decisive=names.matched(shadow_row, request),
+        without=_without(enforced, decision, names, request),
+        notes=tuple(_notes(snapshot, target_id, judge, request)),
+    )
+    return _with_misses(found, judge, enforced, names, request)
+
+
+def _decisive_judge(judges: Sequence[Judge], request: Request) -> tuple[Decision, Judge]:
+    """The first that denies, else the first."""
+    decided = [(judge.decide(request), judge) for judge in judges]
+    return next((pair for pair in decided if not pair[0].allowed), decided[0])
+
+
+class _Names:
+    """Rules as they were written: on connections, rules of HTTP are left out of a policy's table, so that what remains
+    has other numbers there."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.numbers: dict[int, int] = {}
+        for policy in judge.policies:
+            self.numbers.update({id(rule): number for number, rule in enumerate(policy.rules or ())})
+
+    def number(self, policy: Policy, rule: Rule, fallback: int) -> int:
+        return self.numbers.get(id(rule), fallback)
+
+    def seen(self, policy: Policy, rule: Rule, number: int) -> RuleSeen:
+        return RuleSeen(
+            policy=policy.id,
+            action=policy.action,
+            rule=self.number(policy, rule, number),
+            origin=rule.origin if rule.origin.source else policy.origin,
+            shadow=policy.shadow,
+        )
+
+    def missed(self, miss: Miss) -> RuleSeen:
+        number = next((n for n, rule in enumerate(miss.policy.rules or ()) if rule is miss.rule), 0)
+        return replace(self.seen(miss.policy, miss.rule, number), failed=miss.failed)
+
+    def matched(self, row: Row | None, request: Request) -> RuleSeen | None:
+        if row is None:
+            return None
+        rule = (row.policy.rules or ())[row.number]
+        return replace(self.seen(row.policy, rule, row.number), held=held_of(rule, request))
+
+
+def _row(evaluator: Evaluator, decision: Decision, request: Request) -> Row | None:
+    """The row that decided."""
+    if decision.policy is None:
+        return None
+    for row in evaluator.matches(request):
+        if row.policy.id == decision.policy and row.number == decision.rule:
+            return row
+    return None
+
+
+def _without(evaluator: Evaluator, decision: Decision, names: _Names, request: Request) -> RuleSeen | None:
+    if decision.reason not in (Reason.DENIED_BY_RULE, Reason.NO_PROVIDER):
+        return None
+    others = [row for row in evaluator.matches(request) if row.policy.action is not Action.ALLOW]
+    if len({(row.policy.id, row.number) for row in others}) > 1:
+        return None
+    allowing = (row for row in evaluator.matches(request) if row.policy.action is Action.ALLOW)
+    return names.matched(next(allowing, None), request)
+
+
+def _with_misses(
+    found: Explanation, judge: Judge, evaluator: Evaluator, names: _Names, request: Request
+) -> Explanation:
+    policies = [policy for policy in judge.policies if not policy.shadow and policy.action is not Action.AUDIT]
+    misses = [names.missed(m) for m in nearest(evaluator, request, rules=MAX_NEAREST, policies=MAX_POLICIES)]
+    misses += _of_http(policies, request)
+    misses.sort(key=lambda miss: len(miss.failed))
+    first: dict[tuple[str, Action], RuleSeen] = {}
+    for miss in misses:
+        first.setdefault((miss.policy, miss.action), miss)
+    matched = {(row.policy.id, row.policy.action) for row in evaluator.matches(request)}
+    for policy in policies:
+        if not policy.rules:
+            first.setdefault(
+                (policy.id, policy.action),
+                RuleSeen(policy=policy.id, action=policy.action, rule=None, origin=policy.origin),
+            )
+    others = [miss for key, miss in first.items() if key not in matched]
+    nothing_allows = found.decision.reason is Reason.NOTHING_ALLOWS
+    return replace(
+        found,
+        nearest=tuple([m for m in misses if m.action is Action.ALLOW][:MAX_NEAREST]) if nothing_allows else (),
+        policies=tuple(others[:MAX_POLICIES]),
+        policies_left_out=max(0, len(policies) - len(matched) - min(len(others), MAX_POLICIES)),
+    )
+
+
+def _of_http(policies: Sequence[Policy], request: Request) -> list[RuleSeen]:
+    """Rules that are dropped since the request is none of HTTP."""
+    found: list[RuleSeen] = []
+    if request.http:
+        return found
+    for policy in policies:
+        if policy.action is not Action.ALLOW:
+            continue
+        for number, rule in enumerate(policy.rules or ()):
+            if not looks_at_http(rule) or len(found) >= MAX_POLICIES:
+                continue
+            groups = (*rule.sources, *rule.operations, rule.conditions)
+            of = tuple(of_http(clause) for group in groups for clause in group if clause.attribute.http_only)
+            other = tuple(
+                one for one in failed_of(rule, policy.action, request) if one.what not in {c.what for c in of}
+            )
+            origin = rule.origin if rule.origin.source else policy.origin
+            found.append(
+                RuleSeen(policy=policy.id, action=policy.action, rule=number, origin=origin, failed=(*of, *other))
+            )
+    return found
+
+
+def _notes(snapshot: Snapshot, target_id: str, judge: Judge, request: Request) -> list[str]:
+    notes = []
+    targets = snapshot.targets[target_id]
+    if len(snapshot.judges(target_id)) > 1:
+        notes.append(f"{len(targets)} workloads with different policies have this ID: each of them must allow")
+    if request.http and request.path is not None and not is_normal(request.path) and not _normalized(targets):
+        notes.append("the path is not normal: a proxy refuses it before any rule, where policies look at paths")
+    if not judge.policies:
+        notes.append("no policy is for the target")
+    return notes
+
+
+def _normalized(targets: Sequence[Target]) -> bool:
+    return all(target.normalized for target in targets)
+
+
+def _near(snapshot: Snapshot, target_id: str) -> list[str]:
+    """Targets that are called nearly so."""
+    known = sorted(snapshot.targets)
+    at = bisect_left(known, target_id)
+    some = known[max(0, at - _NEAR_IDS // 2) : at + _NEAR_IDS // 2]
+    near = get_close_matches(target_id[:400], some, 3, 0.8)
+    return [f"targets are called nearly so: {', '.join(map(clean, near))}"] if near else []
+
+
+def _verdict(decision: Decision) -> str:
+    return "allowed" if decision.allowed else "denied"
+
+
+def _document(seen: RuleSeen | None) -> dict[str, Any] | None:
+    return None if seen is None else seen.document()
+
+
+def _indented(found: Sequence[Compared], by: str = "  ") -> list[str]:
+    return [f"{by}{one}" for one in found]
