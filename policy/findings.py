@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -27,7 +27,7 @@ class Finding:
     rule: int | None = None
     message: str
     hint: str = ""
-    origin: Origin = Origin()
+    origin: Origin = field(default=Origin(), compare=False)
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
