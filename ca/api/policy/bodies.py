@@ -1,0 +1,146 @@
+"""Bodies of requests: bounded before they are parsed, parsed beside the loop, and with the place of each value."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ca.api.policy.media import JSON, YAML, media_type
+from ca.api.policy.pointers import pointer_of, steps_of
+from ca.api.policy.refusals import Fault, Faulty, HttpRefusal
+from ca.api.policy.strict_json import check_value, malformed, read_json
+from policy.documents import Node, read
+from policy.problems import Refused
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+OBJECT_BYTES = 4 << 20
+"""One object, or a patch of one."""
+MANY_BYTES = 16 << 20
+"""Many changes at once."""
+QUESTION_BYTES = 256 << 10
+"""A question about one request."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What was sent: its media type, its bytes and its value."""
+
+    media: str
+    data: bytes
+    value: Any
+
+
+async def read_body(request: Request, *, accepted: Sequence[str] = (JSON,), most: int = OBJECT_BYTES) -> Body:
+    """The body of a request. Raises HttpRefusal (413, 415), Faulty (BODY_MALFORMED)."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    media = media_type(request.headers.get("content-type", ""), accepted, encoding=encoding)
+    data = await _bytes(request, most)
+    value = await asyncio.to_thread(_yaml if media == YAML else read_json, data)
+    return Body(media, data, value)
+
+
+async def read_model(request: Request, model: type[M], *, most: int = QUESTION_BYTES) -> M:
+    """A JSON body as a model. Raises HttpRefusal, Faulty (BODY_MALFORMED, BODY_INVALID)."""
+    body = await read_body(request, most=most)
+    try:
+        return model.model_validate(body.value)
+    except ValidationError as error:
+        raise located(body, invalid(error)) from None
+
+
+def invalid(error: ValidationError) -> Faulty:
+    """What pydantic found, with JSON pointers."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    faults = [Fault(code=one["type"].upper(), detail=one["msg"][:300], pointer=pointer_of(one["loc"])) for one in found]
+    return Faulty("the body is not what is asked for", faults, reason="BODY_INVALID")
+
+
+def located(body: Body, error: Faulty) -> Faulty:
+    """The same refusal, with the lines and columns of what its pointers lead to."""
+    return Faulty(error.detail, with_places(body, error.faults), reason=error.reason, hint=error.hint)
+
+
+def with_places(body: Body, faults: Iterable[Fault], *, below: str = "") -> list[Fault]:
+    """Faults with lines and columns in a body, whose value at the pointer `below` their pointers are of."""
+    try:
+        documents = read(body.data, "")
+    except Refused:
+        return list(faults)
+    return [_placed(documents, fault, below) for fault in faults]
+
+
+def _placed(documents: Sequence[Node], fault: Fault, below: str) -> Fault:
+    node = documents[0] if documents else Node(None)
+    for step in steps_of(below + fault.pointer):
+        inner = _inside(node, step)
+        if inner is None:
+            break
+        node = inner
+    return replace(fault, pointer=below + fault.pointer, line=node.line, column=node.column)
+
+
+def _inside(node: Node, step: str) -> Node | None:
+    if isinstance(node.value, dict):
+        return node.value.get(step)
+    if isinstance(node.value, list) and step.isdecimal() and len(step) < 8 and int(step) < len(node.value):
+        return node.value[int(step)]
+    return None
+
+
+async def _bytes(request: Request, most: int) -> bytes:
+    from starlette.requests import ClientDisconnect
+
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or len(declared) > 18 or int(declared) > most:
+        raise _too_large(most)
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise _too_large(most)
+            parts.append(part)
+    except ClientDisconnect:
+        raise malformed("P001", "the body ends before its end") from None
+    return b"".join(parts)
+
+
+def _too_large(most: int) -> HttpRefusal:
+    return HttpRefusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body is larger than {most >> 10} KiB",
+        reason="BODY_TOO_LARGE",
+        hint="send less at once",
+        headers={"Connection": "close"},
+    )
+
+
+def _yaml(data: bytes) -> Any:
+    """One document of YAML, without places."""
+    try:
+        documents = read(data, "")
+    except Refused as error:
+        one = error.problems[0]
+        raise malformed(one.code, one.message, line=one.origin.line, column=one.origin.column) from None
+    if len(documents) != 1:
+        raise malformed("P001", f"{len(documents)} documents where one is asked for")
+    value = _plain(documents[0])
+    check_value(value)
+    return value
+
+
+def _plain(node: Node) -> Any:
+    if isinstance(node.value, dict):
+        return {name: _plain(inner) for name, inner in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(inner) for inner in node.value]
+    return node.value
