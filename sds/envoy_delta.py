@@ -1,4 +1,4 @@
-"""The rules of one SDS stream (xDS, incremental), without any I/O: requests and contents in, answers out."""
+"""The rules of one xDS stream (incremental), without any I/O: requests and what names stand for in, answers out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 
-from sds.envoy_subscriber import NOTE_BYTES, ResourceState, ResourceStatus, Subscriber, check_bounds, parse
-from sds.secrets import TYPE_URL, Found, Missing
-from sds.views import Content
+from sds.envoy_answers import Answers, Found, Missing
+from sds.envoy_subscriber import NOTE_BYTES, ResourceState, Subscriber, check_bounds, parse
 
 EVERYTHING = "*"
 MAX_OUTSTANDING = 64
@@ -21,12 +20,14 @@ MAX_OUTSTANDING = 64
 
 @dataclass(slots=True, kw_only=True)
 class DeltaStream(Subscriber):
-    """State of one DeltaSecrets stream: requests add and drop names, answers hold what the client has not got."""
+    """State of one stream such as DeltaSecrets: requests add and drop names, answers hold what the client has not got."""
 
     _client_has: dict[str, str] = field(default_factory=dict)
     """Name → version of what the client holds or was sent; empty: it was told that there is no such secret."""
     _outstanding: dict[str, dict[str, str]] = field(default_factory=dict)
     """Nonce → names and versions of an answer that has not been acknowledged yet, oldest first."""
+    _accepted: dict[str, str] = field(default_factory=dict)
+    """Name → version of what the client took over, where it ends by itself."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
         self.request(parse(discovery_pb2.DeltaDiscoveryRequest, raw), now)
@@ -50,7 +51,7 @@ class DeltaStream(Subscriber):
         if first:
             self._resume(request.initial_resource_versions)
 
-    def respond(self, content: Content, *, settled: bool, now: datetime) -> bytes | None:
+    def respond(self, answers: Answers, now: datetime) -> bytes | None:
         """The serialized DeltaDiscoveryResponse that is due now, or None.
 
         Names that mean nothing here are in `removed_resources`, and are sent when they come to mean something; of
@@ -58,9 +59,9 @@ class DeltaStream(Subscriber):
         """
         if not self._begun:
             return None
-        found, missing = self._resolve(content, settled=settled, now=now)
+        found, missing = self._resolve(answers, now)
         versions = {name: hit.version for name, hit in found.items()}
-        changed = {name: found[name] for name, version in versions.items() if self._differs(name, version, now)}
+        changed = {name: found[name] for name, version in versions.items() if self._differs(name, found[name], now)}
         removed = self._removed(found, missing)
         if not changed and not removed:
             return None
@@ -68,37 +69,61 @@ class DeltaStream(Subscriber):
         self._remember(nonce, {name: versions[name] for name in changed})
         for name in changed:
             self._client_has[name] = versions[name]
-            self._note_sent(name, versions[name], now)
+            self._note_sent(name, versions[name], now, changed[name].note)
         # Fields of a message may be concatenated: the shared body once, then what is this stream's own.
         own = discovery_pb2.DeltaDiscoveryResponse(nonce=nonce, removed_resources=removed)
         tail: bytes = own.SerializeToString()
-        return self._body(content, changed) + tail
+        return self._body(answers, changed) + tail
+
+    def heartbeat(self) -> bytes | None:
+        """A resource without its body, at the version that the client holds (xDS, TTL). Of one that was sent and not
+        acknowledged yet nothing is said: the client may hold it already."""
+        beats = [
+            self._lasting(discovery_pb2.Resource(name=name, version=version))
+            for name, version in self._accepted.items()
+            if name in self.statuses and self.statuses[name].state in (ResourceState.ACKED, ResourceState.NACKED)
+        ]
+        if not beats or not self.ttl_seconds:
+            return None
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            type_url=self.type_url, nonce=randomness.token_hex(8), resources=beats
+        )
+        serialized: bytes = response.SerializeToString()
+        return serialized
 
     def held_bytes(self) -> int:
         client = sum(len(name) + len(version) + NOTE_BYTES for name, version in self._client_has.items())
-        return self._basic_bytes() + client + NOTE_BYTES * sum(map(len, self._outstanding.values()))
+        accepted = NOTE_BYTES * len(self._accepted)
+        return self._basic_bytes() + client + accepted + NOTE_BYTES * sum(map(len, self._outstanding.values()))
 
-    def _body(self, content: Content, changed: dict[str, Found]) -> bytes:
+    def _body(self, answers: Answers, changed: dict[str, Found]) -> bytes:
         """An answer without its nonce, made once for all streams that lack the same secrets in the same form."""
 
         def make() -> bytes:
             resources = [
-                discovery_pb2.Resource(
-                    name=name,
-                    version=hit.version,
-                    resource=any_pb2.Any.FromString(hit.resource),
+                self._lasting(
+                    discovery_pb2.Resource(
+                        name=name, version=hit.version, resource=any_pb2.Any.FromString(hit.resource)
+                    )
                 )
                 for name, hit in changed.items()
             ]
             response = discovery_pb2.DeltaDiscoveryResponse(
-                system_version_info=content.version, type_url=self.type_url, resources=resources
+                system_version_info=answers.version, type_url=self.type_url, resources=resources
             )
             serialized: bytes = response.SerializeToString()
             return serialized
 
-        if self.type_url not in ("", TYPE_URL):
+        if self.type_url not in ("", answers.type_url):
             return make()
-        return content.once_for(self.room, ("delta", tuple(changed), self.form, self.type_url), make)
+        return answers.once_for(self.room, ("delta", tuple(changed), self.type_url), make)
+
+    def _lasting(self, resource: discovery_pb2.Resource) -> discovery_pb2.Resource:
+        if self.ttl_seconds:
+            ttl = duration_pb2.Duration()
+            ttl.FromMilliseconds(round(self.ttl_seconds * 1000))
+            resource.ttl.CopyFrom(ttl)
+        return resource
 
     def _subscribe(self, names: Iterable[str], *, first: bool) -> None:
         """A first request without names asks for everything, as does `*` at any time (xDS, wildcards).
@@ -123,6 +148,7 @@ class DeltaStream(Subscriber):
                 self._client_has[name] = "dropped"
             elif not self.everything and name not in self.subscribed:
                 del self._client_has[name]
+                self._accepted.pop(name, None)
 
     def _resume(self, versions: Mapping[str, str]) -> None:
         """Take the client's word for what it holds from an earlier stream."""
@@ -135,15 +161,23 @@ class DeltaStream(Subscriber):
         if answer is not None:
             # What was sent anew meanwhile has a later answer to be acknowledged with.
             current = [n for n, version in answer.items() if n in self.statuses and self.statuses[n].version == version]
-            self._note_answer(current, request.error_detail if request.HasField("error_detail") else None, now)
+            refused = request.HasField("error_detail")
+            self._note_answer(current, request.error_detail if refused else None, now)
+            if not refused and self.ttl_seconds:
+                self._accepted.update((name, v) for name, v in answer.items() if name in self._client_has)
 
-    def _differs(self, name: str, version: str, now: datetime) -> bool:
-        """Whether the client has not got this version of a secret that there is."""
+    def _differs(self, name: str, hit: Found, now: datetime) -> bool:
+        """Whether the client has not got this version of a resource that there is."""
+        version = hit.version
         if self._client_has.get(name) != version:
             return True
         status = self.statuses.get(name)
         if status is None or status.state is ResourceState.UNKNOWN:  # it holds it from an earlier stream
-            self.statuses[name] = ResourceStatus(name=name, state=ResourceState.ACKED, version=version, answered_at=now)
+            self._note_sent(name, version, now, hit.note)
+            self._note_answer([name], None, now)
+            self.statuses[name].sent_at = None
+            if self.ttl_seconds:
+                self._accepted[name] = version
         return False
 
     def _removed(self, found: dict[str, Found], missing: dict[str, Missing]) -> list[str]:
@@ -154,6 +188,8 @@ class DeltaStream(Subscriber):
         lost = [name for name in self._client_has if name not in found and name not in missing]
         for name in lost:
             del self._client_has[name]
+        for name in (*unknown, *lost):
+            self._accepted.pop(name, None)
         return [*unknown, *lost]
 
     def _remember(self, nonce: str, answer: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from ca.runtime.metrics import counter, gauge
 from sds.envoy_subscriber import ResourceState, Subscriber
 from sds.feed import BUNDLE, Consumers
-from sds.secrets import is_root_name
+from sds.secrets import Secrets, is_root_name
 from sds.views import Content
 
 NAMED = 8
@@ -18,7 +18,7 @@ NAMED = 8
 MAX_NODE = 64
 
 STREAMS = gauge("agent_sds_streams", "Open Envoy SDS streams")
-NACKS = counter("agent_sds_nacks", "Secrets that an Envoy rejected")
+NACKS = counter("agent_sds_nacks", "Resources that an Envoy rejected")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,11 @@ class SdsClients:
         """
         total, behind = 0, list[SdsClient]()
         for client in self._clients.values():
+            seen = client.stream.seen
             states = _states(client.stream, roots=kind == BUNDLE)
-            if states:
+            if states and isinstance(seen, Secrets):
                 total += 1
-                seen = client.stream.seen
-                if seen is None or not current(seen) or any(state is not ResourceState.ACKED for state in states):
+                if not current(seen.content) or any(state is not ResourceState.ACKED for state in states):
                     behind.append(client)
         return Consumers(total, total - len(behind), tuple(map(_name, behind[:NAMED])))
 

@@ -1,4 +1,4 @@
-"""The rules of one SDS stream (xDS, state of the world), without any I/O: requests and contents in, answers out."""
+"""The rules of one xDS stream (state of the world), without any I/O: requests, and what names mean, in; answers out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 
-from sds.envoy_subscriber import NOTE_BYTES, Subscriber, check_bounds, parse
-from sds.secrets import TYPE_URL, Found
-from sds.views import Content
+from sds.envoy_answers import Answers, Found
+from sds.envoy_subscriber import NOTE_BYTES, ResourceState, Subscriber, check_bounds, parse
 
 
 @dataclass(slots=True, kw_only=True)
 class SdsStream(Subscriber):
-    """State of one StreamSecrets stream: every request names all that is wanted, every answer gives all there is."""
+    """State of one stream such as StreamSecrets: every request names all that is wanted, every answer gives all there
+    is."""
 
     nonce: str = ""
     _must_answer: bool = False
     _sent: dict[str, str] = field(default_factory=dict)
     """Name → version of what the last answer had."""
+    _accepted: tuple[str, tuple[str, ...]] = ("", ())
+    """Version and names of the last answer that the client took over."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
         self.request(parse(discovery_pb2.DiscoveryRequest, raw), now)
@@ -38,11 +40,14 @@ class SdsStream(Subscriber):
         answered = bool(request.response_nonce) and request.response_nonce == self.nonce
         if answered:
             # A NACK is a request with `error_detail` (never told from the version); anything else accepts.
-            self._note_answer(self._sent, request.error_detail if request.HasField("error_detail") else None, now)
+            refused = request.HasField("error_detail")
+            self._note_answer(self._sent, request.error_detail if refused else None, now)
+            if not refused and self.ttl_seconds:
+                self._accepted = (request.version_info, tuple(self._sent))
         self._subscribe(request.resource_names, answered=answered)
         self._begun = True
 
-    def respond(self, content: Content, *, settled: bool, now: datetime) -> bytes | None:
+    def respond(self, answers: Answers, now: datetime) -> bytes | None:
         """The serialized DiscoveryResponse that is due now, or None.
 
         A new subscription is answered even when nothing changed since an earlier stream; names without a secret are
@@ -51,7 +56,7 @@ class SdsStream(Subscriber):
         """
         if not self._begun:
             return None
-        found = self.resolve_now(content, settled=settled, now=now)
+        found = self.resolve_now(answers, now)
         versions = {name: hit.version for name, hit in found.items()}
         must, self._must_answer = self._must_answer, False
         if not versions:
@@ -61,31 +66,57 @@ class SdsStream(Subscriber):
             return None
         self._sent = versions
         self.nonce = randomness.token_hex(8)
-        for name in found:
-            self._note_sent(name, content.version, now)
-        body = self.body(content, found, version=content.version)
+        for name, hit in found.items():
+            self._note_sent(name, answers.version, now, hit.note)
+        body = self.body(answers, found, version=answers.version)
         # Fields of a message may be concatenated: the shared body once, then this stream's own nonce.
         own: bytes = discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
         return body + own
 
-    def body(self, content: Content, found: dict[str, Found], *, version: str) -> bytes:
+    def heartbeat(self) -> bytes | None:
+        version, names = self._accepted
+        waiting = any(status.state is ResourceState.SENT for status in self.statuses.values())
+        if not names or waiting or not self.ttl_seconds:
+            return None
+        beats = [self._lasting(discovery_pb2.Resource(name=name, version=version)) for name in names]
+        self.nonce = randomness.token_hex(8)
+        response = discovery_pb2.DiscoveryResponse(
+            version_info=version, type_url=self.type_url, nonce=self.nonce, resources=beats
+        )
+        serialized: bytes = response.SerializeToString()
+        return serialized
+
+    def body(self, answers: Answers, found: dict[str, Found], *, version: str) -> bytes:
         """A response without its nonce, made once for all streams that ask for the same names in the same form."""
 
         def make() -> bytes:
-            resources = [any_pb2.Any.FromString(hit.resource) for hit in found.values()]
+            resources = [self._resource(name, hit, version) for name, hit in found.items()]
             response = discovery_pb2.DiscoveryResponse(
                 version_info=version, type_url=self.type_url, resources=resources
             )
             serialized: bytes = response.SerializeToString()
             return serialized
 
-        if self.type_url not in ("", TYPE_URL):
+        if self.type_url not in ("", answers.type_url):
             return make()
-        return content.once_for(self.room, ("response", tuple(found), self.form, self.type_url, version), make)
+        return answers.once_for(self.room, ("response", tuple(found), self.type_url, version), make)
 
-    def resolve_now(self, content: Content, *, settled: bool, now: datetime) -> dict[str, Found]:
+    def resolve_now(self, answers: Answers, now: datetime) -> dict[str, Found]:
         """What the subscribed names stand for now, in the order in which it is sent."""
-        return self._resolve(content, settled=settled, now=now)[0]
+        return self._resolve(answers, now)[0]
+
+    def _resource(self, name: str, hit: Found, version: str) -> any_pb2.Any:
+        resource = any_pb2.Any.FromString(hit.resource)
+        if not self.ttl_seconds:
+            return resource
+        return self._lasting(discovery_pb2.Resource(name=name, version=version, resource=resource))
+
+    def _lasting(self, wrapped: discovery_pb2.Resource) -> any_pb2.Any:
+        """What ends by itself goes in a wrapper (xDS, TTL)."""
+        wrapped.ttl.CopyFrom(_duration(self.ttl_seconds))
+        made = any_pb2.Any()
+        made.Pack(wrapped)
+        return made
 
     def _subscribe(self, names: Iterable[str], *, answered: bool) -> None:
         wanted = frozenset(name for name in names if name)
@@ -105,3 +136,9 @@ class SdsStream(Subscriber):
         if self.everything:
             return False
         return all(self._sent.get(name) == version for name, version in versions.items())
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    found = duration_pb2.Duration()
+    found.FromMilliseconds(round(seconds * 1000))
+    return found

@@ -1,4 +1,4 @@
-"""What both kinds of SDS stream have in common: who is at the other end, its names, and how far each secret got."""
+"""What both kinds of xDS stream have in common: who is at the other end, its names, and how far each resource got."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from ca.errors import InvalidArgument
+from sds.envoy_answers import Answers, Found, Missing
 from sds.memory import Room
-from sds.secrets import Form, Found, Missing, SecretNames, every_name, is_root_name, resolve
-from sds.views import Content
+from sds.secrets import Form, SecretNames, is_root_name
 
 MAX_NAMES = 1000
 MAX_NAME_BYTES = 2048
@@ -30,7 +30,7 @@ M = TypeVar("M", bound=Message)
 
 
 class ResourceState(StrEnum):
-    """How far a secret got."""
+    """How far a resource got."""
 
     SENT = "SENT"
     ACKED = "ACKED"
@@ -40,7 +40,8 @@ class ResourceState(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class ResourceStatus:
-    """What the operator is shown about one name on one stream. `detail`: a NACK's words, or why it is unknown."""
+    """What the operator is shown about one name on one stream. `detail`: a NACK's words, or why it is unknown.
+    `note`: what is said of it besides, as long as it is not refused."""
 
     name: str
     state: ResourceState
@@ -48,6 +49,7 @@ class ResourceStatus:
     sent_at: datetime | None = None
     answered_at: datetime | None = None
     detail: str = ""
+    note: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,10 +57,12 @@ class Subscriber(ABC):
     """One stream's state. Feed it what comes in (`take_in`), and after that and each change ask it to `respond`.
 
     `everything`: it asked for whatever there is. `statuses` holds every name that was asked for or sent. `room` is
-    where answers may be kept that are made for its choice of names.
+    where answers may be kept that are made for its choice of names. With `ttl_seconds` the client drops what it was
+    sent after so long without a word, unless a heartbeat comes.
     """
 
     room: Room | None = None
+    ttl_seconds: float = 0.0
     names: SecretNames = field(default_factory=SecretNames)
     validator: Form = Form.SPIFFE
     node_id: str = ""
@@ -68,8 +72,8 @@ class Subscriber(ABC):
     everything: bool = False
     statuses: dict[str, ResourceStatus] = field(default_factory=dict)
     type_url: str = ""
-    seen: Content | None = None
-    """What it was last looked at with: `statuses` tell of this content."""
+    seen: Answers | None = None
+    """What it was last looked at with: `statuses` tell of these answers."""
     _begun: bool = False
 
     @abstractmethod
@@ -77,8 +81,12 @@ class Subscriber(ABC):
         """Take in a serialized request. Raises InvalidArgument when it is malformed or out of bounds."""
 
     @abstractmethod
-    def respond(self, content: Content, *, settled: bool, now: datetime) -> bytes | None:
-        """The serialized response that is due now, or None. `settled`: no SVID of this content is on its way."""
+    def respond(self, answers: Answers, now: datetime) -> bytes | None:
+        """The serialized response that is due now, or None."""
+
+    @abstractmethod
+    def heartbeat(self) -> bytes | None:
+        """A serialized response that keeps what the client holds from being dropped; None where it holds nothing."""
 
     @abstractmethod
     def held_bytes(self) -> int:
@@ -86,7 +94,7 @@ class Subscriber(ABC):
 
     def _basic_bytes(self) -> int:
         asked = sum(len(name) for name in self.subscribed) + NOTE_BYTES * len(self.subscribed)
-        known = sum(len(status.name) + len(status.detail) for status in self.statuses.values())
+        known = sum(len(status.name) + len(status.detail) + len(status.note) for status in self.statuses.values())
         return asked + known + NOTE_BYTES * len(self.statuses) + len(self.type_url)
 
     @property
@@ -108,22 +116,22 @@ class Subscriber(ABC):
             status = self.statuses.get(name)
             if status is not None and status.state is ResourceState.SENT:
                 status.state = ResourceState.ACKED if error is None else ResourceState.NACKED
-                status.detail = "" if error is None else error.message[:MAX_DETAIL]
+                status.detail = status.note if error is None else error.message[:MAX_DETAIL]
                 status.answered_at = now
 
-    def _note_sent(self, name: str, version: str, now: datetime) -> None:
-        self.statuses[name] = ResourceStatus(name=name, state=ResourceState.SENT, version=version, sent_at=now)
+    def _note_sent(self, name: str, version: str, now: datetime, note: str = "") -> None:
+        self.statuses[name] = ResourceStatus(
+            name=name, state=ResourceState.SENT, version=version, sent_at=now, detail=note, note=note
+        )
 
-    def _resolve(
-        self, content: Content, *, settled: bool, now: datetime
-    ) -> tuple[dict[str, Found], dict[str, Missing]]:
-        """What the names stand for now, in the order in which it is sent, and which have no secret."""
-        self.seen = content
-        asked = [*every_name(content), *sorted(self.subscribed)] if self.everything else sorted(self.subscribed)
+    def _resolve(self, answers: Answers, now: datetime) -> tuple[dict[str, Found], dict[str, Missing]]:
+        """What the names stand for now, in the order in which it is sent, and which stand for nothing."""
+        self.seen = answers
+        asked = [*answers.every_name(), *sorted(self.subscribed)] if self.everything else sorted(self.subscribed)
         found: dict[str, Found] = {}
         missing: dict[str, Missing] = {}
         for name in asked:
-            answer = resolve(name, content, settled=settled, names=self.names, form=self.form)
+            answer = answers.find(name)
             if isinstance(answer, Missing):
                 missing[name] = answer
                 self._note_missing(name, answer, now)

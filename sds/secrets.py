@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,8 @@ from ca.errors import BurgeeError
 from ca.identity.bundle_pem import certificate_pem
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.text import quote
+from sds.envoy_answers import Found, Missing
+from sds.memory import Room
 from sds.views import BundleForms, Content, WorkloadSvid
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
@@ -40,24 +42,31 @@ class SecretNames:
     all_bundles: str = "ALL"
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A serialized google.protobuf.Any with the secret. Lower ranks are sent first: roots, then leaves.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What names stand for to callers with this content. `settled`: no SVID of it is on its way."""
 
-    `version` is a hash of the bytes, the same on every stream, in every agent and after a restart.
-    """
+    content: Content
+    settled: bool = True
+    names: SecretNames = SecretNames()
+    form: Form = Form.SPIFFE
 
-    resource: bytes
-    rank: int
-    version: str
+    @property
+    def type_url(self) -> str:
+        return TYPE_URL
 
+    @property
+    def version(self) -> str:
+        return self.content.version
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Why a name has no secret, and what would give it one. `pending`: it has one, which is on its way."""
+    def every_name(self) -> Sequence[str]:
+        return every_name(self.content)
 
-    detail: str
-    pending: bool = False
+    def find(self, name: str) -> Found | Missing:
+        return resolve(name, self.content, settled=self.settled, names=self.names, form=self.form)
+
+    def once_for(self, room: Room | None, key: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
+        return self.content.once_for(room, (*key, self.form), make)
 
 
 def is_root_name(name: str, names: SecretNames) -> bool:

@@ -34,8 +34,8 @@ class Acknowledged:
 
     `waiting` names some of the consumers that have not taken it over. Of bundles: `sequence` and `authorities` (IDs) of
     the own trust domain's, and the `workload_streams` that were told and cannot acknowledge. Of entries: `svids` counts
-    X.509-SVIDs of workloads by the authorities that they hang on, directly or through others. Of policies: `revision` is
-    that of those in force there, and `proxies` what each proxy made of them.
+    X.509-SVIDs of workloads by the authorities that they hang on, directly or through others. Of policies: `revision`
+    is that of those in force there, and `proxies` what each proxy made of them.
     """
 
     revision: int

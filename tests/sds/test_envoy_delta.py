@@ -19,7 +19,7 @@ from sds.feed import BUNDLE, ENTRY, Consumers
 from sds.secrets import Form
 from sds.views import BundleForms
 from tests.sds.lab import Authority, Lab, entry, eventually, quiet, status_of
-from tests.sds.test_envoy_stream import NOW, A, B, content, node
+from tests.sds.test_envoy_stream import NOW, A, B, content, node, secrets_of
 from tests.support.workload_client import SDS, WorkloadClient
 
 OWN_ID, FED_ID = "spiffe://example.org", "spiffe://fed.org"
@@ -49,7 +49,7 @@ class Peer:
         return self.ack(error_detail=status_pb2.Status(code=13, message=words))
 
     def see(self, **changed: Any) -> Answer | None:
-        raw = self.stream.respond(changed.get("content", self.now), settled=self.settled, now=NOW)
+        raw = self.stream.respond(secrets_of(self.stream, changed.get("content", self.now), settled=self.settled), NOW)
         self.now = changed.get("content", self.now)
         if raw is None:
             return None
@@ -77,7 +77,7 @@ def test_the_secrets_are_the_bytes_of_state_of_the_world():
     peer, sotw = Peer(), SdsStream()
     peer.ask("default", "ROOTCA")
     sotw.request(discovery_pb2.DiscoveryRequest(resource_names=["default", "ROOTCA"]), NOW)
-    raw = sotw.respond(peer.now, settled=True, now=NOW)
+    raw = sotw.respond(secrets_of(sotw, peer.now), NOW)
     assert raw is not None
     whole = discovery_pb2.DiscoveryResponse.FromString(raw)
     assert [resource.resource for resource in peer.last.resources] == list(whole.resources)

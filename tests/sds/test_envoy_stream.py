@@ -14,8 +14,8 @@ from google.rpc import status_pb2
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import SpiffeId
 from sds.envoy_stream import SdsStream
-from sds.envoy_subscriber import ResourceState
-from sds.secrets import Form, SecretNames, is_root_name
+from sds.envoy_subscriber import ResourceState, Subscriber
+from sds.secrets import Form, SecretNames, Secrets, is_root_name
 from sds.views import MADE_BYTES_AT_MOST, BundleForms, Content, WorkloadSvid, asked_for, build
 from tests.sds.lab import FED, TD, Authority, entry
 
@@ -43,6 +43,11 @@ def content(*ids: str, federated: bool = False, own: BundleForms = OWN, serial: 
     return build(entries, {i: svid(i, serial) for i in ids}, own, {"fed.org": FOREIGN}, NOW)
 
 
+def secrets_of(stream: Subscriber, now: Content, *, settled: bool = True) -> Secrets:
+    """What names stand for to a stream."""
+    return Secrets(content=now, settled=settled, names=stream.names, form=stream.form)
+
+
 class Peer:
     """An Envoy's half of a stream."""
 
@@ -61,7 +66,7 @@ class Peer:
 
     def see(self, changed: Content | None = None) -> list[secret_pb2.Secret] | None:
         self.now = changed or self.now
-        raw = self.stream.respond(self.now, settled=self.settled, now=NOW)
+        raw = self.stream.respond(secrets_of(self.stream, self.now, settled=self.settled), NOW)
         if raw is None:
             return None
         self.last = discovery_pb2.DiscoveryResponse.FromString(raw)
@@ -331,7 +336,7 @@ def test_what_callers_may_have_made_is_bounded_in_bytes() -> None:
         names = [*spelled[first:], *spelled[:first]][:100]
         request = discovery_pb2.DiscoveryRequest(resource_names=names, response_nonce=stream.nonce)
         stream.request(request, NOW)
-        assert len(stream.respond(now, settled=True, now=NOW) or b"") > 50_000
+        assert len(stream.respond(secrets_of(stream, now), NOW) or b"") > 50_000
     assert sum(map(len, now._made.values())) <= MADE_BYTES_AT_MOST
 
 

@@ -19,8 +19,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from ca.errors import Exhausted
 from ca.identity.selector import Selector
 from ca.ports import Process
-from sds.envoy import Inbox
 from sds.envoy_delta import DeltaStream
+from sds.envoy_service import Inbox
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import Subscriber
 from sds.idle import Idle

@@ -16,12 +16,13 @@ from ca.identity.bundle import TrustBundle, X509Authority
 from ca.identity.entry import RegistrationEntry
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
+from sds.envoy_answers import Missing
 from sds.envoy_delta import DeltaStream
 from sds.envoy_status import SdsClients
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import MAX_NAMES, Subscriber
 from sds.feed import BUNDLE, ENTRY
-from sds.secrets import Form, Missing, resolve
+from sds.secrets import Form, Secrets, resolve
 from sds.views import BundleForms, Content, WorkloadSvid, asked_for, build
 from tests.fuzz import records, wire_mutator
 from tests.fuzz.harness import Target, check_refusal
@@ -100,8 +101,9 @@ class Talk:
 
     def answer(self) -> None:
         content = world(self.world)
-        raw = self.stream.respond(content, settled=self.settled, now=NOW)
-        again = self.stream.respond(content, settled=self.settled, now=NOW)
+        answers = Secrets(content=content, settled=self.settled, names=self.stream.names, form=self.stream.form)
+        raw = self.stream.respond(answers, NOW)
+        again = self.stream.respond(answers, NOW)
         assert again is None, "the same is answered twice"
         if raw is not None:
             self._check_nonce(raw)
