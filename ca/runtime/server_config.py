@@ -15,6 +15,7 @@ from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
 from ca.runtime.config_values import HostPort
 from ca.runtime.istio_config import IstioConfig
+from ca.runtime.policy_config import PolicyConfig
 
 
 def _trust_domain(name: str) -> str:
@@ -158,6 +159,9 @@ class PruneConfig(StrictModel):
     changes_kept: Annotated[int, Field(ge=1_000)] = 100_000
     """Changes that an agent may sleep through and still resume; a longer sleep costs it a snapshot."""
 
+    policy_revisions_kept: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    """Revisions of policies that can be shown and rolled back to."""
+
 
 class ExchangeConfig(StrictModel):
     """SVIDs for tokens of foreign issuers, without an agent (`caadmin exchange`). Whose tokens: see the node attestor
@@ -288,6 +292,9 @@ class ServerConfig(StrictModel):
 
     istio: IstioConfig | None = None
     """Certificates for the proxies of an Istio mesh; none by default. See [With Istio](../with-istio.md)."""
+
+    policy: PolicyConfig = PolicyConfig()
+    """Policies."""
 
     push_service: bool = True
     """Push changes to Burgee's agents at once; without it they poll every 5 seconds, as SPIRE's agents do."""

@@ -37,6 +37,7 @@ LIVE = frozenset(
         "jwt_svid_ttl_seconds",
         "agent_ttl_seconds",
         "audit",
+        "policy.admins",
         "prune",
         "stop_grace_seconds",
     }
@@ -219,6 +220,7 @@ def prune_policy(config: PruneConfig) -> PrunePolicy:
         issuance_retention=timedelta(seconds=config.issuance_retention_seconds),
         audit_retention=timedelta(seconds=config.audit_retention_seconds),
         changes_kept=config.changes_kept,
+        policy_revisions_kept=config.policy_revisions_kept,
     )
 
 

@@ -1,4 +1,5 @@
-"""Forgets what is over: agents, entries, join tokens, used evidence, issuance and audit records, old changes."""
+"""Forgets what is over: agents, entries, join tokens, used evidence, issuance and audit records, old changes and
+revisions of policies."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ logger = log.get("pruning")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
-    """What is over when. None keeps agents for ever; `changes_kept` is a number of changes."""
+    """What is over when. None keeps agents for ever; of changes and revisions as many are kept."""
 
     agents_expired_for: timedelta | None = timedelta(days=30)
     first_use_agents: bool = False
@@ -27,6 +28,7 @@ class PrunePolicy:
     issuance_retention: timedelta = timedelta(days=7)
     audit_retention: timedelta = timedelta(days=90)
     changes_kept: int = 100_000
+    policy_revisions_kept: int = 1_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Pruned:
     issuance_batches: int = 0
     audit_records: int = 0
     changes: int = 0
+    policy_revisions: int = 0
 
     def counts(self) -> dict[str, int]:
         """What is not zero, for a log line."""
@@ -51,6 +54,7 @@ class Pruned:
             "issuance_batches": self.issuance_batches,
             "audit_records": self.audit_records,
             "changes": self.changes,
+            "policy_revisions": self.policy_revisions,
         }
         return {name: count for name, count in all_counts.items() if count}
 
@@ -77,6 +81,7 @@ class Pruner:
         done.issuance_batches = await store.issuance.prune(now, retention=policy.issuance_retention)
         done.audit_records = await store.audit.prune(now - policy.audit_retention)
         done.changes = await store.changes.compact(policy.changes_kept)
+        done.policy_revisions = await store.policy_revisions.prune(policy.policy_revisions_kept)
         if done.agents or done.entries:
             await self._follower.catch_up()
         if counts := done.counts():
@@ -94,6 +99,7 @@ class Pruner:
             issuance_batches=await store.issuance.count_old(now, retention=policy.issuance_retention),
             audit_records=await store.audit.count_before(now - policy.audit_retention),
             changes=await store.changes.count_beyond(policy.changes_kept),
+            policy_revisions=await store.policy_revisions.count_beyond(policy.policy_revisions_kept),
         )
 
     async def _expired_agents(self, policy: PrunePolicy, now: datetime) -> list[SpiffeId]:

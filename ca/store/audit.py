@@ -68,7 +68,7 @@ class AuditLog:
         """Returns the record's id when it is durable. Raises Unavailable, and then it is not."""
 
         async def work(transaction: WriteTransaction) -> int:
-            made = insert(audit).values(_row(record)).returning(audit.c.id)
+            made = insert(audit).values(audit_row(record)).returning(audit.c.id)
             return int((await transaction.connection.execute(made)).scalar_one())
 
         number = await self._database.write(work)
@@ -143,7 +143,8 @@ class AuditLog:
         moved.set()
 
 
-def _row(record: AuditRecord) -> dict[str, Any]:
+def audit_row(record: AuditRecord) -> dict[str, Any]:
+    """For a write whose record is made in its own transaction."""
     return {
         "at": to_micros(record.at),
         "server": record.server,

@@ -12,7 +12,7 @@ from ca.errors import FailedPrecondition
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest revision. Kept here so that an ordinary start need not load Alembic (a test compares the two)."""
 
 # Any number that nothing else in this database uses for an advisory lock.

@@ -21,6 +21,8 @@ from ca.store.issuance import IssuanceLog
 from ca.store.issuance_tail import IssuanceTail
 from ca.store.lock import DatabaseLock
 from ca.store.migrate import migrate
+from ca.store.policies import Policies
+from ca.store.policy_revisions import PolicyRevisions
 from ca.store.prune import Pruning
 from ca.store.tables import store as store_table
 from ca.store.tokens import Tokens
@@ -48,6 +50,8 @@ class Store:
         self.audit = AuditLog(database)
         self.issuance_tail = IssuanceTail(database)
         self.pruning = Pruning(database)
+        self.policies = Policies(database)
+        self.policy_revisions = PolicyRevisions(database)
         self.changes = ChangeLog(database, epoch)
 
     @classmethod

@@ -17,7 +17,7 @@ from ca.ports import KeyType
 
 T = TypeVar("T")
 
-ChangeKind = Literal["entry", "agent", "bundle", "reset"]
+ChangeKind = Literal["entry", "agent", "bundle", "policy", "reset"]
 
 
 class Match(StrEnum):
