@@ -10,7 +10,7 @@ from ca.api.convert.ids import agent_id, seconds, selectors, workload_id
 from ca.api.convert.svids import fill_x509
 from ca.api.limits import Limits
 from ca.api.svid import MAX_CSRS, require_csr
-from ca.errors import BurgeeError, Exhausted, InvalidArgument
+from ca.errors import BurgeeError, Denied, Exhausted, InvalidArgument
 from ca.identity.exchange import MAX_REQUESTER_CHARACTERS, is_requester
 from ca.identity.spiffe_id import TrustDomain
 from ca.ports import Clock
@@ -51,8 +51,11 @@ class IssuingService(issuing_pb2_grpc.IssuingServicer):
         async with self._limits.x509(len(wanted)):
             issued = iter(await self._vouched.issue(wanted))
         response = pb.BatchIssueX509SVIDResponse()
-        for one in asked:
-            _fill(response.results.add(), one if isinstance(one, BurgeeError) else next(issued))
+        for params, one in zip(request.params, asked, strict=True):
+            outcome = one if isinstance(one, BurgeeError) else next(issued)
+            if isinstance(outcome, Denied):  # who is nobody costs those beside it nothing, however often it comes again
+                self._shares.give_back(params.share, 1)
+            _fill(response.results.add(), outcome)
         return response
 
     def _asked(self, params: pb.IssueX509SVIDParams) -> tuple[Vouched, bytes] | BurgeeError:

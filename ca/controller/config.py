@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -41,6 +42,12 @@ def _prefix(text: str) -> str:
     if _PREFIX.fullmatch(text) is None:
         raise ValueError("must be 1 to 64 letters, digits, `-` and `_`")
     return text
+
+
+def _named_like(text: str) -> str:
+    """The text as part of a prefix; two that differ are two."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "-", text)[:40]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _namespace_name(text: str) -> str:
@@ -157,9 +164,13 @@ class ControllerConfig(StrictModel):
     ignore_namespaces: tuple[Pattern, ...] = ("kube-system", "kube-public", "kube-node-lease")
     """Namespaces whose pods get no entries: regular expressions, each for the whole name."""
 
+    mirror_pods: bool = False
+    """Static pods count, too. What the API server has of one, its labels, name and namespace, is its node's word alone:
+    who has a node has any identity then that does not depend on a service account."""
+
     entry_id_prefix: Annotated[str, AfterValidator(_prefix)] | None = None
     """The IDs of this controller's entries begin with it and the cluster's name: two controllers of one cluster need
-    two. Default: `k8s`, or `k8s-` and the class's name."""
+    two. Default: `k8s`, or `k8s-` and the class's name, with a digest where that has other characters or is long."""
 
     parent_id: str | None = None
     """The parent of every entry of a pod, such as an alias of the cluster's nodes; by default each pod's own node:
@@ -204,7 +215,7 @@ class ControllerConfig(StrictModel):
         """With what the IDs of our entries begin, and no others do: `<prefix>.<cluster>.`, before a UUID."""
         prefix = self.entry_id_prefix
         if prefix is None:
-            prefix = "k8s" if not self.class_name else f"k8s-{re.sub(r'[^A-Za-z0-9_-]', '-', self.class_name)[:60]}"
+            prefix = f"k8s-{_named_like(self.class_name)}" if self.class_name else "k8s"
         return f"{prefix}.{self.cluster}."
 
 

@@ -9,21 +9,25 @@ from typing import Any
 from ca.controller.pod_certificate_request import Request
 from ca.errors import Denied, NotFound
 from ca.identity.selector import Selector
+from ca.ports import Clock
 from ca.runtime.kube import KubeClient, object_path
 from ca.runtime.pod_list import parse_pod
 from ca.runtime.pod_selectors import standing_selectors
 
 MAX_NODES = 10_000
+NODE_FRESH_SECONDS = 10.0
+"""So long a node that was there is believed to be."""
 _ENDED = ("Succeeded", "Failed")
 
 
 class PodFinder:
-    """Asks the API server for each pod, and once for each node."""
+    """Asks the API server for each pod, and for each node once in a while."""
 
-    def __init__(self, kube: KubeClient, signer: str) -> None:
+    def __init__(self, kube: KubeClient, signer: str, clock: Clock) -> None:
         self._kube = kube
         self._signer = signer
-        self._nodes: OrderedDict[str, str] = OrderedDict()
+        self._clock = clock
+        self._nodes: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     async def selectors(self, request: Request) -> frozenset[Selector]:
         """Of the pod that is there now. Raises Denied (K8S_*), and what the client raises."""
@@ -49,17 +53,18 @@ class PodFinder:
 
     async def _check_node(self, request: Request) -> None:
         """A kubelet cannot say another node; who else may create requests could."""
-        name = request.node_name
-        if self._nodes.get(name) == request.node_uid:
-            self._nodes.move_to_end(name)
+        name, now = request.node_name, self._clock.monotonic()
+        known = (name, request.node_uid)
+        if now - self._nodes.get(known, float("-inf")) < NODE_FRESH_SECONDS:
             return
+        self._nodes.pop(known, None)
         try:
             node = await self._kube.get(object_path("/api/v1/nodes", name))
         except NotFound as error:
             raise Denied("the node is not known to its cluster", reason="K8S_NODE_UNKNOWN") from error
         if _mapping(node, "metadata").get("uid") != request.node_uid:
             raise Denied("there is another node of this name", reason="K8S_NODE_MISMATCH")
-        self._nodes[name] = request.node_uid
+        self._nodes[known] = now
         if len(self._nodes) > MAX_NODES:
             self._nodes.popitem(last=False)
 

@@ -89,10 +89,12 @@ def reader(signer: str) -> Callable[[Object], Request | None]:
 
 def read_request(value: Object, signer: str) -> Request | None:
     meta, spec, status = (_mapping(value, key) for key in ("metadata", "spec", "status"))
-    conditions = status.get("conditions") or ()
+    conditions = status.get("conditions")
     if spec.get("signerName") != signer or status.get("certificateChain"):
         return None
-    if any(isinstance(one, dict) and one.get("type") in _ANSWERED for one in conditions):
+    if isinstance(conditions, list) and any(
+        isinstance(one, dict) and one.get("type") in _ANSWERED for one in conditions
+    ):
         return None
     texts = [_text(spec, name) for name in _TEXTS]
     names = [_text(meta, name) for name in ("namespace", "name", "uid")]

@@ -8,7 +8,6 @@ never asks again after a refusal. Several controllers take turns; should two ans
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable
 
 from ca.controller.config import ControllerConfig
@@ -18,6 +17,7 @@ from ca.controller.pod_certificate_api import PodCertificateApi
 from ca.controller.pod_certificate_pod import PodFinder
 from ca.controller.pod_certificate_request import Request, list_path, read_request, reader
 from ca.controller.pod_certificates_config import PodCertificatesConfig
+from ca.controller.turns import Turns
 from ca.errors import BurgeeError, FailedPrecondition, InvalidArgument, NotFound
 from ca.ports import Clock
 from ca.runtime import log, metrics
@@ -31,6 +31,9 @@ MAX_PAUSE_SECONDS = 5.0
 TURN_SECONDS = 0.2
 """How soon a controller that has become the leader begins."""
 ROUNDS = 5
+PER_POD = 4
+"""Requests of one pod that are under way at a time, waiting for an entry included: who mounts a thousand certificates
+keeps nobody else waiting."""
 
 logger = log.get("pod-certificates")
 _answered = metrics.counter(
@@ -61,11 +64,11 @@ class PodCertificates:
         self._api = api
         self._clock = clock
         self._may_act = may_act
-        self._pods = PodFinder(kube, config.signer_name)
+        self._pods = PodFinder(kube, config.signer_name, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(config.at_once)
-        per_node = max(1, config.at_once // 2)
-        self._node_turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(per_node))
+        self._of_pod = Turns(PER_POD)
+        self._of_node = Turns(max(1, config.at_once // 2))
         self._error: BurgeeError | None = None
         self.mirror: Mirror[Request] = Mirror(
             kube,
@@ -111,19 +114,24 @@ class PodCertificates:
         self._tasks.pop(key, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a request was given up", request=key, reason="INTERNAL", exc_info=error)
-        if not self._tasks:
-            self._node_turns.clear()  # nobody holds any: nodes come and go
 
     async def _see_to(self, key: str) -> None:
-        """One request, until it has an answer or is gone."""
+        """One request, when it is its turn among those of its pod."""
         since = self._clock.monotonic()
+        request = self.mirror.items.get(key)
+        if request is not None:
+            async with self._of_pod.of(f"{request.namespace}/{request.pod_name}"):
+                await self._until_answered(key, since)
+
+    async def _until_answered(self, key: str, since: float) -> None:
+        """Or gone."""
         pause = FIRST_PAUSE_SECONDS
         while (request := self.mirror.items.get(key)) is not None:
             if not self._may_act():
                 await self._clock.sleep(TURN_SECONDS)
                 continue
             try:
-                async with self._node_turns[request.node_name], self._turns:
+                async with self._of_node.of(request.node_name), self._turns:
                     await self._answer(request, since)
                 self._error = None
                 return

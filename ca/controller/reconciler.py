@@ -88,6 +88,7 @@ class Reconciler:
         self._current: dict[str, types_pb2.Entry] | None = None
         self._groups: dict[str, set[str]] = defaultdict(set)
         self._held: set[str] = set()
+        self._spent = False
         self._taken: set[str] = set()
         self._resync_at = 0.0
 
@@ -238,12 +239,18 @@ class Reconciler:
         self.guard.deleted(len(guarded))
         if ids:
             _log.info("entries deleted", count=len(ids))
-        if guarded and self._allowed() and self._used_allowance is not None:
+        self._spent = self._spent or bool(guarded and self._allowance())
+        if self._spent and self._used_allowance is not None:
             await self._used_allowance()
+        self._spent = False
+
+    def _allowance(self) -> int:
+        """One that was used serves for nothing else, even while it cannot be taken off."""
+        return 0 if self._spent else self._allowed()
 
     def _permitted(self, survey: Survey) -> list[str]:
         before = self.guard.held
-        if self.guard.permits(len(survey.guarded), len(self._current or {}), allowed=self._allowed()):
+        if self.guard.permits(len(survey.guarded), len(self._current or {}), allowed=self._allowance()):
             self._held = set()
             return survey.guarded
         self._held = survey.guarded_groups

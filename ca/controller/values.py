@@ -11,6 +11,7 @@ from ca.runtime.kube_watch import Object
 MAX_VALUE_CHARACTERS = 2048
 """Annotations that are longer are left out: no template could use them."""
 _ENDED = ("Succeeded", "Failed")
+_MIRROR = "kubernetes.io/config.mirror"
 _POD_SPEC = ("serviceAccountName", "nodeName", "hostname", "subdomain", "schedulerName", "priorityClassName")
 
 
@@ -38,11 +39,15 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """`ended` ones run no more and never will; `spec` has the fields that templates name."""
+    """`ended` ones run no more and never will; `spec` has the fields that templates name.
+
+    A kubelet makes `mirror` ones for what its node runs by itself: all that they say is that node's word.
+    """
 
     meta: Meta
     spec: Mapping[str, str]
     ended: bool
+    mirror: bool = False
 
     @property
     def uid(self) -> str:
@@ -99,7 +104,8 @@ def read_pod(value: Object) -> Pod | None:
     if not meta.uid or not meta.namespace:
         return None
     fields = {name[0].upper() + name[1:]: found for name in _POD_SPEC if (found := _text(spec, name))}
-    return Pod(meta, fields, _text(status, "phase") in _ENDED)
+    mirror = _MIRROR in _mapping(_mapping(value, "metadata"), "annotations")  # however long its value is
+    return Pod(meta, fields, _text(status, "phase") in _ENDED, mirror)
 
 
 def read_resource(value: Object) -> Resource | None:
@@ -122,7 +128,8 @@ def read_slice(value: Object) -> Slice | None:
     meta = read_meta(value)
     service = meta.labels.get("kubernetes.io/service-name", "")
     endpoints = value.get("endpoints")
-    targets = [_mapping(one, "targetRef") for one in endpoints if isinstance(one, dict)] if endpoints else []
+    endpoints = endpoints if isinstance(endpoints, list) else []
+    targets = [_mapping(one, "targetRef") for one in endpoints if isinstance(one, dict)]
     pods = frozenset(_text(target, "uid") for target in targets if _text(target, "kind") == "Pod")
     return Slice(meta.namespace, service, pods) if service and pods else None
 

@@ -34,6 +34,7 @@ class World:
         self.dirty: set[str] = set()
         self.gone: set[str] = set()
         self.wake = asyncio.Event()
+        self.mirror_pods = config.mirror_pods
         self.services_known: Callable[[], bool] = lambda: True
         self._class, self._classless = config.class_name or "", config.watch_classless
         self._ignored = [re.compile(pattern) for pattern in config.ignore_namespaces]
@@ -126,12 +127,15 @@ class World:
             found = self._plan_static()
         else:
             pod = self.pods.get(group)
-            found = NOTHING if pod is None or self.is_ignored(pod.meta.namespace) else self._plan_pod(pod)
+            found = NOTHING if pod is None or not self._counts(pod) else self._plan_pod(pod)
         if found is NOTHING:
             self.plans.pop(group, None)
         else:
             self.plans[group] = found
         return found
+
+    def _counts(self, pod: Pod) -> bool:
+        return (self.mirror_pods or not pod.mirror) and not self.is_ignored(pod.meta.namespace)
 
     def is_ignored(self, namespace: str) -> bool:
         return any(pattern.fullmatch(namespace) for pattern in self._ignored)
@@ -142,9 +146,14 @@ class World:
             self._rules,
             namespace=self.namespaces.get(pod.meta.namespace),
             node=self.nodes.get(pod.node),
-            services=set(self._services.get(pod.uid, {}).values()) if self.services_known() else None,
+            services=self._services_of(pod) if self.services_known() else None,
             settings=self.settings,
         )
+
+    def _services_of(self, pod: Pod) -> set[tuple[str, str]]:
+        """Those of its own namespace: who may make slices in another names any pod there that they like."""
+        found = self._services.get(pod.uid, {}).values()
+        return {service for service in found if service[0] == pod.meta.namespace}
 
     def _plan_static(self) -> Plan:
         wanted: dict[str, Wanted] = {}

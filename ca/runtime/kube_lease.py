@@ -6,7 +6,7 @@ Clocks of two machines need not agree: a Lease has expired when it was not renew
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from ca.runtime.kube import KubeClient, object_path
 from ca.runtime.kube_watch import Object
 
 _API = "/apis/coordination.k8s.io/v1/namespaces"
+MAX_DURATION_SECONDS = 3600.0
 _log = log.get("lease")
 
 
@@ -55,6 +56,7 @@ class LeaderElection:
         self._told = False
         self._seen: tuple[Any, ...] = ()
         self._seen_at = float("-inf")
+        self._held_for = duration_seconds
 
     @property
     def leading(self) -> bool:
@@ -97,18 +99,21 @@ class LeaderElection:
             self._note(await self._client.create(self._leases, self._body({}, 0)))
             return True
         self._note(lease)
-        spec = lease.get("spec") or {}
+        spec = _mapping(lease, "spec")
         mine = self.holder == self.identity
         if not mine and self.holder and not self._expired():
             return False
-        changes = int(spec.get("leaseTransitions") or 0) + (not mine)
+        changes = _number(spec, "leaseTransitions") + (not mine)
         self._note(await self._client.update(self._path, self._body(lease, changes, keep=mine)))
         return True
 
     def _note(self, lease: Object) -> None:
-        spec = lease.get("spec") or {}
-        self.holder = spec.get("holderIdentity") or ""
-        annotations = dict((lease.get("metadata") or {}).get("annotations") or {})
+        spec = _mapping(lease, "spec")
+        holder = spec.get("holderIdentity")
+        self.holder = holder if isinstance(holder, str) else ""
+        self._held_for = min(max(self._duration, _number(spec, "leaseDurationSeconds")), MAX_DURATION_SECONDS)
+        found = _mapping(_mapping(lease, "metadata"), "annotations")
+        annotations = {name: text for name, text in found.items() if isinstance(text, str)}
         if annotations != self.annotations:
             self.annotations = annotations
             self._changed(self.leading)
@@ -117,11 +122,12 @@ class LeaderElection:
             self._seen, self._seen_at = seen, self._clock.monotonic()
 
     def _expired(self) -> bool:
-        return self._clock.monotonic() - self._seen_at >= self._duration
+        """By its holder's word, where that is longer than ours: it may be configured otherwise."""
+        return self._clock.monotonic() - self._seen_at >= self._held_for
 
     def _body(self, lease: Object, transitions: int, *, keep: bool = False) -> Object:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        before = lease.get("spec") or {}
+        before = _mapping(lease, "spec")
         spec = {
             "holderIdentity": self.identity,
             "leaseDurationSeconds": max(1, round(self._duration)),
@@ -129,7 +135,7 @@ class LeaderElection:
             "renewTime": now,
             "leaseTransitions": transitions,
         }
-        meta = lease.get("metadata") or self._meta
+        meta = _mapping(lease, "metadata") or self._meta
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}
 
     def _tell(self) -> None:
@@ -147,8 +153,18 @@ class LeaderElection:
         try:
             async with asyncio.timeout(self._renew):
                 lease = await self._client.get(self._path)
-                if (lease.get("spec") or {}).get("holderIdentity") == self.identity:
+                if _mapping(lease, "spec").get("holderIdentity") == self.identity:
                     lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
                     await self._client.update(self._path, lease)
         except (BurgeeError, TimeoutError):
             pass  # it expires by itself
+
+
+def _mapping(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Mapping[str, Any], key: str) -> int:
+    found = value.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0

@@ -31,3 +31,8 @@ class TokenBuckets:
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         return max(short, 0.0) / self.per_second if short > 1e-9 else 0.0
+
+    def give_back(self, caller: Hashable, amount: float) -> None:
+        """What was taken for nothing."""
+        if (found := self._buckets.get(caller)) is not None:
+            self._buckets[caller] = (min(found[0] + amount, self.capacity), found[1])

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 
 from ca.api.issuing import AT_ONCE, IssuingService
-from ca.errors import BurgeeError, Code, Denied
+from ca.errors import BurgeeError, Code, Denied, FailedPrecondition
 from ca.identity.spiffe_id import TrustDomain
 from ca.proto.burgee import admin_pb2, issuing_pb2_grpc
 from ca.proto.burgee import issuing_pb2 as pb
@@ -172,16 +172,19 @@ async def test_an_authority_that_ends_too_soon_is_no_fault_of_the_entry() -> Non
 class _Nobody:
     """An issuer that has no entry for anybody, and limits that there are not."""
 
+    refusal: BurgeeError = Denied("no entry", reason="VOUCHED_NO_ENTRY")
+
     @asynccontextmanager
     async def x509(self, count: int) -> AsyncIterator[None]:
         yield
 
     async def issue(self, asked: list[object]) -> list[BurgeeError]:
-        return [Denied("no entry", reason="VOUCHED_NO_ENTRY") for _ in asked]
+        return [self.refusal for _ in asked]
 
 
 async def test_one_share_does_not_take_everything() -> None:
     clock, nobody = FakeClock(), cast(Any, _Nobody())
+    nobody.refusal = FailedPrecondition("short", reason="ENTRY_TTL_SHORT")
     service = IssuingService(trust_domain=TrustDomain("example.org"), vouched=nobody, limits=nobody, clock=clock)
 
     async def ask(share: str) -> pb.IssueRefusal:
@@ -190,12 +193,21 @@ async def test_one_share_does_not_take_everything() -> None:
         return result.refusal
 
     for _ in range(int(AT_ONCE)):
-        assert (await ask("node-1")).reason == "VOUCHED_NO_ENTRY"
+        assert (await ask("node-1")).reason == "ENTRY_TTL_SHORT"
     refusal = await ask("node-1")
     assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED.value, "RATE_LIMITED")
-    assert (await ask("node-2")).reason == "VOUCHED_NO_ENTRY"
+    assert (await ask("node-2")).reason == "ENTRY_TTL_SHORT"
     await clock.advance(refusal.retry_after_seconds)
-    assert (await ask("node-1")).reason == "VOUCHED_NO_ENTRY"
+    assert (await ask("node-1")).reason == "ENTRY_TTL_SHORT"
+
+
+async def test_who_is_nobody_takes_nothing_of_the_share_that_others_have_a_part_in() -> None:
+    nobody = cast(Any, _Nobody())
+    service = IssuingService(trust_domain=TrustDomain("example.org"), vouched=nobody, limits=nobody, clock=FakeClock())
+    request = pb.BatchIssueX509SVIDRequest(params=[wanted(share="node-1", csr=b"x")])
+    for _ in range(2 * int(AT_ONCE)):
+        (result,) = (await service.BatchIssueX509SVID(request, cast(Any, None))).results
+        assert result.refusal.reason == "VOUCHED_NO_ENTRY"
 
 
 MALFORMED: list[tuple[dict[str, Any], str]] = [

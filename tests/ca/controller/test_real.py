@@ -265,3 +265,35 @@ async def test_a_watch_that_has_expired_lists_again(
         assert before.items() <= (await entries(server)).items(), "not even written again"
     finally:
         await controller.close()
+
+
+async def test_a_node_that_was_taken_over_makes_itself_nobody(
+    server: RunningServer, controller: Controller, objects: Objects, site: Site
+) -> None:
+    """The API server takes a mirror pod from a kubelet in any namespace and with any label; we take it for nobody."""
+    objects.spiffe_id(
+        namespaceSelector=site.here, spiffeIDTemplate="spiffe://{{ .TrustDomain }}/{{ .PodMeta.Labels.app }}"
+    )
+    node = site.node["metadata"]
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node["name"], "uid": node["uid"], "controller": True}
+    mirror = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"web-{node['name']}",
+            "labels": {"app": "payments"},
+            "annotations": {"kubernetes.io/config.mirror": "x" * 3000},
+            "ownerReferences": [owner],
+        },
+        "spec": {"nodeName": node["name"], "containers": [{"name": "main", "image": "registry.test/main:1"}]},
+    }
+    kubelet = site.cluster.node_user(node["name"])
+    made = await asyncio.to_thread(kubelet.call, "POST", f"/api/v1/namespaces/{site.namespace}/pods", mirror)
+    site.pod(labels={"app": "web"})
+    await until(lambda: made["metadata"]["uid"] in controller.world.pods)
+
+    async def there() -> bool:
+        return "/web" in await paths(server)
+
+    await until(there)
+    assert await paths(server) == {"/web"}

@@ -346,6 +346,7 @@ def test_marks_of_two_classes_differ() -> None:
         return from_values(CONFIG | options, ControllerConfig).mark
 
     assert mark() == "k8s.demo."
-    assert mark(class_name="a/b c") == "k8s-a-b-c.demo."
+    assert mark(class_name="a/b c") == "k8s-a-b-c-0af99a60.demo."
+    assert mark(class_name="a-b") == "k8s-a-b.demo."
     assert mark(entry_id_prefix="x") == "x.demo."
     assert str(uuid.UUID(int=0)) not in mark()

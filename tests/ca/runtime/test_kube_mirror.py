@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import pytest
+
 from ca.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from ca.runtime.clock import SystemClock
 from ca.runtime.kube import KubeClient
@@ -233,6 +235,48 @@ async def test_while_the_api_is_away_nobody_leads_for_long_and_afterwards_one_do
             await clock.advance(0.2)
             assert not (first.leading and second.leading)
         assert first.leading or second.leading
+
+
+async def test_a_leader_that_was_given_more_time_is_believed_to_lead_for_so_long() -> None:
+    """As while a new configuration is rolled out: its own idea of its time is in the Lease."""
+    leases, clock = Leases(), FakeClock()
+    patient, hasty = (
+        LeaderElection(
+            cast(KubeClient, leases), namespace="a", name="b", identity=name, clock=clock, duration_seconds=seconds
+        )
+        for name, seconds in (("patient", 60.0), ("hasty", 15.0))
+    )
+    tasks = [asyncio.create_task(patient.run())]
+    await clock.advance(1)
+    tasks.append(asyncio.create_task(hasty.run()))
+    await clock.advance(1)
+    patient._held = _away  # type: ignore[method-assign] - it alone does not reach the API server
+    try:
+        await pass_by(clock, 90, lambda: not (patient.leading and hasty.leading))
+        assert hasty.leading
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("odd", [5, "x", ["x"], {"holderIdentity": 3, "leaseTransitions": "x"}])
+async def test_a_lease_of_any_shape_is_taken_or_left(odd: Any) -> None:
+    leases, clock = Leases(), FakeClock()
+    leases.lease = {"metadata": {"resourceVersion": "1", "annotations": odd}, "spec": {}}
+    real = leases.get
+
+    async def get(path: str) -> Object:
+        return {**await real(path), "spec": odd}
+
+    leases.get = get  # type: ignore[method-assign]
+    election = LeaderElection(cast(KubeClient, leases), namespace="a", name="b", identity="me", clock=clock)
+    await election._try()
+    assert election.leading
+
+
+async def _away() -> bool:
+    raise BROKEN
 
 
 async def _nothing() -> None:
