@@ -52,6 +52,11 @@ class Evaluator:
         return self._carefully(request)
 
     @property
+    def default(self) -> Decision:
+        """What holds where no row matches."""
+        return self._default
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """The rows, for analyses."""
         return self._blocks

@@ -94,6 +94,11 @@ def compared(clause: Clause, request: Request, *, holds: bool) -> Compared:
     )
 
 
+def phrase(clause: Clause) -> str:
+    """What a clause asks: `header x-team in [a, b]`."""
+    return f"{name_of(clause)} {'not ' if clause.negated else ''}in {wanted(clause.matches, ())[1]}"
+
+
 def unmet(condition: str) -> Compared:
     """A CEL condition that did not hold."""
     text = clean(condition, 400)
