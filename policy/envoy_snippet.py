@@ -6,7 +6,9 @@ definition; `http_snippet` is what a person copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ApiVersion, ConfigSource, ExtensionConfigSource
@@ -34,10 +36,11 @@ from policy.envoy import (
 )
 from policy.envoy_names import Resource
 from policy.envoy_predicates import JWT_FILTER
+from policy.ext_authz_wire import DECISION_HEADER, LEFT, REMOTE_IP, TARGET, TOKENS
 
 REQUEST_ID = "x-request-id"
-DECISION_HEADER = "x-burgee-decision"
 LOG_NAME = "burgee"
+"""Of the access log, before a slash and the proxy's prefix."""
 _TYPES = "type.googleapis.com/"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -49,8 +52,33 @@ def any_of(message: Message) -> AnyMessage:
     return found
 
 
-def _agent(cluster: str) -> GrpcService:
-    return GrpcService(envoy_grpc=GrpcService.EnvoyGrpc(cluster_name=cluster))
+def _agent(cluster: str, said: Mapping[str, str] = MappingProxyType({})) -> GrpcService:
+    """The agent, with what is said in each call's metadata."""
+    found = GrpcService(envoy_grpc=GrpcService.EnvoyGrpc(cluster_name=cluster))
+    for name, value in said.items():
+        found.initial_metadata.add(key=name, value=value)
+    return found
+
+
+def _said(prefix: str, spiffe_id: str, *, jwt: bool, metadata: Sequence[str] = ()) -> dict[str, str]:
+    """What a check does not have in its message. The stream's id is the request's own, `x-request-id`, in HTTP."""
+    _check_prefix(prefix)
+    found = {REMOTE_IP: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"}
+    if prefix:
+        found[DECISION_HEADER] = f"{prefix}-%STREAM_ID%"
+    if jwt:
+        found[TOKENS] = str(Resource(protocol="http", what="jwt"))
+    if metadata:
+        found[LEFT] = ",".join(metadata)
+    if spiffe_id:
+        found[TARGET] = spiffe_id
+    return found
+
+
+def _check_prefix(prefix: str) -> None:
+    """Raises ValueError. It becomes part of headers, formats and files."""
+    if not re.fullmatch(r"(?:[a-z0-9][a-z0-9-]{0,30}[a-z0-9]|[a-z0-9]|)", prefix):
+        raise ValueError("a prefix has at most 32 lower-case letters, digits and dashes")
 
 
 def _mark(filter_name: str, key: str) -> MetadataMatcher:
@@ -60,26 +88,41 @@ def _mark(filter_name: str, key: str) -> MetadataMatcher:
     return found
 
 
-def ask_filter(cluster: str, *, milliseconds: int = 500) -> AnyMessage:
-    """Asks about marked requests alone; no answer, or a late one, is a refusal."""
-    service = _agent(cluster)
+def ask_filter(
+    cluster: str,
+    *,
+    milliseconds: int = 500,
+    prefix: str = "",
+    spiffe_id: str = "",
+    jwt: bool = False,
+    metadata: Sequence[str] = (),
+    marked: bool = True,
+) -> AnyMessage:
+    """Asks about marked requests alone (else about all); no answer, or a late one, is a refusal.
+
+    `jwt`: our filter that verifies tokens stands before it. `metadata` are other filters that rules look at.
+    """
+    service = _agent(cluster, _said(prefix, spiffe_id, jwt=jwt, metadata=metadata))
     service.timeout.FromMilliseconds(milliseconds)
     found = ExtAuthz(
         grpc_service=service,
         transport_api_version=ApiVersion.V3,
         include_peer_certificate=True,
         include_tls_session=True,
-        filter_enabled_metadata=_mark(HTTP_METADATA, HTTP_MARK),
-        metadata_context_namespaces=[JWT_FILTER],
+        filter_enabled_metadata=_mark(HTTP_METADATA, HTTP_MARK) if marked else None,
+        metadata_context_namespaces=[JWT_FILTER, *metadata],
+        failure_mode_allow=False,
         stat_prefix="burgee",
     )
     found.status_on_error.code = 403
     return any_of(found)
 
 
-def ask_network_filter(cluster: str, *, milliseconds: int = 500) -> AnyMessage:
+def ask_network_filter(
+    cluster: str, *, milliseconds: int = 500, prefix: str = "", spiffe_id: str = "", marked: bool = True
+) -> AnyMessage:
     """The same for connections."""
-    service = _agent(cluster)
+    service = _agent(cluster, _said(prefix, spiffe_id, jwt=False))
     service.timeout.FromMilliseconds(milliseconds)
     return any_of(
         NetworkExtAuthz(
@@ -88,7 +131,8 @@ def ask_network_filter(cluster: str, *, milliseconds: int = 500) -> AnyMessage:
             transport_api_version=ApiVersion.V3,
             include_peer_certificate=True,
             include_tls_session=True,
-            filter_enabled_metadata=_mark(NETWORK_METADATA, NETWORK_MARK),
+            filter_enabled_metadata=_mark(NETWORK_METADATA, NETWORK_MARK) if marked else None,
+            failure_mode_allow=False,
         )
     )
 
@@ -113,7 +157,7 @@ def _discovered(resource: Resource, cluster: str, default: Message, *types: type
     return {"name": str(resource), "config_discovery": _plain(discovered(cluster, default, types))}
 
 
-def http_filters(proxy: Proxy, cluster: str, *, spiffe_id: str = "") -> list[dict[str, Any]]:
+def http_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: str = "") -> list[dict[str, Any]]:
     """What stands before the router, in this order."""
     filters = []
     if proxy.jwt:
@@ -122,16 +166,18 @@ def http_filters(proxy: Proxy, cluster: str, *, spiffe_id: str = "") -> list[dic
     name = Resource(protocol="http", proxy=proxy, spiffe_id=spiffe_id)
     filters.append(_discovered(name, cluster, deny_all(), RBAC))
     if proxy.ext_authz:
-        filters.append({"name": "burgee.http.ask", "typed_config": _plain(ask_filter(cluster))})
+        ask = ask_filter(cluster, prefix=prefix, spiffe_id=spiffe_id, jwt=proxy.jwt)
+        filters.append({"name": "burgee.http.ask", "typed_config": _plain(ask)})
     return filters
 
 
-def network_filters(proxy: Proxy, cluster: str, *, spiffe_id: str = "") -> list[dict[str, Any]]:
+def network_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: str = "") -> list[dict[str, Any]]:
     """What stands before `tcp_proxy`, in this order."""
     name = Resource(protocol="tcp", proxy=proxy, spiffe_id=spiffe_id)
     filters = [_discovered(name, cluster, deny_all_connections(), NetworkRbac)]
     if proxy.ext_authz:
-        filters.append({"name": "burgee.tcp.ask", "typed_config": _plain(ask_network_filter(cluster))})
+        ask = ask_network_filter(cluster, prefix=prefix, spiffe_id=spiffe_id)
+        filters.append({"name": "burgee.tcp.ask", "typed_config": _plain(ask)})
     return filters
 
 
@@ -149,19 +195,19 @@ def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe
             "generate_request_id": True,
             "always_set_request_id_in_response": True,
             "early_header_mutation_extensions": [_without_request_id()],
-            "http_filters": http_filters(proxy, cluster, spiffe_id=spiffe_id),
-            "access_log": [_logged(cluster, http=True)],
+            "http_filters": http_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
+            "access_log": [_logged(cluster, prefix, spiffe_id, http=True)],
             "local_reply_config": {"mappers": [_told(decision)]},
         },
         "clusters": [agent_cluster(cluster, socket)],
     }
 
 
-def network_snippet(proxy: Proxy, cluster: str, socket: str, *, spiffe_id: str = "") -> dict[str, Any]:
+def network_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe_id: str = "") -> dict[str, Any]:
     """Filters before a TcpProxy, its access log, and the cluster they need."""
     return {
-        "filters": network_filters(proxy, cluster, spiffe_id=spiffe_id),
-        "access_log": [_logged(cluster, http=False)],
+        "filters": network_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
+        "access_log": [_logged(cluster, prefix, spiffe_id, http=False)],
         "clusters": [agent_cluster(cluster, socket)],
     }
 
@@ -191,12 +237,12 @@ def _without_request_id() -> dict[str, Any]:
     }
 
 
-def _logged(cluster: str, *, http: bool) -> dict[str, Any]:
+def _logged(cluster: str, prefix: str, spiffe_id: str, *, http: bool) -> dict[str, Any]:
     made = HttpGrpcAccessLogConfig() if http else TcpGrpcAccessLogConfig()
     common = made.common_config
-    common.log_name = LOG_NAME
+    common.log_name = f"{LOG_NAME}/{prefix}"
     common.transport_api_version = ApiVersion.V3
-    common.grpc_service.CopyFrom(_agent(cluster))
+    common.grpc_service.CopyFrom(_agent(cluster, {TARGET: spiffe_id} if spiffe_id else {}))
     if http:
         made.additional_request_headers_to_log.append(REQUEST_ID)
     return {"name": "burgee.log", "typed_config": _plain(any_of(made))}
@@ -207,6 +253,11 @@ def _told(decision: str) -> dict[str, Any]:
     refused = {"comparison": {"op": "EQ", "value": {"default_value": 403, "runtime_key": "burgee.refused"}}}
     return {
         "filter": {"status_code_filter": refused},
-        "headers_to_add": [{"header": {"key": DECISION_HEADER, "value": decision}}],
+        "headers_to_add": [
+            {
+                "header": {"key": DECISION_HEADER, "value": decision},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",  # who was asked has said it, too
+            }
+        ],
         "body_format_override": {"json_format": {"error": "refused by policy", "decision": decision}},
     }

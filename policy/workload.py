@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from operator import itemgetter
+from typing import Protocol
 
 from policy.model import Match, MatchKind, Policy, Scope, Target
 
@@ -14,7 +15,17 @@ GATEWAY_CLASS = "GatewayClass"
 _number = itemgetter(0)
 
 
-def is_for(policy: Policy, target: Target, *, root_namespace: str) -> bool:
+class Scoped(Protocol):
+    """A policy, or a RequestAuthentication."""
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def scope(self) -> Scope: ...
+
+
+def is_for(policy: Scoped, target: Target, *, root_namespace: str) -> bool:
     """Whether a policy is for a target."""
     in_root = policy.namespace == root_namespace
     scope = policy.scope

@@ -35,7 +35,7 @@ EVERYTHING = Proxy(ext_authz=True, jwt=True)
 def serving(directory: Path, proxy: Proxy) -> dict[str, Any]:
     """A bootstrap around the snippets, for HTTP and for connections; the agent is not there."""
     http = http_snippet(proxy, "agent", str(directory / "agent.sock"), prefix="p1")
-    tcp = network_snippet(proxy, "agent", str(directory / "agent.sock"))
+    tcp = network_snippet(proxy, "agent", str(directory / "agent.sock"), prefix="p1")
     manager = http["http_connection_manager"]
     route = {"match": {"prefix": "/"}, "direct_response": {"status": 200}}
     hcm = extension(

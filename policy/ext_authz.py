@@ -1,0 +1,265 @@
+"""Envoy's ext_authz v3 as requests and decisions: what a proxy asks about its own workload, and what it is told.
+
+The target is who asks, attested; nothing in a message names it. The proxy's word is taken for what it saw of the
+connection and the request, since it enforces the answer: of itself it could let through what it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+
+from policy.authentication import JwtRule
+from policy.callers import NotNamed, spiffe_id_of
+from policy.decision import Decision
+from policy.decision_record import DecisionRecord, Source, record_of
+from policy.envoy_predicates import JWT_FILTER, JWT_KEY
+from policy.jwks import NotVerified
+from policy.model import Action, Attribute, Request, Target
+from policy.paths import is_normal, without_query
+from policy.snapshot import Snapshot
+from policy.tokens import Vouchers, claims_of
+
+SPIFFE = "spiffe://"
+
+
+class Refusal(StrEnum):
+    """Why a check is refused before any rule sees it; every one is a row in docs/policy/ext-authz.md."""
+
+    CERTIFICATE_NOT_INCLUDED = "CERTIFICATE_NOT_INCLUDED"
+    """The caller showed a certificate and the proxy does not send it: `include_peer_certificate` is not set."""
+    CERTIFICATE_NAMES = "CERTIFICATE_NAMES"
+    """The caller's certificate does not have exactly one URI name that is a SPIFFE ID, or cannot be read."""
+    PRINCIPAL_MISMATCH = "PRINCIPAL_MISMATCH"
+    """The proxy's own reading of the certificate is another one."""
+    PATH_NOT_NORMAL = "PATH_NOT_NORMAL"
+    """A rule looks at paths, the target is not declared normalized, and proxies read this path differently."""
+    TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105 the name of a reason
+    """The request has a token that no RequestAuthentication accepts."""
+    ADDRESS_NOT_INCLUDED = "ADDRESS_NOT_INCLUDED"
+    """A rule looks at `remote.ip`, which only the snippet's filter sends."""
+    SESSION_NOT_INCLUDED = "SESSION_NOT_INCLUDED"
+    """A rule looks at `connection.sni`, and `include_tls_session` is not set."""
+    METADATA_NOT_INCLUDED = "METADATA_NOT_INCLUDED"
+    """A rule looks at what another filter left, and the proxy's configuration does not say that it is sent."""
+
+
+class Refused(Exception):
+    """No rule was asked."""
+
+    def __init__(self, reason: Refusal, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What the proxy's configuration says of a check, beside the message: metadata of the call."""
+
+    decision: str = ""
+    """The id that the proxy gives to the request."""
+    remote_ip: str | None = None
+    jwt: bool = False
+    """Our filter that verifies tokens stands before this one: the claims are what it left."""
+    metadata: frozenset[str] = frozenset()
+    """The filters of which the message has what they left, if they did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The policies of a revision as they hold for one target, with what is needed to read a request to it."""
+
+    revision: int
+    snapshot: Snapshot
+    target: Target
+    rules: tuple[JwtRule, ...] = ()
+    vouchers: Vouchers = field(default=Vouchers(), repr=False)
+
+    @cached_property
+    def looks_at(self) -> frozenset[Attribute]:
+        """What the enforced rules look at. A CEL condition looks at whatever it names."""
+        return _looks_at(self.snapshot, self.target.spiffe_id)
+
+    @cached_property
+    def metadata_filters(self) -> frozenset[str]:
+        """The filters whose leavings the enforced rules look at."""
+        clauses = (c for c in _clauses(self.snapshot, self.target.spiffe_id) if c.attribute is Attribute.METADATA)
+        return frozenset(clause.key[0] for clause in clauses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is answered and kept. `decision` is None where no rule was asked."""
+
+    allowed: bool
+    reason: str
+    request: Request
+    decision: Decision | None = None
+    detail: str = ""
+
+    def record(self, *, id: str, at: datetime, target: str, revision: int | None, **more: Any) -> DecisionRecord:
+        """As it is kept; `more` are further fields of a DecisionRecord."""
+        known = {"id": id, "at": at, "source": Source.EXT_AUTHZ, "target": target, "revision": revision, **more}
+        if self.detail:
+            known["detail"] = self.detail
+        if self.decision is not None:
+            return replace(record_of(self.decision, self.request, **known), allowed=self.allowed, reason=self.reason)
+        return DecisionRecord(
+            **known,
+            allowed=False,
+            reason=self.reason,
+            principal=self.request.principal,
+            http=self.request.http,
+            method=self.request.method,
+            path=self.request.path,
+            host=self.request.host,
+            port=self.request.destination_port,
+            source_ip=self.request.source_ip,
+            destination_ip=self.request.destination_ip,
+            headers=self.request.headers,
+        )
+
+
+def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
+    """The verdict on a CheckRequest."""
+    request = Request()
+    try:
+        request = read(check.attributes, said)
+        request = _with_caller(check.attributes, request)
+        _check_complete(check.attributes, request, bound, said)
+        if request.http:
+            request = _with_claims(check.attributes, request, bound, said, now)
+    except Refused as refused:
+        return Verdict(allowed=False, reason=refused.reason, request=request, detail=str(refused))
+    decision = bound.snapshot.decide(bound.target.spiffe_id, request)
+    return Verdict(allowed=decision.allowed, reason=decision.reason, request=request, decision=decision)
+
+
+def read(attributes: Any, said: Said) -> Request:
+    """Everything but who calls and with what token."""
+    source, destination = attributes.source.address, attributes.destination.address
+    session = attributes.tls_session if attributes.HasField("tls_session") else None
+    known: dict[str, Any] = {
+        "source_ip": source.socket_address.address or None,
+        "destination_ip": destination.socket_address.address or None,
+        "destination_port": destination.socket_address.port_value or None,
+        "sni": (session.sni or None) if session is not None else None,
+        "remote_ip": said.remote_ip,
+        "metadata": _metadata(attributes),
+    }
+    if not attributes.HasField("request") or not attributes.request.HasField("http"):
+        return Request(http=False, **known)
+    http = attributes.request.http
+    return Request(
+        method=http.method or None,
+        path=without_query(http.path) if http.path else None,
+        host=http.host or None,
+        headers=_headers(http),
+        **known,
+    )
+
+
+def _headers(http: Any) -> dict[str, str]:
+    """Lower-case names, several values of one joined by commas, without what is no header."""
+    found: dict[str, str] = {}
+    for name, value in http.headers.items():
+        if name[:1] != ":":
+            _join(found, name.lower(), value)
+    for header in http.header_map.headers:  # a proxy with `encode_raw_headers` sends these instead
+        if header.key[:1] != ":":
+            _join(found, header.key.lower(), header.value or header.raw_value.decode("utf-8", "replace"))
+    found.pop("host", None)  # it is what `host` says
+    return found
+
+
+def _join(found: dict[str, str], name: str, value: str) -> None:
+    known = found.get(name)
+    found[name] = value if known is None else f"{known},{value}"
+
+
+def _metadata(attributes: Any) -> Mapping[str, Mapping[str, Any]]:
+    context = attributes.metadata_context.filter_metadata
+    return {name: MessageToDict(struct) for name, struct in context.items()} if context else {}
+
+
+def _with_caller(attributes: Any, request: Request) -> Request:
+    """X509-SVID §2: exactly one name. Without a certificate there is no caller's name, and the proxy says none."""
+    certificate, said = attributes.source.certificate, attributes.source.principal
+    if not certificate:
+        if said:
+            raise Refused(
+                Refusal.CERTIFICATE_NOT_INCLUDED,
+                "the proxy does not send the caller's certificate: set `include_peer_certificate: true`",
+            )
+        return request
+    try:
+        spiffe_id = spiffe_id_of(certificate)
+    except NotNamed as error:
+        raise Refused(Refusal.CERTIFICATE_NAMES, str(error)) from None
+    if said and said != spiffe_id:
+        raise Refused(Refusal.PRINCIPAL_MISMATCH, "the proxy read another name in the caller's certificate")
+    return replace(request, principal=spiffe_id.removeprefix(SPIFFE))
+
+
+def _check_complete(attributes: Any, request: Request, bound: Bound, said: Said) -> None:
+    """What a rule looks at must be told: an attribute that a proxy leaves out would have no DENY rule match it."""
+    looks_at = bound.looks_at
+    # As the guard before the pushed tree: of a path that is normal already, normalizing changes nothing.
+    guarded = Attribute.PATH in looks_at and request.http and not bound.target.normalized
+    if guarded and not is_normal(request.path or ""):
+        raise Refused(Refusal.PATH_NOT_NORMAL, "the path is one that proxies read differently")
+    if Attribute.REMOTE_IP in looks_at and request.remote_ip is None:
+        raise Refused(Refusal.ADDRESS_NOT_INCLUDED, "the proxy does not send the remote address: use the snippet")
+    tls = attributes.source.certificate or attributes.destination.principal
+    if Attribute.SNI in looks_at and tls and not attributes.HasField("tls_session"):
+        raise Refused(Refusal.SESSION_NOT_INCLUDED, "the proxy does not send the name: set `include_tls_session: true`")
+    if missing := bound.metadata_filters - said.metadata - request.metadata.keys():
+        raise Refused(Refusal.METADATA_NOT_INCLUDED, f"the proxy does not send what `{min(missing)}` left")
+
+
+def _with_claims(attributes: Any, request: Request, bound: Bound, said: Said, now: datetime) -> Request:
+    if said.jwt:
+        left = request.metadata.get(JWT_FILTER, {}).get(JWT_KEY)
+        return replace(request, claims=left) if isinstance(left, dict) else request
+    query = attributes.request.http.path.partition("#")[0].partition("?")[2]
+    try:
+        claims = claims_of(
+            headers=request.headers,
+            query=query,
+            rules=bound.rules,
+            vouchers=bound.vouchers,
+            audience=bound.target.spiffe_id,
+            now=now,
+        )
+    except NotVerified as error:
+        raise Refused(Refusal.TOKEN_INVALID, str(error)) from None
+    return request if claims is None else replace(request, claims=claims)
+
+
+def _clauses(snapshot: Snapshot, target: str) -> Iterable[Any]:
+    for judge in snapshot.judges(target):
+        for policy in judge.policies:
+            if policy.shadow or policy.action is Action.AUDIT:
+                continue
+            for rule in policy.rules or ():
+                for group in (*rule.sources, *rule.operations, rule.conditions):
+                    yield from group
+
+
+_IN_CEL = {Attribute.PATH: "path", Attribute.REMOTE_IP: "remote", Attribute.SNI: "sni"}
+
+
+def _looks_at(snapshot: Snapshot, target: str) -> frozenset[Attribute]:
+    found = {clause.attribute for clause in _clauses(snapshot, target)}
+    for judge in snapshot.judges(target):
+        for policy in judge.policies:
+            if not policy.shadow and policy.action is not Action.AUDIT:
+                for rule in policy.rules or ():
+                    found.update(a for a, word in _IN_CEL.items() if word in rule.condition)
+    return frozenset(found)
