@@ -16,6 +16,7 @@ from sds.envoy_subscriber import ResourceStatus
 from sds.explain_api import Explainer
 from sds.follower import Follower
 from sds.jwt_cache import JwtCache
+from sds.policy_held import HeldPolicies
 from sds.workloads import Context
 
 
@@ -43,7 +44,9 @@ class AgentState:
         identity: Callable[[], tuple[str, datetime | None, bool]],
         server: Callable[[], str],
         sync_mode: Callable[[], str],
+        policies: HeldPolicies,
     ) -> None:
+        self._policies = policies
         self._cache = cache
         self._jwts = jwts
         self._clients = clients
@@ -81,6 +84,8 @@ class AgentState:
             revision=self._follower.token.revision,
             first_workload_expiry=_seconds(min((svid.not_after for svid in svids), default=None)),
             sync_mode=self._sync_mode(),
+            policy_revision=self._policies.revision,
+            policy_detail=self._policies.detail,
         )
 
 

@@ -57,6 +57,7 @@ def _state(agent: Agent) -> AgentState:
         identity=identity,
         server=lambda: agent.client.server_address,
         sync_mode=lambda: agent.client.sync_mode,
+        policies=agent.policies,
     )
 
 
@@ -73,6 +74,7 @@ def _explainer(agent: Agent, state: AgentState) -> Explainer:
         attestors=agent.attestors,
         agent_id=agent_id,
         status=state.status,
+        policies=agent.policies,
     )
 
 

@@ -54,6 +54,8 @@ from sds.keys import KeyPool
 from sds.node_client import NodeClient
 from sds.node_identity import NodeIdentity
 from sds.plugins import deadlines, node_attestor, workload_attestors
+from sds.policy_ecds import EnvoyPolicies
+from sds.policy_held import HeldPolicies
 from sds.reflection import Reflection
 from sds.request_pace import RequestPace
 from sds.rotation import Rotator
@@ -128,7 +130,8 @@ class Agent:
             prover=prover,
             condition=self.condition,
         )
-        self.follower = Follower(cache=self.cache, clients=self.clients, clock=self.clock)
+        self.policies = HeldPolicies()
+        self.follower = Follower(cache=self.cache, clients=self.clients, clock=self.clock, policies=self.policies)
         self.client = NodeClient(
             config=self.config,
             clock=self.clock,
@@ -147,6 +150,7 @@ class Agent:
         )
         self.clients.on_answer.append(self.client.acknowledge)
         self.cache.on_change.append(self.client.acknowledge)
+        self.policies.on_verdict.append(self.client.acknowledge)
         self.identity.on_rotated(self._identity_changed)
         self.identity.on_banned(self._banned)
 
@@ -180,6 +184,7 @@ class Agent:
             "attestation": self.workloads.run,
             "expiry": self.cache.run,
             "keeper": self.keeper.run,
+            "policies": self.policies.run,
         }
         for name, run in loops.items():
             self.heartbeat.essential(name, self.tasks.spawn(name, run))
@@ -215,6 +220,7 @@ class Agent:
     async def _open_sockets(self) -> None:
         workload = self.workload_endpoint
         peer_of = workload.gate.peer_of
+        pace = RequestPace(self.config.limits.max_sds_requests_per_second_per_workload, self.clock)
         api = WorkloadApi(peer_of=peer_of, workloads=self.workloads, cache=self.cache, jwts=self.jwts, clock=self.clock)
         sds = EnvoySds(
             peer_of=peer_of,
@@ -222,7 +228,7 @@ class Agent:
             cache=self.cache,
             clients=self.clients,
             clock=self.clock,
-            pace=RequestPace(self.config.limits.max_sds_requests_per_second_per_workload, self.clock),
+            pace=pace,
             names=SecretNames(
                 svid=self.config.sds.default_svid_name,
                 bundle=self.config.sds.default_bundle_name,
@@ -230,8 +236,20 @@ class Agent:
             ),
             validator=Form(self.config.sds.validator),
         )
+        policies = EnvoyPolicies(
+            peer_of=peer_of,
+            workloads=self.workloads,
+            cache=self.cache,
+            held=self.policies,
+            clients=self.clients,
+            clock=self.clock,
+            pace=pace,
+            lasting_seconds=self.config.policy.lasting_seconds,
+        )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
-        workload.server.add_generic_rpc_handlers((api.handler(), sds.handler(), health, *Reflection().handlers()))
+        workload.server.add_generic_rpc_handlers(
+            (api.handler(), sds.handler(), policies.handler(), health, *Reflection().handlers())
+        )
         add_admin_services(self)
         await self.admin_endpoint.listen(self.config.admin_socket_path, **self._admin_access())
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;

@@ -18,6 +18,7 @@ from ca.runtime.config import StrictModel
 from ca.runtime.config_reference import print_reference
 from ca.runtime.config_values import HostPort
 from sds.limits import LimitsConfig
+from sds.policy_config import PolicyConfig
 
 MAX_DEADLINE_SECONDS = 300
 
@@ -150,6 +151,7 @@ class AgentConfig(StrictModel):
     )
     limits: LimitsConfig = Field(default=LimitsConfig(), description="How much of the agent one workload may use.")
     sds: SdsConfig = Field(default=SdsConfig(), description="Envoy's secret discovery service.")
+    policy: PolicyConfig = Field(default=PolicyConfig(), description="Policies that are pushed to proxies.")
     key_type: KeyType = Field(
         default=KeyType.EC_P256, description="Type of the keys of this agent and of its workloads."
     )

@@ -42,6 +42,10 @@ class Answers(Protocol):
     def version(self) -> str:
         """A name for all of it, the same on every stream."""
 
+    @property
+    def held_bytes(self) -> int:
+        """About how much of it is kept for one stream alone."""
+
     def every_name(self) -> Sequence[str]:
         """What a request without names stands for."""
 

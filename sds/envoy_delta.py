@@ -20,7 +20,7 @@ MAX_OUTSTANDING = 64
 
 @dataclass(slots=True, kw_only=True)
 class DeltaStream(Subscriber):
-    """State of one stream such as DeltaSecrets: requests add and drop names, answers hold what the client has not got."""
+    """State of one stream such as DeltaSecrets: requests add and drop names, answers hold what the client lacks."""
 
     _client_has: dict[str, str] = field(default_factory=dict)
     """Name → version of what the client holds or was sent; empty: it was told that there is no such secret."""

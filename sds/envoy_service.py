@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import grpc
@@ -83,9 +84,10 @@ class EnvoyService(ABC):
     def settled(self, subscription: Subscription) -> bool:
         """Whether nothing of what the caller may have is on its way."""
 
-    async def send(self, context: Context, subscription: Subscription, response: bytes) -> None:
-        """Write an answer."""
-        await context.write(response)
+    @asynccontextmanager
+    async def turn(self, subscription: Subscription, answers: Answers) -> AsyncIterator[None]:
+        """While a response with these answers is made and written."""
+        yield
 
     def wake(self) -> None:
         """What names stand for may have changed, for all callers."""
@@ -136,11 +138,12 @@ class EnvoyService(ABC):
 
     async def _answer(self, context: Context, subscription: Subscription, stream: Subscriber, held: Charge) -> None:
         answers = await self.answers(subscription, stream)
-        response = stream.respond(answers, self._clock.now())
-        if response is not None:
-            held.set(stream.held_bytes())
-            await self.send(context, subscription, response)
-            self._clients.moved()
+        async with self.turn(subscription, answers):
+            response = stream.respond(answers, self._clock.now())
+            if response is not None:
+                held.set(stream.held_bytes())
+                await context.write(response)
+                self._clients.moved()
 
     async def _beat(self, context: Context, stream: Subscriber) -> None:
         response = stream.heartbeat()

@@ -95,7 +95,8 @@ class Subscriber(ABC):
     def _basic_bytes(self) -> int:
         asked = sum(len(name) for name in self.subscribed) + NOTE_BYTES * len(self.subscribed)
         known = sum(len(status.name) + len(status.detail) + len(status.note) for status in self.statuses.values())
-        return asked + known + NOTE_BYTES * len(self.statuses) + len(self.type_url)
+        answers = self.seen.held_bytes if self.seen is not None else 0
+        return asked + known + answers + NOTE_BYTES * len(self.statuses) + len(self.type_url)
 
     @property
     def roots_only(self) -> bool:

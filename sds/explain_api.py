@@ -19,6 +19,8 @@ from sds.condition import Condition
 from sds.delegated import NamedProcess, named_process
 from sds.explain import NEAREST, nearest
 from sds.explain_wire import caller, explanation
+from sds.policy_explain import policies_of
+from sds.policy_held import HeldPolicies
 from sds.rotation import Rotator
 from sds.verdict import Given, Seen, replaced, verdict, verdict_on_refusal
 from sds.workloads import Workloads
@@ -42,7 +44,9 @@ class Explainer:
         attestors: Collection[str],
         agent_id: Callable[[], SpiffeId | None],
         status: Callable[[], pb.Status],
+        policies: HeldPolicies,
     ) -> None:
+        self._policies = policies
         self._workloads = workloads
         self._cache = cache
         self._rotator = rotator
@@ -78,6 +82,7 @@ class Explainer:
             attested_at=(attested.last_at or attested.at) if attested is not None else None,
             status=self._status(),
             history=history,
+            policies=policies_of(self._policies, (str(one.entry.spiffe_id) for one in given), seen.selectors),
         )
 
     def _refusal(self, refusal_id: str, limit: int) -> pb.WorkloadExplanation:

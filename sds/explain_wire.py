@@ -23,6 +23,7 @@ def explanation(
     attested_at: datetime | None,
     status: pb.Status,
     history: Sequence[Record],
+    policies: Sequence[pb.Policies] = (),
 ) -> pb.WorkloadExplanation:
     """All of it."""
     return pb.WorkloadExplanation(
@@ -42,6 +43,7 @@ def explanation(
         nearest=[_near(near, seen) for near in seen.near],
         agent=status,
         history=[_past(record) for record in history[:SHOWN_HISTORY]],
+        policies=policies,
     )
 
 

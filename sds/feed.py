@@ -11,6 +11,9 @@ from ca.identity.spiffe_id import TrustDomain
 
 ENTRY = "entry"
 BUNDLE = "bundle"
+POLICY = "policy"
+SET = "set"
+"""The name of the one resource of that kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +26,16 @@ class ResumeToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that concerns this agent; whatever is not named is gone."""
+    """Everything that concerns this agent; whatever is not named is gone.
+
+    `policies` None: the server does not know of policies, and takes none away by not naming them.
+    """
 
     token: ResumeToken
     entries: tuple[RegistrationEntry, ...] = ()
     bundles: tuple[TrustBundle, ...] = ()
+    policies: bytes | None = None
+    """A burgee.policy.v1.PolicySet, as it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +47,15 @@ class Change:
     bundles: tuple[TrustBundle, ...] = ()
     removed_entries: tuple[str, ...] = ()
     removed_bundles: tuple[TrustDomain, ...] = ()
+    policies: bytes | None = None
+    """None where they did not change."""
+    removed_policies: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether nothing came and nothing went: the server was asked, and all is as it was."""
-        return not (self.entries or self.bundles or self.removed_entries or self.removed_bundles)
+        policies = self.policies is not None or self.removed_policies
+        return not (self.entries or self.bundles or self.removed_entries or self.removed_bundles or policies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +69,27 @@ class Consumers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyState:
+    """What one proxy made of the policies that it was given under one name. `state`: sent, acked, nacked, or
+    unanswered; `unlogged`: its decisions do not reach the agent's access log."""
+
+    proxy: str
+    pid: int
+    spiffe_id: str
+    resource: str
+    revision: int
+    state: str
+    detail: str = ""
+    unlogged: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """What this agent holds of a kind of resource, and how far its consumers are.
 
     Of bundles: the own trust domain's sequence number, the IDs of its authorities, and the streams that were told and
     cannot acknowledge. Of entries: how many X.509-SVIDs hang on which authority, as (ID, count) by ID.
+    Of policies: the `revision` in force, why what came last is not (`error`), and what each proxy made of them.
     """
 
     consumers: Consumers = Consumers()
@@ -69,6 +97,9 @@ class Held:
     authorities: tuple[str, ...] = ()
     workload_streams: int = 0
     svids: tuple[tuple[str, int], ...] = ()
+    revision: int = 0
+    error: str = ""
+    proxies: tuple[ProxyState, ...] = ()
 
 
 class Feed(Protocol):
@@ -81,6 +112,10 @@ class Feed(Protocol):
 
     @property
     def token(self) -> ResumeToken: ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is acknowledged: what a server that does not know of policies never sent is not."""
 
     def on_snapshot(self, snapshot: Snapshot) -> None: ...
 

@@ -16,9 +16,11 @@ from ca.runtime.log import get
 from sds.cache import Cache
 from sds.condition import Condition
 from sds.envoy_status import SdsClients
-from sds.feed import Change, Held, ResumeToken, Snapshot
+from sds.feed import BUNDLE, ENTRY, POLICY, Change, Held, ResumeToken, Snapshot
 from sds.holdings import holdings
 from sds.jwt_cache import JwtCache
+from sds.policy_held import HeldPolicies
+from sds.policy_rollout import Logged, rollout, unlogged
 from sds.rotation import Rotator, rotate_at
 from sds.state import AgentStore, StoredSvid
 from sds.views import WorkloadSvid, asked_for
@@ -33,7 +35,12 @@ SAVE_AFTER_SECONDS = 0.5
 class Follower:
     """Implements sds.feed.Feed: applies pushes in order, then calls who `follows`, e.g. to ask for SVIDs."""
 
-    def __init__(self, *, cache: Cache, clients: SdsClients, clock: Clock) -> None:
+    def __init__(
+        self, *, cache: Cache, clients: SdsClients, clock: Clock, policies: HeldPolicies | None = None
+    ) -> None:
+        self.policies = policies or HeldPolicies()
+        self.logged: Logged = unlogged
+        """Whether a proxy's decisions reach the access log."""
         self._cache = cache
         self._clients = clients
         self._clock = clock
@@ -45,10 +52,17 @@ class Follower:
     def token(self) -> ResumeToken:
         return self._token
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Policies once there were any: a server that does not know of them is told nothing of them."""
+        return (ENTRY, BUNDLE, POLICY) if self.policies.told else (ENTRY, BUNDLE)
+
     def restore(self, snapshot: Snapshot) -> None:
         """Begin with what was saved by an earlier run; the server is then asked only for what came after."""
         self._cache.apply(snapshot)
         self._token = snapshot.token
+        if snapshot.policies is not None:
+            self.policies.take(snapshot.policies or None)
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Everything anew."""
@@ -61,9 +75,12 @@ class Follower:
     def forget(self) -> None:
         """What was applied is gone: the server is asked for everything."""
         self._token = ResumeToken()
+        self.policies.forget()
 
     def held(self, kind: str) -> Held:
-        """What the cache holds of this kind, and how far the Envoys are that were sent it."""
+        """What is held of this kind, and how far the Envoys are that were sent it."""
+        if kind == POLICY:
+            return rollout(self.policies, self._clients, self.logged)
         return holdings(kind, self._cache, self._clients)
 
     def _apply(self, update: Snapshot | Change) -> None:
@@ -72,6 +89,10 @@ class Follower:
             self._token = update.token
             return
         self._cache.apply(update)
+        if update.policies is not None:
+            self.policies.take(update.policies)
+        elif isinstance(update, Change) and update.removed_policies:
+            self.policies.take(None)
         self._token = update.token
         for follow in self.follows:
             follow(update)
@@ -117,7 +138,9 @@ class Keeper:
         self._changed = asyncio.Event()
         self._agent: SpiffeId | None = None
         self._saving = asyncio.Lock()
+        self._saved_policies: bytes | None = None
         cache.on_change.append(self._changed.set)
+        follower.policies.on_change.append(self._changed.set)
 
     def load(self, agent: SpiffeId) -> bool:
         """Serve what an earlier run of this agent saved and what is still valid; False when there was nothing."""
@@ -147,7 +170,7 @@ class Keeper:
 
     async def stop(self) -> None:
         """Save nothing more, until this `belongs_to` an agent; what is being saved is when this returns."""
-        self._agent = None
+        self._agent = self._saved_policies = None
         async with self._saving:
             pass
 
@@ -165,9 +188,13 @@ class Keeper:
             token=self._follower.token, entries=tuple(self._cache.entries()), bundles=tuple(self._cache.bundles())
         )
         svids = tuple(self._stored(svid) for svid in self._cache.svids())
-        # The SVIDs first: a resume token must never be newer than what it resumes from.
+        policies, came = self._follower.policies.payload, self._follower.policies.came
+        # The feed last: a resume token must never be newer than what it resumes from.
         await asyncio.to_thread(self._store.save_svids, agent, svids)
-        await asyncio.to_thread(self._store.save_feed, agent, feed)
+        if policies is not None and policies is not self._saved_policies:
+            await asyncio.to_thread(self._store.save_policies, agent, policies)
+            self._saved_policies = policies
+        await asyncio.to_thread(self._store.save_feed, agent, feed, came)
         self._report()
 
     def _report(self) -> None:

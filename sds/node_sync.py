@@ -13,7 +13,7 @@ from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2, node_pb2_grpc
 from ca.runtime.log import get
-from sds.feed import BUNDLE, ENTRY, Change, Feed, Held, Snapshot
+from sds.feed import BUNDLE, ENTRY, POLICY, Change, Feed, Held, ProxyState, Snapshot
 from sds.first_trust import ServerTrust
 from sds.server_link import ServerLink
 from sds.wire import read_resources
@@ -95,7 +95,10 @@ class SyncStream:
         if own is not None:
             self._trust.update(own)
         if snapshot:
-            self._feed.on_snapshot(Snapshot(token=change.token, entries=change.entries, bundles=change.bundles))
+            everything = Snapshot(
+                token=change.token, entries=change.entries, bundles=change.bundles, policies=change.policies
+            )
+            self._feed.on_snapshot(everything)
         else:
             self._feed.on_change(change)
 
@@ -118,12 +121,13 @@ class SyncStream:
         while True:
             await self._ack_due.wait()
             self._ack_due.clear()
-            revision = self._feed.token.revision
-            for kind in KINDS:
-                now = (revision, self._feed.held(kind))
+            token = self._feed.token
+            for kind in self._feed.kinds:
+                held = self._feed.held(kind)
+                now = (held.revision if kind == POLICY else token.revision, held)
                 error = self._errors.pop(kind, "")
                 if error or self._sent.get(kind) != now:
-                    await call.write(node_pb2.SyncRequest(ack=_ack(kind, now, error)))
+                    await call.write(node_pb2.SyncRequest(ack=_ack(kind, now, error or held.error)))
                     self._sent[kind] = now
             await self._clock.sleep(ACK_PAUSE_SECONDS)
 
@@ -141,4 +145,18 @@ def _ack(kind: str, state: tuple[int, Held], error: str) -> node_pb2.Ack:
         authorities=held.authorities,
         workload_streams=held.workload_streams,
         svids=[node_pb2.Hanging(authority_id=name, count=count) for name, count in held.svids],
+        proxies=map(_proxy, held.proxies),
+    )
+
+
+def _proxy(state: ProxyState) -> node_pb2.ProxyState:
+    return node_pb2.ProxyState(
+        proxy=state.proxy,
+        pid=state.pid,
+        spiffe_id=state.spiffe_id,
+        resource=state.resource,
+        revision=state.revision,
+        state=state.state,
+        detail=state.detail,
+        unlogged=state.unlogged,
     )

@@ -12,7 +12,8 @@ from ca.runtime import reflection
 from ca.runtime.reflection import Files, pool_of, proto_of, repackaged
 
 WORKLOAD = "SpiffeWorkloadAPI"
-_SERVED = (WORKLOAD, "envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health")
+POLICIES = "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
+_SERVED = (WORKLOAD, POLICIES, "envoy.service.secret.v3.SecretDiscoveryService", "grpc.health.v1.Health")
 SERVICES = (*_SERVED, *reflection.SERVICES)
 
 
@@ -25,12 +26,20 @@ class Reflection(reflection.Reflection):
 
 def described() -> descriptor_pool.DescriptorPool:
     """A pool with the files of every service on the socket and all that they import."""
+    from envoy.service.extension.v3 import config_discovery_pb2
     from envoy.service.secret.v3 import sds_pb2
     from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
     from ca.proto.burgee import workload_pb2
 
-    pool = pool_of((sds_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, *workload_pb2.DESCRIPTOR.dependencies))
+    pool = pool_of(
+        (
+            sds_pb2.DESCRIPTOR,
+            config_discovery_pb2.DESCRIPTOR,
+            health_pb2.DESCRIPTOR,
+            *workload_pb2.DESCRIPTOR.dependencies,
+        )
+    )
     pool.Add(workload_file(proto_of(workload_pb2.DESCRIPTOR)))
     return pool
 

@@ -59,6 +59,10 @@ class Secrets:
     def version(self) -> str:
         return self.content.version
 
+    @property
+    def held_bytes(self) -> int:
+        return 0
+
     def every_name(self) -> Sequence[str]:
         return every_name(self.content)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +30,12 @@ from ca.proto.spire import types_pb2
 from ca.runtime.log import get
 from sds.config import AgentConfig
 from sds.dropped import Dropped
-from sds.feed import BUNDLE, ENTRY, Snapshot
+from sds.feed import BUNDLE, ENTRY, POLICY, ResumeToken, Snapshot
+from sds.policy_held import digest
 from sds.sealing import SealedStore, cache_key, durable_key
 from sds.wire import bundle_from_wire, bundle_to_wire, entry_to_wire, read_resources
 
+CAME = f"{POLICY} that came"
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 log = get("sds.state")
 
@@ -106,13 +108,28 @@ class AgentStore:
         self._durable.save("bundle", _trust_to_bytes(bundle, dropped))
 
     def load_feed(self, agent: SpiffeId) -> Snapshot | None:
-        """Entries, bundles and resume token, if they were saved for this agent."""
-        opened = self._cache.load("feed", agent=agent) if self._cache else None
-        return None if opened is None else _decode("feed", lambda: _feed_from_bytes(opened))
+        """Entries, bundles, policies and resume token, if they were saved for this agent.
 
-    def save_feed(self, agent: SpiffeId, feed: Snapshot) -> None:
-        """Replaces what was saved. Takes a moment for thousands of entries: call it in a thread."""
-        self._save_cache("feed", agent, _feed_to_bytes(feed))
+        Of policies there is the last set that could be used, and none before the first; empty where the server took
+        them away. Where it is not what had come last, the server must be asked for everything: there is no token.
+        """
+        opened = self._cache.load("feed", agent=agent) if self._cache else None
+        found = None if opened is None else _decode("feed", lambda: _feed_from_bytes(opened))
+        if found is None or self._cache is None:
+            return None
+        feed, came = found
+        policies = self._cache.load("policies", agent=agent)
+        token = feed.token if came == digest(policies or b"") else ResumeToken()
+        return replace(feed, token=token, policies=policies)
+
+    def save_feed(self, agent: SpiffeId, feed: Snapshot, came: str = "") -> None:
+        """Replaces what was saved, but for policies; `came` names the set that came last. Takes a moment for thousands
+        of entries: call it in a thread."""
+        self._save_cache("feed", agent, _feed_to_bytes(feed, came))
+
+    def save_policies(self, agent: SpiffeId, policies: bytes) -> None:
+        """Replaces what was saved. Before the feed: a token must not be newer. Takes a moment: call it in a thread."""
+        self._save_cache("policies", agent, policies)
 
     def load_svids(self, agent: SpiffeId) -> tuple[StoredSvid, ...]:
         """Workload SVIDs, expired ones included: the caller knows the time."""
@@ -271,21 +288,24 @@ def _stored_from_json(data: dict[str, Any]) -> StoredSvid:
     )
 
 
-def _feed_to_bytes(feed: Snapshot) -> bytes:
-    """In the shape in which a server sends a snapshot."""
+def _feed_to_bytes(feed: Snapshot, came: str) -> bytes:
+    """In the shape in which a server sends a snapshot, with the name of the policies beside them."""
     message = node_pb2.SyncResponse(store_epoch=feed.token.epoch, revision=feed.token.revision, snapshot=True)
     for entry in feed.entries:
         message.resources.add(kind=ENTRY, name=entry.id, payload=entry_to_wire(entry).SerializeToString())
     for bundle in feed.bundles:
         name = bundle.trust_domain.name
         message.resources.add(kind=BUNDLE, name=name, payload=bundle_to_wire(bundle).SerializeToString())
+    if came:
+        message.resources.add(kind=CAME, name=came)
     return message.SerializeToString()
 
 
-def _feed_from_bytes(data: bytes) -> Snapshot:
+def _feed_from_bytes(data: bytes) -> tuple[Snapshot, str]:
     message = node_pb2.SyncResponse.FromString(data)
     change, _ = read_resources(message)
-    return Snapshot(token=change.token, entries=change.entries, bundles=change.bundles)
+    came = next((resource.name for resource in message.resources if resource.kind == CAME), "")
+    return Snapshot(token=change.token, entries=change.entries, bundles=change.bundles), came
 
 
 def _trust_to_bytes(bundle: TrustBundle, dropped: tuple[Dropped, ...]) -> bytes:

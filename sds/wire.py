@@ -26,7 +26,7 @@ from ca.identity.text import quote
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
 from ca.runtime.item_status import split_message
-from sds.feed import BUNDLE, ENTRY, Change, ResumeToken
+from sds.feed import BUNDLE, ENTRY, POLICY, SET, Change, ResumeToken
 
 
 def read_resources(message: node_pb2.SyncResponse) -> tuple[Change, dict[str, str]]:
@@ -54,8 +54,16 @@ def read_resources(message: node_pb2.SyncResponse) -> tuple[Change, dict[str, st
         bundles=tuple(bundles),
         removed_entries=(*(r.name for r in message.removed if r.kind == ENTRY), *broken),
         removed_bundles=_removed_bundles(message, problems),
+        policies=_policies(message),
+        removed_policies=any(r.kind == POLICY and r.name == SET for r in message.removed),
     )
     return change, problems
+
+
+def _policies(message: node_pb2.SyncResponse) -> bytes | None:
+    """As they came: they are read elsewhere, and take longer."""
+    found = [r.payload for r in message.resources if r.kind == POLICY and r.name == SET]
+    return found[-1] if found else None
 
 
 def _removed_bundles(message: node_pb2.SyncResponse, problems: dict[str, str]) -> tuple[TrustDomain, ...]:

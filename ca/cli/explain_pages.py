@@ -21,6 +21,7 @@ def workload_page(data: dict[str, Any]) -> str:
         ("selectors", data["selectors"]),
         ("agent", list(_agent(data["agent"]))),
         ("identities", list(_identities(data["identities"]))),
+        ("policies", list(_policies(data["policies"]))),
         ("closest", list(_closest(data["nearest"]))),
         ("before", list(_history(data["history"]))),
         ("verdict", list(_verdict(data["verdict"]))),
@@ -84,6 +85,20 @@ def _identities(identities: list[dict[str, Any]]) -> Iterator[str]:
         end = one["svid_expires_at"]
         state = f"until {until(end)}" if end else f"no X.509-SVID yet {one['reason']}".rstrip()
         yield f"{one['spiffe_id']} by entry {one['entry_id']}, {state}"
+
+
+def _policies(policies: list[dict[str, Any]]) -> Iterator[str]:
+    for one in policies:
+        if one["revision"]:
+            place = f"namespace {one['namespace']}" if one["namespace"] else "no namespace known"
+            labels = f", {', '.join(one['labels'])}" if one["labels"] else ""
+            yield f"for {one['spiffe_id']} ({place}{labels}), revision {one['revision']}"
+            for name in one["policies"] or ["none: everything is refused, but in an open namespace"]:
+                yield f"  {name}"
+            for name in one["request_authentications"]:
+                yield f"  {name} (tokens)"
+        if one["detail"]:
+            yield one["detail"]
 
 
 def _closest(nearest: list[dict[str, Any]]) -> Iterator[str]:

@@ -31,6 +31,7 @@ def workload_value(answer: agent_pb2.WorkloadExplanation) -> dict[str, Any]:
         "nearest": [_near(one) for one in answer.nearest],
         "agent": _agent(answer.agent),
         "history": [_past(one) for one in answer.history],
+        "policies": [_policies(one) for one in answer.policies],
     }
 
 
@@ -58,6 +59,18 @@ def agent_value(answer: admin_pb2.AgentExplanation) -> dict[str, Any]:
             {"id": one.entry_id, "spiffe_id": one.spiffe_id, "selectors": list(one.selectors)} for one in answer.entries
         ],
         "attempts": [_attempt(one) for one in answer.attempts],
+    }
+
+
+def _policies(one: agent_pb2.Policies) -> dict[str, Any]:
+    return {
+        "spiffe_id": one.spiffe_id,
+        "namespace": one.namespace,
+        "labels": list(one.labels),
+        "revision": one.revision,
+        "policies": list(one.policies),
+        "request_authentications": list(one.request_authentications),
+        "detail": one.detail,
     }
 
 

@@ -87,6 +87,8 @@ def agent_status(socket: Path) -> dict[str, Any]:
         "workload_streams": status.workload_streams,
         "sds_streams": status.sds_streams,
         "first_workload_expires_at": timestamp(status.first_workload_expiry),
+        "policy_revision": status.policy_revision,
+        "policy_detail": status.policy_detail,
     }
 
 
@@ -106,6 +108,11 @@ def _server_table(data: dict[str, Any]) -> str:
     return lines
 
 
+def _policies(data: dict[str, Any]) -> str:
+    revision = f"revision {data['policy_revision']}" if data["policy_revision"] else ""
+    return ": ".join(part for part in (revision, data["policy_detail"]) if part)
+
+
 def _agent_table(data: dict[str, Any]) -> str:
     why = f"{data['detail']} ({data['reason']})" if data["reason"] else None
     return fields(
@@ -122,6 +129,7 @@ def _agent_table(data: dict[str, Any]) -> str:
             ("X.509-SVIDs", data["x509_svids"]),
             ("First to expire", until(first) if (first := data["first_workload_expires_at"]) else None),
             ("Streams", f"{data['workload_streams']} of workloads, {data['sds_streams']} of Envoys"),
+            ("Policies", _policies(data) or None),
             ("Version", data["version"]),
         ]
     )

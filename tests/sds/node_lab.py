@@ -104,6 +104,10 @@ class RecordingFeed:
             self.bundles.pop(domain, None)
         self.token = change.token
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("entry", "bundle")
+
     def held(self, kind: str) -> Held:
         return Held(consumers=self.numbers) if kind == "entry" else Held()
 

@@ -55,7 +55,7 @@ async def live(agent: Agent) -> tuple[int, list[str]]:
     return status, [problem["reason"] for problem in body["problems"]]
 
 
-@pytest.mark.parametrize("task", ["identity", "sync", "rotation", "attestation", "expiry", "keeper"])
+@pytest.mark.parametrize("task", ["identity", "sync", "rotation", "attestation", "expiry", "keeper", "policies"])
 async def test_a_task_that_it_cannot_do_without_is_over(agent: Agent, task: str) -> None:
     assert await live(agent) == (200, [])
     (found,) = (running for running in asyncio.all_tasks() if running.get_name() == task)

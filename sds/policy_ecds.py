@@ -1,0 +1,165 @@
+"""Envoy's extension configuration discovery, v3: each proxy is given the policies of its own attested workload.
+
+A name that means nobody's policies is answered with what refuses everything, not with silence: a proxy that hears
+nothing goes by what it was given before. While the agent has no policies to give it says nothing at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakSet, WeakValueDictionary
+
+from ca.ports import Clock
+from sds.cache import Cache, Subscription
+from sds.envoy_answers import Answers, Found, Missing
+from sds.envoy_service import EnvoyService, S
+from sds.envoy_status import SdsClients
+from sds.envoy_subscriber import Subscriber
+from sds.policy_held import HeldPolicies
+from sds.request_pace import RequestPace
+from sds.workloads import Caller, Context, Workloads
+
+if TYPE_CHECKING:
+    from sds import policy_answers
+    from sds.policy_filters import Key, Made
+    from sds.policy_read import Matched, Policies
+
+LARGE_BYTES = 256 << 10
+"""Answers beyond it are written to one stream of a workload after the other: whoever does not read them makes the
+agent hold one, not one for each of its streams."""
+MAX_LARGE = 4
+"""So many of them are kept for one workload, whose proxies choose what stands beside the filter."""
+
+
+class EnvoyPolicies(EnvoyService):
+    """The service. With `lasting_seconds` a proxy that hears nothing for so long refuses everything."""
+
+    name = "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
+    methods = ("StreamExtensionConfigs", "DeltaExtensionConfigs", "FetchExtensionConfigs")
+    needs_svid = False
+
+    def __init__(
+        self,
+        *,
+        peer_of: Callable[[Context], Caller],
+        workloads: Workloads,
+        cache: Cache,
+        held: HeldPolicies,
+        clients: SdsClients,
+        clock: Clock,
+        pace: RequestPace | None = None,
+        lasting_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(peer_of=peer_of, workloads=workloads, clients=clients, clock=clock, pace=pace)
+        self._cache = cache
+        self._held = held
+        self._lasting_seconds = lasting_seconds
+        self._made: WeakValueDictionary[Key, Made] = WeakValueDictionary()
+        self._making: dict[Key, asyncio.Task[Made]] = {}
+        self._large: WeakValueDictionary[str, WeakSet[Made]] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        held.on_change.append(self.wake)
+
+    def stream(self, kind: type[S]) -> S:
+        return kind(ttl_seconds=self._lasting_seconds)
+
+    def settled(self, subscription: Subscription) -> bool:
+        return self._held.in_force is not None or self._held.taken_away
+
+    @asynccontextmanager
+    async def turn(self, subscription: Subscription, answers: Answers) -> AsyncIterator[None]:
+        if getattr(answers, "size", 0) <= LARGE_BYTES:
+            yield
+            return
+        lock = self._turns.setdefault(subscription.share, asyncio.Lock())
+        async with lock:
+            yield
+
+    async def answers(self, subscription: Subscription, stream: Subscriber) -> policy_answers.PolicyAnswers:
+        """Made anew where the policies, or what the caller is, changed meanwhile."""
+        while True:
+            basis = self._basis()
+            caller = self._caller(subscription)
+            made = await self._answers(basis, caller, stream, subscription.share)
+            if basis is self._basis() and caller == self._caller(subscription):
+                return made
+
+    def _basis(self) -> object:
+        return self._held.in_force or self._held.detail
+
+    def _caller(self, subscription: Subscription) -> policy_answers.Caller:
+        from sds.policy_answers import Caller
+
+        content = self._cache.content(subscription.view)
+        ids = sorted({str(entry.spiffe_id) for entry in content.entries})
+        return Caller(tuple(ids), subscription.view.selectors)
+
+    async def _answers(
+        self, basis: object, caller: policy_answers.Caller, stream: Subscriber, share: str
+    ) -> policy_answers.PolicyAnswers:
+        from sds.policy_answers import PolicyAnswers, owner_of
+
+        known = stream.seen
+        if (
+            isinstance(known, PolicyAnswers)
+            and known.basis is basis
+            and known.caller == caller
+            and known.owners.keys() == stream.subscribed
+        ):
+            return known
+        policies = self._held.in_force
+        owners = {name: owner_of(name, caller) for name in stream.subscribed}
+        found: dict[str, Found | Missing] = {}
+        made: list[Made] = []
+        for name, owner in owners.items():
+            answer = await self._one(owner, caller, policies, share)
+            if isinstance(answer, Found | Missing):
+                found[name] = answer
+            else:
+                found[name] = answer.found
+                made.append(answer)
+        revision = policies.revision if policies is not None else 0
+        return PolicyAnswers(basis, caller, revision, owners, found, made)
+
+    async def _one(
+        self, owner: policy_answers.Owner | None, caller: policy_answers.Caller, policies: Policies | None, share: str
+    ) -> Found | Missing | Made:
+        from sds.policy_answers import UNKNOWN
+        from sds.policy_filters import refusing
+
+        lasting = bool(self._lasting_seconds)
+        if owner is None:
+            return UNKNOWN
+        if owner.why:
+            return refusing(owner.resource, owner.why, lasting=lasting)
+        if policies is None:
+            if self._held.taken_away:
+                return refusing(owner.resource, self._held.detail, lasting=lasting)
+            return Missing(self._held.detail, pending=True)
+        return await self._make(policies.matched(owner.spiffe_id, caller.selectors), owner, share)
+
+    async def _make(self, matched: Matched, owner: policy_answers.Owner, share: str) -> Found | Made:
+        from sds.policy_filters import key_of, make, refusing
+
+        lasting = bool(self._lasting_seconds)
+        key = key_of(matched, owner.resource, lasting=lasting)
+        known = self._made.get(key)
+        if known is not None:
+            return known
+        large = self._large.setdefault(share, WeakSet())
+        if len(large) >= MAX_LARGE:
+            why = f"the proxies of this workload ask for more than {MAX_LARGE} large sets of filters"
+            return refusing(owner.resource, why, lasting=lasting)
+        making = self._making.get(key)
+        if making is None:
+            making = asyncio.create_task(asyncio.to_thread(make, matched, owner.resource, lasting=lasting))
+            self._making[key] = making
+            making.add_done_callback(lambda _: self._making.pop(key, None))
+        # Whoever hangs up must not take it from the others who wait for the same.
+        found = self._made[key] = await asyncio.shield(making)
+        if len(found.found.resource) > LARGE_BYTES:
+            large.add(found)
+        return found

@@ -1,0 +1,70 @@
+"""What a proxy's filters are configured with: one workload's policies as the bytes of an extension's configuration."""
+
+from __future__ import annotations
+
+import hashlib
+
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from google.protobuf.message import Message
+
+from policy.envoy import deny_all, deny_all_connections, http_filter, network_filter
+from policy.envoy_jwt import jwt_filter
+from policy.envoy_names import Resource
+from policy.envoy_snippet import any_of
+from sds.envoy_answers import Found
+from sds.policy_read import Matched
+
+TYPE_URL = f"type.googleapis.com/{TypedExtensionConfig.DESCRIPTOR.full_name}"
+JWT_FIRST, POLICY = 0, 1
+"""What verifies tokens goes before what asks about them."""
+
+Key = tuple[object, ...]
+
+
+class Made:
+    """The configuration for one name. While it lives, so do the objects that its key tells apart by identity."""
+
+    __slots__ = ("__weakref__", "found", "kept")
+
+    def __init__(self, found: Found, kept: object) -> None:
+        self.found = found
+        self.kept = kept
+
+
+def key_of(matched: Matched, resource: Resource, *, lasting: bool) -> Key:
+    """The same for workloads with the same policies: what is made for one is made for all of them."""
+    target = matched.target
+    if resource.what == "jwt":
+        keys = tuple((rule, matched.keys.get(rule.jwks_uri or rule.issuer)) for rule in matched.rules)
+        return (str(resource), lasting, keys)
+    is_open = target.namespace in matched.mesh.open_namespaces
+    return (str(resource), lasting, id(matched.mesh), target.normalized, is_open, *map(id, matched.policies))
+
+
+def make(matched: Matched, resource: Resource, *, lasting: bool) -> Made:
+    """Takes long for thousands of rules: not on the event loop. `lasting`: it has an end unless it is renewed."""
+    note = ""
+    filters: Message
+    if resource.what == "jwt":
+        filters = jwt_filter(matched.rules, matched.keys)
+    else:
+        build = http_filter if resource.protocol == "http" else network_filter
+        filters, unsaid = build(matched.target, matched.policies, matched.mesh, resource.proxy)
+        if unsaid:
+            what = "asked about" if resource.proxy.ext_authz else "refused"
+            note = f"{what}: what only {len(unsaid)} rules can decide, such as {unsaid[0].policy}#{unsaid[0].rule}"
+    return Made(_found(filters, resource, lasting=lasting, note=note), matched)
+
+
+def refusing(resource: Resource, why: str, *, lasting: bool) -> Found:
+    """What refuses everything, and is sent rather than nothing: a proxy keeps what it is told nothing new about."""
+    filters = deny_all() if resource.protocol == "http" else deny_all_connections()
+    return _found(filters, resource, lasting=lasting, note=f"everything is refused: {why}")
+
+
+def _found(filters: Message, resource: Resource, *, lasting: bool, note: str) -> Found:
+    made = any_of(TypedExtensionConfig(name=str(resource), typed_config=any_of(filters)))
+    raw: bytes = made.SerializeToString(deterministic=True)
+    version = hashlib.sha256(raw).hexdigest()[:16]
+    rank = JWT_FIRST if resource.what == "jwt" else POLICY
+    return Found(raw, rank, f"{version}-ttl" if lasting else version, note)

@@ -1,0 +1,142 @@
+"""The policies that this agent was sent: what came last, and the last that could be used, which is in force.
+
+A set is read off the event loop and swapped as a whole. One that cannot be read leaves the one before in force, and the
+server is told why. The engine is loaded with the first set, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ca.errors import BurgeeError, InvalidArgument
+from ca.runtime.log import get
+from ca.runtime.metrics import counter, gauge
+
+if TYPE_CHECKING:
+    from sds.policy_read import Policies
+
+REVISION = gauge("agent_policy_revision", "Revision of the policies in force; 0 while there are none")
+REFUSED = counter("agent_policy_sets_refused", "Sets of policies that could not be used; the one before stays in force")
+MAX_DETAIL = 500
+NONE_YET = "the server has sent this agent no policies"
+TAKEN_AWAY = "the server gives this agent no policies any more"
+log = get("sds.policy")
+
+
+class HeldPolicies:
+    """`take` what comes; `run` in a task. `on_change` is called on the event loop after other policies are in force,
+    `on_verdict` after a set was looked at, whether it could be used or not."""
+
+    def __init__(self) -> None:
+        self.in_force: Policies | None = None
+        self.taken_away = False
+        """The server said that there are none: everything is refused then."""
+        self.problem = ""
+        """Why what came last is not in force."""
+        self.on_change: list[Callable[[], None]] = []
+        self.on_verdict: list[Callable[[], None]] = []
+        self.told = False
+        """Whether the server ever said anything of policies: it knows of them, then."""
+        self._good: bytes | None = None
+        self._came = b""
+        self._waits = asyncio.Event()
+        self._forgotten = 0
+
+    @property
+    def payload(self) -> bytes | None:
+        """What is in force, as it came; empty where the server took it away, None before the first."""
+        return self._good
+
+    @property
+    def came(self) -> str:
+        """A name for what came last; empty while nothing came. The server counts on it being remembered."""
+        return digest(self._came)
+
+    @property
+    def revision(self) -> int:
+        """Of what is in force; 0 for nothing."""
+        return self.in_force.revision if self.in_force is not None else 0
+
+    @property
+    def detail(self) -> str:
+        """Why what came is not in force, or why there is nothing; empty where all is well."""
+        if self.problem or self.in_force is not None:
+            return self.problem
+        if self.taken_away:
+            return TAKEN_AWAY
+        return "the policies are being read" if self._came else NONE_YET
+
+    def take(self, payload: bytes | None) -> None:
+        """The server's last word; None: there are none any more."""
+        self._came, self.told = payload or b"", True
+        if payload is None:
+            self._forgotten += 1
+            self.in_force, self.taken_away, self.problem, self._good = None, True, "", b""
+            self._changed()
+        else:
+            self._waits.set()
+
+    def forget(self) -> None:
+        """Nothing of it is remembered."""
+        self._came, self._good = b"", None
+        self._forgotten += 1
+        self.in_force, self.taken_away, self.problem = None, False, ""
+        self._changed()
+
+    async def run(self) -> None:
+        """Read what comes, for ever."""
+        while True:
+            await self._waits.wait()
+            self._waits.clear()
+            await self._read()
+
+    async def _read(self) -> None:
+        payload, forgotten = self._came, self._forgotten
+        try:
+            policies = await asyncio.to_thread(_read, payload, self.in_force)
+        except BurgeeError as error:
+            if forgotten == self._forgotten:
+                self._refused(error)
+            return
+        if forgotten != self._forgotten:
+            return  # what was read is not to be remembered
+        self.in_force, self.taken_away, self.problem, self._good = policies, False, "", payload
+        log.info("policies are in force", revision=policies.revision)
+        self._changed()
+
+    def _refused(self, error: BurgeeError) -> None:
+        self.problem = error.detail[:MAX_DETAIL]
+        REFUSED.inc()
+        log.error("policies cannot be used", reason=error.reason, detail=self.problem, in_force=self.revision)
+        self._tell()
+
+    def _changed(self) -> None:
+        REVISION.set(self.revision)
+        for callback in self.on_change:
+            callback()
+        self._tell()
+
+    def _tell(self) -> None:
+        for callback in self.on_verdict:
+            callback()
+
+
+def digest(payload: bytes) -> str:
+    """A name for a set; empty for none."""
+    return hashlib.sha256(payload).hexdigest() if payload else ""
+
+
+def _read(payload: bytes, previous: Policies | None) -> Policies:
+    from sds.policy_read import read
+
+    try:
+        return read(payload, previous)
+    except BurgeeError:
+        raise
+    except Exception as error:  # whatever the engine trips over, the one before stays in force
+        log.exception("policies cannot be used", reason="POLICY_SET_UNREADABLE")
+        detail = f"the policies cannot be used: {type(error).__name__}"
+        raise InvalidArgument(detail, reason="POLICY_SET_UNREADABLE") from error
