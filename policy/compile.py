@@ -6,19 +6,22 @@ after every attribute was looked at is the decisive row.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from policy.index import Lookup, Slot, lookup
-from policy.model import Action, Attribute, Clause, Group, Policy, Rule
-
-MAX_ROWS_PER_RULE = 64
-"""A rule with more combinations of source and operation gets one row, and is checked by itself where that is left."""
+from policy.index import Lookup, lookup
+from policy.model import Action, Attribute, Policy
+from policy.pieces import Column, Piece, Row, Slot
 
 MAX_ROWS = 16384
 """In one block: every value of a block has a mask as long as the block, so that without a bound a target's memory would
 grow with the square of its rules."""
+
+ORDER = (Action.CUSTOM, Action.DENY, Action.ALLOW)
+"""In which actions decide."""
+
+Placed = tuple[Piece, int]
+InPieces = tuple[Policy, Sequence[Piece]]
 
 _FIRST = (
     Attribute.SOURCE_PRINCIPAL,
@@ -31,25 +34,22 @@ _FIRST = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One way in which a rule can match: all of `clauses`. `rule` is set where that is not all there is to check."""
-
-    policy: Policy
-    number: int
-    clauses: Group
-    rule: Rule | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Block:
     """Rows that are decided together, by bit. `lookups` give those that each attribute leaves; bits from `custom` up
-    are of CUSTOM rows; `checked` are the rows whose rule must be looked at."""
+    are of CUSTOM rows; `checked` are the rows whose rule must be looked at.
+
+    It is made of `pieces`, each with its lowest bit, and of the `columns` of them all. Between pieces is some room,
+    whose bits are in no mask, so that a policy may grow and nothing else moves.
+    """
 
     rows: tuple[Row, ...]
+    """In the room between pieces is any row."""
     lookups: tuple[Lookup, ...]
     everything: int
     custom: int
     checked: int
+    pieces: tuple[Placed, ...]
+    columns: dict[Slot, Column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,71 +61,103 @@ class Compiled:
     any_allow: bool
 
 
-def compile_policies(policies: Sequence[Policy]) -> Compiled:
-    """Policies as they hold for a protocol, trust domains expanded."""
-    rows = [
-        row
-        for action in (Action.CUSTOM, Action.DENY, Action.ALLOW)
-        for policy in policies
-        if policy.action is action
-        for row in _rows(policy)
-    ]
+def compile_pieces(policies: Sequence[InPieces], previous: Compiled | None = None) -> Compiled:
+    """Policies with their pieces for a protocol. Of `previous`, blocks in which little has changed are changed."""
+    pieces = [piece for action in ORDER for policy, some in policies if policy.action is action for piece in some]
+    before = iter(previous.blocks if previous is not None else ())
     return Compiled(
-        blocks=tuple(_block(rows[at : at + MAX_ROWS][::-1]) for at in range(0, len(rows), MAX_ROWS)) or (_block([]),),
-        any_allow=any(policy.action is Action.ALLOW for policy in policies),
+        blocks=tuple(_block(some, next(before, None)) for some in _together(pieces)),
+        any_allow=any(policy.action is Action.ALLOW for policy, _ in policies),
     )
 
 
-def _block(rows: list[Row]) -> Block:
-    slots: dict[Slot, list[tuple[Clause, int]]] = defaultdict(list)
-    checked = 0
-    for number, row in enumerate(rows):
-        bit = 1 << number
-        if row.rule is not None:
-            checked |= bit
-        for clause in row.clauses:
-            slots[clause.attribute, clause.key].append((clause, bit))
-    everything = (1 << len(rows)) - 1
-    ordered = sorted(slots, key=lambda slot: _FIRST.index(slot[0]) if slot[0] in _FIRST else len(_FIRST))
+def _together(pieces: Iterable[Piece]) -> Iterable[list[Piece]]:
+    """Pieces of as many rows as a block has room for, the lowest first; one block at least."""
+    some: list[Piece] = []
+    rows = 0
+    for piece in pieces:
+        if rows + len(piece.rows) > MAX_ROWS:
+            yield some[::-1]
+            some, rows = [], 0
+        some.append(piece)
+        rows += len(piece.rows)
+    yield some[::-1]
+
+
+def _block(pieces: Sequence[Piece], before: Block | None) -> Block:
+    placed = _placed_again(pieces, before) if before is not None else None
+    if before is not None and placed is not None:
+        return _finished(placed, _changed(before, placed))
+    placed, shift = [], 0
+    for piece in pieces:
+        placed.append((piece, shift))
+        shift += _room(piece)
+    return _finished(placed, _merged(placed))
+
+
+def _room(piece: Piece) -> int:
+    """Bits that a piece gets: it may grow by an eighth, by one row at least."""
+    return len(piece.rows) * 9 // 8 + 1
+
+
+def _placed_again(pieces: Sequence[Piece], before: Block) -> list[Placed] | None:
+    """The pieces where those before them were; None where they do not fit, or nearly all are new."""
+    if len(pieces) != len(before.pieces):
+        return None
+    known = sum(new is old for new, (old, _) in zip(pieces, before.pieces, strict=True))
+    if known * 2 < len(pieces) or any(
+        len(new.rows) > _room(old) or new.action is not old.action
+        for new, (old, _) in zip(pieces, before.pieces, strict=True)
+    ):
+        return None
+    return [(new, shift) for new, (_, shift) in zip(pieces, before.pieces, strict=True)]
+
+
+def _merged(placed: Sequence[Placed]) -> dict[Slot, Column]:
+    if len(placed) == 1:
+        return placed[0][0].columns
+    columns: dict[Slot, Column] = {}
+    for piece, shift in placed:
+        for slot, column in piece.columns.items():
+            columns.setdefault(slot, Column()).take_in(column, shift)
+    return columns
+
+
+def _changed(before: Block, placed: Sequence[Placed]) -> dict[Slot, Column]:
+    """The columns before, with some pieces in place of others."""
+    columns = dict(before.columns)
+    mine: set[Slot] = set()
+    for (old, shift), (new, _) in zip(before.pieces, placed, strict=True):
+        if old is new:
+            continue
+        for slot in {*old.columns, *new.columns} - mine:
+            columns[slot] = columns[slot].copy() if slot in columns else Column()
+            mine.add(slot)
+        keep = ~(((1 << len(old.rows)) - 1) << shift)
+        for slot, column in old.columns.items():
+            columns[slot].drop(column, keep)
+        for slot, column in new.columns.items():
+            columns[slot].take_in(column, shift)
+    return {slot: column for slot, column in columns.items() if slot not in mine or column}
+
+
+def _finished(placed: Sequence[Placed], columns: dict[Slot, Column]) -> Block:
+    rows: list[Row] = []
+    everything = checked = custom = 0
+    for piece, shift in placed:
+        rows += piece.rows[:1] * (shift - len(rows))
+        rows += piece.rows
+        everything |= ((1 << len(piece.rows)) - 1) << shift
+        checked |= piece.checked << shift
+        if piece.action is not Action.CUSTOM:
+            custom = len(rows)
+    ordered = sorted(columns, key=lambda slot: _FIRST.index(slot[0]) if slot[0] in _FIRST else len(_FIRST))
     return Block(
         rows=tuple(rows),
-        lookups=tuple(lookup(slot, slots[slot], everything) for slot in ordered),
+        lookups=tuple(lookup(slot, columns[slot], everything) for slot in ordered),
         everything=everything,
-        custom=sum(row.policy.action is not Action.CUSTOM for row in rows),
+        custom=custom,
         checked=checked,
+        pieces=tuple(placed),
+        columns=columns,
     )
-
-
-def _rows(policy: Policy) -> Iterable[Row]:
-    for number, rule in enumerate(policy.rules or ()):
-        yield from _rule_rows(policy, number, rule)
-
-
-def _rule_rows(policy: Policy, number: int, rule: Rule) -> Iterable[Row]:
-    sources, operations = _merged(rule.sources) or ((),), _merged(rule.operations) or ((),)
-    if len(sources) * len(operations) > MAX_ROWS_PER_RULE:
-        yield _row(policy, number, rule.conditions, rule, whole=False)
-        return
-    for source in sources:
-        for operation in operations:
-            yield _row(policy, number, (*source, *operation, *rule.conditions), rule, whole=True)
-
-
-def _row(policy: Policy, number: int, clauses: Group, rule: Rule, *, whole: bool) -> Row:
-    """A table has room for one positive and one negated clause of a row; what is more is checked by itself."""
-    fitting: dict[tuple[Slot, bool], Clause] = {}
-    for clause in clauses:
-        fitting.setdefault(((clause.attribute, clause.key), clause.negated), clause)
-    whole = whole and len(fitting) == len(clauses) and not rule.condition
-    return Row(policy, number, tuple(fitting.values()), None if whole else rule)
-
-
-def _merged(groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Groups of a single positive clause about the same attribute are one clause with all their alternatives."""
-    if len(groups) < 2 or any(len(group) != 1 or group[0].negated for group in groups):
-        return groups
-    first = groups[0][0]
-    if any((group[0].attribute, group[0].key) != (first.attribute, first.key) for group in groups):
-        return groups
-    matches = tuple(match for group in groups for match in group[0].matches)
-    return ((Clause(attribute=first.attribute, key=first.key, matches=matches, origin=first.origin),),)

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policy import cel
-from policy.compile import Block, Compiled, Row
+from policy.compile import Block, Compiled
 from policy.decision import Decision, Reason
 from policy.index import Step
 from policy.matching import holds
 from policy.model import Action, Group, Mesh, Policy, Request, Rule
+from policy.pieces import Row
 
 
 class Evaluator:
     """The policies for a target, compiled."""
 
-    __slots__ = ("_blocks", "_checked", "_custom", "_decisions", "_default", "_everything", "_providers", "_steps")
+    __slots__ = ("_checked", "_custom", "_decisions", "_default", "_everything", "_providers", "_steps", "compiled")
 
     def __init__(self, compiled: Compiled, mesh: Mesh, *, is_open: bool) -> None:
         self._providers = mesh.providers
         self._default = _default(compiled, is_open=is_open)
-        self._blocks = compiled.blocks
+        self.compiled = compiled
         first = compiled.blocks[0]
         self._steps = _steps(first)
         self._everything = first.everything
@@ -47,7 +48,7 @@ class Evaluator:
             top = left.bit_length() - 1
             if top < self._custom and not self._checked & left:
                 return self._decisions[top] or self._decision(top)
-        elif len(self._blocks) == 1:
+        elif len(self.compiled.blocks) == 1:
             return self._default
         return self._carefully(request)
 
@@ -59,11 +60,11 @@ class Evaluator:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The rows, for analyses."""
-        return self._blocks
+        return self.compiled.blocks
 
     def matches(self, request: Request) -> Iterator[Row]:
         """Every row that matches, the decisive one first."""
-        for block in self._blocks:
+        for block in self.compiled.blocks:
             left = _left(block, request)
             while left:
                 top = left.bit_length() - 1
@@ -83,7 +84,7 @@ class Evaluator:
         return _with(self._default, asked)
 
     def _decision(self, top: int) -> Decision:
-        decision = _of_row(self._blocks[0].rows[top])
+        decision = _of_row(self.compiled.blocks[0].rows[top])
         self._decisions[top] = decision
         return decision
 

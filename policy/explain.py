@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from policy.compile import Row
 from policy.decision import Decision, Reason
 from policy.evaluate import Evaluator
 from policy.misses import Miss, failed_of, held_of, nearest
 from policy.model import Action, Origin, Policy, Request, Rule, Target
 from policy.paths import is_normal
+from policy.pieces import Row
 from policy.protocol import looks_at_http
 from policy.snapshot import UNKNOWN, Judge, Snapshot
 from policy.words import Compared, clean, of_http, place

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 from policy.attributes import READERS
-from policy.matching import fold, folded
-from policy.model import Attribute, Clause, Match, Request
+from policy.matching import fold
+from policy.model import Attribute, Request
+from policy.pieces import Column, Matches, Slot
 from policy.tables import Table
 
-Slot = tuple[Attribute, tuple[str, ...]]
 Get = Callable[[Request], str | None]
 
 
@@ -51,23 +51,16 @@ _PLAIN: dict[Attribute, Get] = {
 """Attributes of at most one value that need no more than a look. Those of HTTP are in no index for connections."""
 
 
-def lookup(slot: Slot, clauses: Iterable[tuple[Clause, int]], everything: int) -> Lookup:
-    """The function for one slot. `clauses` are those that look at it, each with the bit of its row, at most one negated
-    and one not for each row; `everything` is the mask of all rows."""
+def lookup(slot: Slot, column: Column, everything: int) -> Lookup:
+    """The function for one slot. `column` is what the rows say about it, each with at most one negated clause and one
+    that is not; `everything` is the mask of all rows."""
     attribute, key = slot
-    positive: list[tuple[Match, int]] = []
-    negative: list[tuple[Match, int]] = []
-    asking = 0
-    for clause, bit in clauses:
-        matches = map(folded, clause.matches) if attribute is Attribute.HOST else clause.matches
-        (negative if clause.negated else positive).extend([(match, bit) for match in matches])
-        if not clause.negated:
-            asking |= bit
-    base = everything & ~asking
-    return _Rows(attribute, key, base, Table(positive), Table(negative) if negative else _NOTHING).lookup()
+    negative = Table(column.negated) if column.negated else _NOTHING
+    base = everything & ~column.asking
+    return _Rows(attribute, key, base, Table(column.positive), negative).lookup()
 
 
-_NOTHING = Table(())
+_NOTHING = Table(Matches())
 
 
 def _host(request: Request) -> str | None:
@@ -77,7 +70,7 @@ def _host(request: Request) -> str | None:
 class _Rows:
     """A row is possible if it has no positive clause or one that holds, and no negated clause that matches."""
 
-    __slots__ = ("absent", "attribute", "key", "negative", "positive", "read")
+    __slots__ = ("_found", "absent", "attribute", "key", "negative", "positive", "read")
 
     def __init__(
         self, attribute: Attribute, key: tuple[str, ...], absent: int, positive: Table, negative: Table
@@ -85,28 +78,37 @@ class _Rows:
         self.attribute, self.key, self.absent = attribute, key, absent
         self.positive, self.negative = positive, negative
         self.read = READERS[attribute]
+        self._found: dict[str, int] = {}
 
     def lookup(self) -> Lookup:
         """With everything that is known beforehand."""
         plain = not (self.positive.finders or self.negative.finders)
         return Lookup(
             get=_host if self.attribute is Attribute.HOST else _PLAIN.get(self.attribute),
-            known=self._known(plain=plain),
+            known=self._plainly() if plain else self._found,
             absent=self.absent,
             otherwise=(self.absent | self.positive.present) & ~self.negative.present if plain else None,
             of=self.of,
             whole=self.whole,
         )
 
-    def _known(self, *, plain: bool) -> dict[str, int]:
-        """What is found for every text that is written out."""
-        if plain and self.negative is _NOTHING:
+    def _plainly(self) -> dict[str, int]:
+        """What is found for every text that is written out, where nothing else is written."""
+        if self.negative is _NOTHING:
             always = self.absent | self.positive.present
+            if not always:
+                return self.positive.exact
             return {value: always | rows for value, rows in self.positive.exact.items()}
-        return {value: self.of(value) for value in {*self.positive.exact, *self.negative.exact}}
+        return {value: self._of(value) for value in {*self.positive.exact, *self.negative.exact}}
 
     def of(self, value: str) -> int:
-        """The rows that one value leaves."""
+        """The rows that one value leaves. For a text that is written out they are remembered."""
+        found = self._of(value)
+        if value in self.positive.exact or value in self.negative.exact:
+            self._found[value] = found
+        return found
+
+    def _of(self, value: str) -> int:
         return (self.absent | self.positive.of(value)) & ~self.negative.of(value)
 
     def whole(self, request: Request) -> int:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from policy import cel
-from policy.compile import Block, Row
+from policy.compile import Block
 from policy.evaluate import Evaluator, kept
 from policy.matching import holds
 from policy.model import Action, Group, Policy, Request, Rule
+from policy.pieces import Row
 from policy.words import Compared, compared, unmet
 
 

@@ -6,31 +6,38 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from policy.authentication import PeerAuthentication
-from policy.compile import compile_policies
+from policy.compile import InPieces, compile_pieces
 from policy.decision import Decision, Reason
 from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Target
 from policy.peers import Peers
-from policy.protocol import for_connections
-from policy.trust_domains import expanded
+from policy.pieces import Prepared
 from policy.workload import Scopes
 
 UNKNOWN = Decision(allowed=False, reason=Reason.UNKNOWN_TARGET)
 Policies = tuple[Policy, ...]
+Evaluators = tuple[Evaluator, Evaluator | None]
+"""Of what is enforced; and with the shadow policies, where there are any."""
 
 
 class Judge:
     """The policies of one target or of several that have the same. Tables for connections are made when first asked
     for; both threads that make one make the same."""
 
-    __slots__ = ("_connections", "_mesh", "_open", "_requests", "policies")
+    __slots__ = ("_connections", "_mesh", "_prepared", "_requests", "is_open", "policies")
 
-    def __init__(self, policies: Policies, mesh: Mesh, *, is_open: bool) -> None:
-        self.policies = policies
+    def __init__(
+        self, prepared: tuple[Prepared, ...], mesh: Mesh, *, is_open: bool, before: Judge | None = None
+    ) -> None:
+        """`before` judged the same target: what of it is still right is used again."""
+        self.policies = tuple(each.policy for each in prepared)
         """With trust domains expanded, in their order, shadow policies included."""
-        self._mesh, self._open = mesh, is_open
-        self._requests = self._evaluators(policies)
-        self._connections: tuple[Evaluator, Evaluator | None] | None = None
+        self._prepared, self._mesh = prepared, mesh
+        self.is_open = is_open
+        """Whether the namespace has Istio's default."""
+        requests = [(each.policy, each.requests) for each in prepared]
+        self._requests: Evaluators = self._evaluators(requests, before._requests if before is not None else None)
+        self._connections: Evaluators | None = None
 
     def decide(self, request: Request) -> Decision:
         """The verdict, with that of the shadow policies where there are any."""
@@ -38,30 +45,32 @@ class Judge:
         decision = enforced.decide(request)
         return decision if shadow is None else replace(decision, shadow=shadow.decide(request))
 
-    def evaluators(self, *, http: bool) -> tuple[Evaluator, Evaluator | None]:
+    def evaluators(self, *, http: bool) -> Evaluators:
         """The enforced table, and the one that counts shadow policies as well where there are any."""
         if http:
             return self._requests
         if self._connections is None:
-            policies = tuple(for_connections(policy) for policy in self.policies)
-            unchanged = all(new is old for new, old in zip(policies, self.policies, strict=True))
-            self._connections = self._requests if unchanged else self._evaluators(policies)
+            unchanged = all(each.connections is each.requests for each in self._prepared)
+            pieces = [(each.policy, each.connections) for each in self._prepared]
+            self._connections = self._requests if unchanged else self._evaluators(pieces)
         return self._connections
 
-    def _evaluators(self, policies: Policies) -> tuple[Evaluator, Evaluator | None]:
-        enforced = self._evaluator([policy for policy in policies if not policy.shadow])
-        if not any(policy.shadow and policy.action is not Action.AUDIT for policy in policies):
+    def _evaluators(self, policies: Sequence[InPieces], before: Evaluators | None = None) -> Evaluators:
+        was, was_with_shadow = before or (None, None)
+        enforced = self._evaluator([each for each in policies if not each[0].shadow], was)
+        if not any(policy.shadow and policy.action is not Action.AUDIT for policy, _ in policies):
             return enforced, None
-        return enforced, self._evaluator(policies)
+        return enforced, self._evaluator(policies, was_with_shadow)
 
-    def _evaluator(self, policies: Sequence[Policy]) -> Evaluator:
-        return Evaluator(compile_policies(policies), self._mesh, is_open=self._open)
+    def _evaluator(self, policies: Sequence[InPieces], before: Evaluator | None) -> Evaluator:
+        compiled = compile_pieces(policies, before.compiled if before is not None else None)
+        return Evaluator(compiled, self._mesh, is_open=self.is_open)
 
 
 class Snapshot:
     """Decides for every target of a revision. Made by `compile_set`."""
 
-    __slots__ = ("_cache", "_judges", "mesh", "policies", "targets")
+    __slots__ = ("_cache", "_judges", "_prepared", "mesh", "policies", "targets")
 
     def __init__(
         self,
@@ -74,7 +83,14 @@ class Snapshot:
         self.policies, self.mesh = policies, mesh
         modes = Peers(peers, mesh.root_namespace)
         self.targets: dict[str, tuple[Target, ...]] = {}
-        usable = previous._cache if previous is not None and previous.mesh == mesh else {}
+        same = previous if previous is not None and previous.mesh == mesh else None
+        usable = same._cache if same is not None else {}
+        prepared = same._prepared if same is not None else {}
+        self._prepared: dict[int, Prepared] = {
+            id(policy): prepared[id(policy)] for policy in policies if id(policy) in prepared
+        }
+        """By the policies' identities, which are kept, so that an identity stays one."""
+        earlier = same._judges if same is not None else {}
         self._cache: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]] = {}
         """By openness and the policies' identities; the policies are kept, so that an identity stays one."""
         self._judges: dict[str, tuple[Judge, ...]] = {}
@@ -83,14 +99,18 @@ class Snapshot:
             spiffe_id = target.spiffe_id
             strict = modes.policy_for(target)
             mine = scopes.of(target) if strict is None else (strict, *scopes.of(target))
-            judge = self._judge(mine, target, usable)
+            judge = self._judge(mine, target, usable, earlier.get(spiffe_id, (None,))[0])
             self.targets[spiffe_id] = (*self.targets.get(spiffe_id, ()), target)
             known = self._judges.get(spiffe_id, ())
             if judge not in known:
                 self._judges[spiffe_id] = (*known, judge)
 
     def _judge(
-        self, policies: Policies, target: Target, usable: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]]
+        self,
+        policies: Policies,
+        target: Target,
+        usable: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]],
+        before: Judge | None,
     ) -> Judge:
         is_open = target.namespace in self.mesh.open_namespaces
         key = (is_open, tuple(map(id, policies)))
@@ -98,10 +118,16 @@ class Snapshot:
         if known is None:
             known = usable.get(key)
             if known is None:
-                mine = tuple(expanded(policy, self.mesh) for policy in policies)
-                known = (policies, Judge(mine, self.mesh, is_open=is_open))
+                mine = tuple(map(self._prepare, policies))
+                known = (policies, Judge(mine, self.mesh, is_open=is_open, before=before))
             self._cache[key] = known
         return known[1]
+
+    def _prepare(self, policy: Policy) -> Prepared:
+        known = self._prepared.get(id(policy))
+        if known is None:
+            known = self._prepared[id(policy)] = Prepared(policy, self.mesh)
+        return known
 
     def decide(self, target_spiffe_id: str, request: Request) -> Decision:
         """The verdict on a request to a target. Where several workloads share the ID and not their policies, each of

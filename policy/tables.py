@@ -15,10 +15,10 @@ from policy.attributes import SEPARATOR
 from policy.globs import NAMESPACE_MARK, service_account_test
 from policy.matching import address, request_principal_parts, text_test
 from policy.model import IpNetwork, Match, MatchKind
+from policy.pieces import Masks, Matches
 from policy.templates import Template
 
 Finder = Callable[[str], int]
-Masks = defaultdict[str, int]
 
 
 class Prefixes:
@@ -46,10 +46,7 @@ class Prefixes:
 
 
 def _suffixes(masks: Masks) -> Finder:
-    reversed_masks: Masks = defaultdict(int)
-    for text, mask in masks.items():
-        reversed_masks[text[::-1]] |= mask
-    find = Prefixes(reversed_masks)
+    find = Prefixes({text[::-1]: mask for text, mask in masks.items()})
     return lambda value: find(value[::-1])
 
 
@@ -137,8 +134,8 @@ def _issuers(waiting: dict[str, list[tuple[Callable[[str], bool], int]]]) -> Fin
     return find
 
 
-def _others(masks: dict[Match, int]) -> Finder:
-    tests = [(text_test(match), mask) for match, mask in masks.items()]
+def _others(masks: Iterable[tuple[Match, int]]) -> Finder:
+    tests = [(text_test(match), mask) for match, mask in masks]
 
     def find(value: str) -> int:
         found = 0
@@ -150,55 +147,58 @@ def _others(masks: dict[Match, int]) -> Finder:
     return find
 
 
+def _all(masks: Masks) -> int:
+    found = 0
+    for mask in masks.values():
+        found |= mask
+    return found
+
+
 class Table:
     """All matches of one attribute."""
 
     __slots__ = ("exact", "finders", "present")
 
-    def __init__(self, matches: Iterable[tuple[Match, int]]) -> None:
-        """`matches` are alternatives, each with the bits of the rows that have it."""
-        masks: dict[Match, int] = {}
-        exact: dict[str, int] = {}
-        for match, mask in matches:  # which are exact, most of them
-            if match.kind is MatchKind.EXACT:
-                exact[match.text] = exact.get(match.text, 0) | mask
-            else:
-                masks[match] = masks.get(match, 0) | mask
-        self.exact = exact
+    def __init__(self, matches: Matches) -> None:
+        """Among alternatives. What is given is kept and not changed."""
+        self.exact = matches.exact
         self.present = 0
-        self.finders: tuple[Finder, ...] = tuple(self._sorted(masks)) if masks else ()
+        self.finders: tuple[Finder, ...] = tuple(self._finders(matches))
 
-    def _sorted(self, masks: dict[Match, int]) -> Iterable[Finder]:
-        by_kind: dict[MatchKind, Masks] = defaultdict(lambda: defaultdict(int))
-        networks: dict[IpNetwork, int] = {}
-        others: dict[Match, int] = {}
-        issuers: dict[str, list[tuple[Callable[[str], bool], int]]] = defaultdict(list)
-        for match, mask in masks.items():
-            if match.kind is MatchKind.PRESENT:
-                self.present |= mask
-            elif match.network is not None:
-                networks[match.network] = networks.get(match.network, 0) | mask
-            elif match.kind is MatchKind.REQUEST_PRINCIPAL:
-                issuer, subject = request_principal_parts(match.text)
-                if issuer.kind is not MatchKind.EXACT:
-                    others[match] = mask
-                elif subject.kind is MatchKind.EXACT:
-                    pair = f"{issuer.text}{SEPARATOR}{subject.text}"
-                    self.exact[pair] = self.exact.get(pair, 0) | mask
-                else:
-                    issuers[issuer.text].append((text_test(subject), mask))
-            elif match.kind in _FINDERS and (match.kind in _ANY_TEXT or not set(match.text) & {"*", "/"}):
-                by_kind[match.kind][match.text] |= mask
+    def _finders(self, matches: Matches) -> Iterable[Finder]:
+        odd: list[tuple[Match, int]] = []
+        for kind, masks in matches.others.items():
+            if kind is MatchKind.PRESENT:
+                self.present = _all(masks)
+            elif kind is MatchKind.REQUEST_PRINCIPAL:
+                yield from self._request_principals(masks, odd)
             else:
-                others[match] = mask
-        for kind, of_kind in by_kind.items():
-            yield _FINDERS[kind](of_kind)
-        if networks:
-            yield _networks(networks)
+                fitting = masks if kind in _ANY_TEXT else {t: m for t, m in masks.items() if not set(t) & {"*", "/"}}
+                if kind not in _FINDERS:
+                    fitting = {}
+                if fitting:
+                    yield _FINDERS[kind](fitting)
+                odd += ((Match(kind, text), mask) for text, mask in masks.items() if text not in fitting)
+        if matches.networks:
+            yield _networks(matches.networks)
+        if odd:
+            yield _others(odd)
+
+    def _request_principals(self, masks: Masks, odd: list[tuple[Match, int]]) -> Iterable[Finder]:
+        issuers: dict[str, list[tuple[Callable[[str], bool], int]]] = defaultdict(list)
+        pairs: Masks = {}
+        for text, mask in masks.items():
+            issuer, subject = request_principal_parts(text)
+            if issuer.kind is not MatchKind.EXACT:
+                odd.append((Match(MatchKind.REQUEST_PRINCIPAL, text), mask))
+            elif subject.kind is MatchKind.EXACT:
+                pair = f"{issuer.text}{SEPARATOR}{subject.text}"
+                pairs[pair] = pairs.get(pair, self.exact.get(pair, 0)) | mask
+            else:
+                issuers[issuer.text].append((text_test(subject), mask))
+        self.exact = {**self.exact, **pairs}
         if issuers:
             yield _issuers(issuers)
-        if others:
-            yield _others(others)
 
     def of(self, value: str) -> int:
         """The rows that have an alternative for a value."""

@@ -16,6 +16,7 @@ DOMAIN = "prod.example.org"
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD")
 MESH = Mesh(trust_domains=(DOMAIN,))
 RULES_PER_TARGET = 5
+RULES_PER_POLICY = 100
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,20 @@ def _request(rnd: random.Random, rule: Plain, services: int) -> tuple[str, str, 
 
 
 def policies(made: Shape) -> list[Policy]:
-    """As ours: for each target one policy of each action."""
+    """As ours: for each target and action, policies of as many rules as an object can hold and a person can read."""
     by_policy: dict[tuple[str, Action], list[Rule]] = {}
     for rule in made.rules:
         by_policy.setdefault((rule.target, Action.DENY if rule.deny else Action.ALLOW), []).append(ours(rule))
     return [
         Policy(
             namespace=target.split("/")[2],
-            name=f"{target.rpartition('/')[2]}-{action.lower()}",
+            name=f"{target.rpartition('/')[2]}-{action.lower()}-{at // RULES_PER_POLICY}",
             action=action,
             scope=Scope(spiffe_ids=(Match(MatchKind.EXACT, f"spiffe://{target}"),)),
-            rules=tuple(rules),
+            rules=tuple(rules[at : at + RULES_PER_POLICY]),
         )
         for (target, action), rules in by_policy.items()
+        for at in range(0, len(rules), RULES_PER_POLICY)
     ]
 
 

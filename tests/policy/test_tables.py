@@ -11,6 +11,7 @@ from policy.attributes import SEPARATOR
 from policy.decision import Reason
 from policy.matching import test_of as match_test
 from policy.model import Action, Attribute, Clause, Match, MatchKind, Policy, Request, Rule
+from policy.pieces import Matches
 from policy.snapshot import compile_set
 from policy.tables import Table
 from tests.policy.strategies import ADDRESSES, ISSUERS, MATCHES, MESH, PATHS, PRINCIPALS, TARGETS, WORDS
@@ -27,12 +28,20 @@ VALUES = {
 }
 
 
+def table_of(matches: list[Match]) -> Table:
+    """Each match in a row of its own."""
+    found = Matches()
+    for number, match in enumerate(matches):
+        found.add(match, 1 << number)
+    return Table(found)
+
+
 @pytest.mark.parametrize("attribute", VALUES)
 def test_finds_what_each_match_finds_alone(attribute: Attribute) -> None:
     @settings(max_examples=60, deadline=None)
     @given(st.lists(MATCHES[attribute], max_size=12), st.lists(VALUES[attribute], min_size=1, max_size=6))
     def check(matches: list[Match], values: list[str]) -> None:
-        table = Table((match, 1 << number) for number, match in enumerate(matches))
+        table = table_of(matches)
         for value in values:
             alone = sum(1 << n for n, match in enumerate(matches) if match_test(attribute, match)(value))
             assert table.of(value) == alone
@@ -49,14 +58,14 @@ def test_prefixes_of_prefixes(kind: MatchKind) -> None:
     @given(st.lists(WORD.filter(bool), max_size=12), WORD)
     def check(texts: list[str], value: str) -> None:
         matches = [Match(kind, text) for text in texts]
-        found = Table((match, 1 << number) for number, match in enumerate(matches)).of(value)
+        found = table_of(matches).of(value)
         assert found == sum(1 << n for n, m in enumerate(matches) if match_test(Attribute.PATH, m)(value))
 
     check()
 
 
 def test_a_shorter_prefix_is_found_past_a_longer_neighbour() -> None:
-    table = Table([(Match(MatchKind.PREFIX, text), 1 << n) for n, text in enumerate(["/a", "/a/b", "/a/b/c", "/b"])])
+    table = table_of([Match(MatchKind.PREFIX, text) for text in ("/a", "/a/b", "/a/b/c", "/b")])
     assert [table.of(path) for path in ("/a/c", "/a/b/d", "/a/b/c/d", "/", "/ax")] == [0b1, 0b11, 0b111, 0, 0b1]
 
 

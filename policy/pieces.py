@@ -1,0 +1,210 @@
+"""The rules of one policy as rows of a table, once for all targets that it is for: there its bits are only shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from policy.matching import folded
+from policy.model import Action, Attribute, Clause, Group, IpNetwork, Match, MatchKind, Mesh, Policy, Rule
+from policy.protocol import for_connections
+from policy.trust_domains import expanded
+
+MAX_ROWS_PER_RULE = 64
+"""A rule with more combinations of source and operation gets one row, and is checked by itself where that is left."""
+
+MAX_ROWS = 2048
+"""In one piece: masks of a piece have a bit for each of its rows."""
+
+Slot = tuple[Attribute, tuple[str, ...]]
+Masks = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way in which a rule can match: all of `clauses`. `rule` is set where that is not all there is to check."""
+
+    policy: Policy
+    number: int
+    clauses: Group
+    rule: Rule | None = None
+
+
+@dataclass(slots=True)
+class Matches:
+    """For each match the rows that have it, as bits. By kind and text, which is found faster than by match."""
+
+    exact: Masks = field(default_factory=dict)
+    others: dict[MatchKind, Masks] = field(default_factory=dict)
+    networks: dict[IpNetwork, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.exact or self.others or self.networks)
+
+    def add(self, match: Match, bit: int) -> None:
+        """One row has a match."""
+        if match.kind is MatchKind.EXACT:
+            self.exact[match.text] = self.exact.get(match.text, 0) | bit
+        elif match.network is not None:
+            self.networks[match.network] = self.networks.get(match.network, 0) | bit
+        else:
+            masks = self.others.setdefault(match.kind, {})
+            masks[match.text] = masks.get(match.text, 0) | bit
+
+    def copy(self) -> Matches:
+        """One that can be written to."""
+        others = {kind: dict(masks) for kind, masks in self.others.items()}
+        return Matches(dict(self.exact), others, dict(self.networks))
+
+    def drop(self, other: Matches, keep: int) -> None:
+        """What was taken in is taken out again; `keep` are all rows but those of the other."""
+        _without(self.exact, other.exact, keep)
+        _without(self.networks, other.networks, keep)
+        for kind, masks in other.others.items():
+            _without(self.others[kind], masks, keep)
+
+    def take_in(self, other: Matches, shift: int) -> None:
+        """What is said of rows the lowest of which becomes the row `shift`."""
+        _shifted(self.exact, other.exact, shift)
+        _shifted(self.networks, other.networks, shift)
+        for kind, masks in other.others.items():
+            _shifted(self.others.setdefault(kind, {}), masks, shift)
+
+
+T = TypeVar("T")
+
+
+def _shifted(into: dict[T, int], masks: dict[T, int], shift: int) -> None:
+    known = into.get
+    for key, mask in masks.items():
+        into[key] = known(key, 0) | mask << shift
+
+
+def _without(masks: dict[T, int], gone: Iterable[T], keep: int) -> None:
+    for key in gone:
+        masks[key] &= keep
+        if not masks[key]:
+            del masks[key]
+
+
+@dataclass(slots=True)
+class Column:
+    """What rows say about one attribute: `positive` and `negated` clauses; `asking` are the rows that have one of the
+    former."""
+
+    positive: Matches = field(default_factory=Matches)
+    negated: Matches = field(default_factory=Matches)
+    asking: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.positive or self.negated)
+
+    def add(self, clause: Clause, bit: int) -> None:
+        """One row's clause."""
+        matches = self.negated if clause.negated else self.positive
+        if not clause.negated:
+            self.asking |= bit
+        for match in map(folded, clause.matches) if clause.attribute is Attribute.HOST else clause.matches:
+            matches.add(match, bit)
+
+    def copy(self) -> Column:
+        """One that can be written to."""
+        return Column(self.positive.copy(), self.negated.copy(), self.asking)
+
+    def drop(self, other: Column, keep: int) -> None:
+        """What was taken in is taken out again; `keep` are all rows but those of the other."""
+        self.positive.drop(other.positive, keep)
+        self.negated.drop(other.negated, keep)
+        self.asking &= keep
+
+    def take_in(self, other: Column, shift: int) -> None:
+        """What a piece says whose lowest row becomes the row `shift`."""
+        self.positive.take_in(other.positive, shift)
+        self.negated.take_in(other.negated, shift)
+        self.asking |= other.asking << shift
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of one policy, by bit: the first that decides has the highest. `checked` are those whose rule must be
+    looked at."""
+
+    action: Action
+    rows: tuple[Row, ...]
+    columns: dict[Slot, Column]
+    checked: int
+
+
+class Prepared:
+    """One policy as it holds in a mesh, with its pieces in the order in which they decide. Those for connections are
+    made when they are first asked for; both threads that make some make the same."""
+
+    __slots__ = ("_connections", "origin", "policy", "requests")
+
+    def __init__(self, origin: Policy, mesh: Mesh) -> None:
+        self.origin = origin
+        """As it was given."""
+        self.policy = expanded(origin, mesh)
+        self.requests = pieces_of(self.policy)
+        self._connections: tuple[Piece, ...] | None = None
+
+    @property
+    def connections(self) -> tuple[Piece, ...]:
+        """The same object as `requests` where nothing in the policy is of HTTP."""
+        if self._connections is None:
+            policy = for_connections(self.policy)
+            self._connections = self.requests if policy is self.policy else pieces_of(policy)
+        return self._connections
+
+
+def pieces_of(policy: Policy) -> tuple[Piece, ...]:
+    """All rows of a policy as it holds for a protocol, trust domains expanded."""
+    rows = [row for number, rule in enumerate(policy.rules or ()) for row in _rule_rows(policy, number, rule)]
+    return tuple(_piece(rows[at : at + MAX_ROWS][::-1]) for at in range(0, len(rows), MAX_ROWS))
+
+
+def _piece(rows: Sequence[Row]) -> Piece:
+    columns: dict[Slot, Column] = {}
+    checked = 0
+    for number, row in enumerate(rows):
+        bit = 1 << number
+        if row.rule is not None:
+            checked |= bit
+        for clause in row.clauses:
+            slot = (clause.attribute, clause.key)
+            column = columns.get(slot)
+            if column is None:
+                column = columns[slot] = Column()
+            column.add(clause, bit)
+    return Piece(rows[0].policy.action, tuple(rows), columns, checked)
+
+
+def _rule_rows(policy: Policy, number: int, rule: Rule) -> Iterable[Row]:
+    sources, operations = _merged(rule.sources) or ((),), _merged(rule.operations) or ((),)
+    if len(sources) * len(operations) > MAX_ROWS_PER_RULE:
+        yield _row(policy, number, rule.conditions, rule, whole=False)
+        return
+    for source in sources:
+        for operation in operations:
+            yield _row(policy, number, (*source, *operation, *rule.conditions), rule, whole=True)
+
+
+def _row(policy: Policy, number: int, clauses: Group, rule: Rule, *, whole: bool) -> Row:
+    """A table has room for one positive and one negated clause of a row; what is more is checked by itself."""
+    fitting: dict[tuple[Slot, bool], Clause] = {}
+    for clause in clauses:
+        fitting.setdefault(((clause.attribute, clause.key), clause.negated), clause)
+    whole = whole and len(fitting) == len(clauses) and not rule.condition
+    return Row(policy, number, tuple(fitting.values()), None if whole else rule)
+
+
+def _merged(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Groups of a single positive clause about the same attribute are one clause with all their alternatives."""
+    if len(groups) < 2 or any(len(group) != 1 or group[0].negated for group in groups):
+        return groups
+    first = groups[0][0]
+    if any((group[0].attribute, group[0].key) != (first.attribute, first.key) for group in groups):
+        return groups
+    matches = tuple(match for group in groups for match in group[0].matches)
+    return ((Clause(attribute=first.attribute, key=first.key, matches=matches, origin=first.origin),),)
