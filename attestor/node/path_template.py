@@ -75,14 +75,14 @@ class PathTemplate:
 
 def _evaluate(expression: Expression, values: Mapping[str, str]) -> str:
     if isinstance(expression, Constant):
-        return expression.value
+        return str(expression.value)
     if isinstance(expression, Field):
         if expression.name not in values:
             raise _refused(f"the evidence has no `.{expression.name}`")
         found = values[expression.name]
     else:
         arguments = [one if isinstance(one, int) else _evaluate(one, values) for one in expression.arguments]
-        found = expression.function.apply(*arguments)
+        found = str(expression.function.apply(*arguments))
     if len(found) > MAX_VALUE_CHARACTERS:
         raise _refused(f"a value is longer than {MAX_VALUE_CHARACTERS} characters")
     return found

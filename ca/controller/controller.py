@@ -16,7 +16,7 @@ from ca.controller.guard import DeletionGuard
 from ca.controller.pod_certificates import pod_certificates
 from ca.controller.reconciler import Reconciler, held_hint
 from ca.controller.status import GROUP, PLURALS, StatusWriter
-from ca.controller.values import Resource, read_meta, read_pod, read_resource, read_slice
+from ca.controller.values import Resource, read_meta, read_node_spec, read_pod, read_resource, read_slice
 from ca.controller.world import World
 from ca.ports import Clock
 from ca.runtime import log, metrics
@@ -78,6 +78,7 @@ class Controller:
         )
         self.mirrors = self._mirrors()
         self.services = self._mirror("endpointslices", SLICES, read_slice, self.world.slice_changed)
+        self.node_specs = self._mirror("nodes' specs", "/api/v1/nodes", read_node_spec, self.world.node_spec_changed)
         self.world.services_known = lambda: self.services.synced
         self.certificates = pod_certificates(config, self.kube, self.clock, self.leads)
         self._stack = AsyncExitStack()
@@ -98,7 +99,8 @@ class Controller:
             self.metrics_address = f"{served.host}:{served.port}"
         for mirror in self.mirrors.values():
             self.spawn(f"watch {mirror.what}", mirror.run)
-        self.spawn("services", self._follow_services)
+        self.spawn("services", lambda: self._follow(self.services, lambda: self.world.wants_services))
+        self.spawn("nodes' specs", lambda: self._follow(self.node_specs, lambda: self.world.wants_node_specs))
         if self.certificates is not None:
             self._stack.push_async_callback(self.certificates.close)
             self.spawn("pod-certificates", self.certificates.run)
@@ -170,12 +172,12 @@ class Controller:
         mirror.on_synced = self.world.wake.set
         return mirror
 
-    async def _follow_services(self) -> None:
-        """Not before somebody asks for their names: who never does need not permit it."""
-        while not self.world.wants_services:
+    async def _follow(self, mirror: Mirror[Any], wanted: Callable[[], bool]) -> None:
+        """Not before somebody asks for it: who never does need not permit it, nor pay for it."""
+        while not wanted():
             await self.clock.sleep(0.2)
-        self.services.on_synced = self.world.touch_all
-        await self.services.run()
+        mirror.on_synced = self.world.touch_all
+        await mirror.run()
 
     def _seen_whole(self) -> bool:
         return all(mirror.synced for mirror in self.mirrors.values())
@@ -198,6 +200,7 @@ class Controller:
         for mirror in self.mirrors.values():
             self.health.add(f"watch:{mirror.what}", partial(_mirror_problem, mirror))
         self.health.add("watch:endpointslices", self._services_problem)
+        self.health.add("watch:nodes' specs", self._node_specs_problem)
         self.health.add("server", self._server_problem)
         if self.certificates is not None:
             self.health.add("watch:podcertificaterequests", partial(_mirror_problem, self.certificates.mirror))
@@ -208,6 +211,9 @@ class Controller:
 
     def _services_problem(self) -> Problem | None:
         return _mirror_problem(self.services) if self.world.wants_services else None
+
+    def _node_specs_problem(self) -> Problem | None:
+        return _mirror_problem(self.node_specs) if self.world.wants_node_specs else None
 
     def _server_problem(self) -> Problem | None:
         found = self.reconciler.problem

@@ -22,9 +22,12 @@ async def dry_run(config: ControllerConfig) -> int:
     controller = Controller(config.model_copy(update={"lease": None, "metrics_address": None}))
     try:
         await _seen(controller, [*controller.mirrors.values()])
-        if controller.world.wants_services:
-            await _seen(controller, [controller.services])
-            controller.world.touch_all()
+        more = [
+            *([controller.services] if controller.world.wants_services else ()),
+            *([controller.node_specs] if controller.world.wants_node_specs else ()),
+        ]
+        await _seen(controller, more)
+        controller.world.touch_all()
         survey = await controller.reconciler.survey()
     finally:
         await controller.tasks.close()

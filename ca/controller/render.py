@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ca.controller.rules import Common, Rule
+from ca.controller.templates import NODE_SPEC
 from ca.controller.values import Meta, Pod
 from ca.errors import BurgeeError, InvalidArgument
 from ca.identity.entry import RegistrationEntry, validate_entry
@@ -71,9 +72,10 @@ def plan_pod(
     node: Meta | None,
     services: Iterable[tuple[str, str]] | None,
     settings: Settings,
+    node_spec: Mapping[str, str] | None = None,
 ) -> Plan:
-    """`rules` in the order of their rank. `services` are (namespace, name) of those that lead to the pod, None where
-    they are not known; None for `namespace` or `node` where that is not known (yet, or any more)."""
+    """`rules` in the order of their rank. `services` are (namespace, name) of those that lead to the pod. None for any
+    of them where it is not known (yet, or any more)."""
     if pod.ended or not pod.node:
         return NOTHING
     kept = {settings.entry_id(rule.uid, pod.uid) for rule in rules if rule.problem is not None}
@@ -81,25 +83,29 @@ def plan_pod(
         return Plan(kept=frozenset(settings.entry_id(rule.uid, pod.uid) for rule in rules))
     chosen = [rule for rule in rules if rule.problem is None and _selects(rule, pod, namespace)]
     chosen, undecided = _without_fallbacks(chosen, rules)
-    unknown = [rule for rule in chosen if node is None or (rule.service_names and services is None)]
+    known: list[Rule] = []
+    unknown: list[Rule] = []
+    for rule in chosen:
+        waits = (rule.service_names and services is None) or (rule.node_spec and node_spec is None)
+        (unknown if waits or node is None else known).append(rule)
     kept |= {settings.entry_id(rule.uid, pod.uid) for rule in (*undecided, *unknown)}
     selected = frozenset(rule.uid for rule in chosen)
     if node is None:
         return Plan(selected=selected, kept=frozenset(kept))
-    known = [rule for rule in chosen if services is not None or not rule.service_names]
-    return _rendered(pod, node, known, services or (), settings, selected, kept)
+    values = _values(pod, node, node_spec or {}, settings)
+    return _rendered(pod, node, known, values, services or (), settings, selected, kept)
 
 
 def _rendered(
     pod: Pod,
     node: Meta,
     rules: Iterable[Rule],
+    values: Mapping[str, str],
     services: Iterable[tuple[str, str]],
     settings: Settings,
     selected: frozenset[str],
     kept: set[str],
 ) -> Plan:
-    values = _values(pod, node, settings)
     names = _service_names(services, settings.cluster_domain)
     wanted: dict[str, Wanted] = {}
     masked: list[str] = []
@@ -179,7 +185,7 @@ def _node_agent(domain: TrustDomain, cluster: str, uid: str) -> SpiffeId:
     return SpiffeId.of(domain, f"/spire/agent/k8s_psat/{cluster}/{uid}")
 
 
-def _values(pod: Pod, node: Meta, settings: Settings) -> dict[str, str]:
+def _values(pod: Pod, node: Meta, node_spec: Mapping[str, str], settings: Settings) -> dict[str, str]:
     values = {
         "TrustDomain": settings.trust_domain.name,
         "ClusterName": settings.cluster,
@@ -188,6 +194,7 @@ def _values(pod: Pod, node: Meta, settings: Settings) -> dict[str, str]:
     values.update(pod.meta.fields("PodMeta"))
     values.update(node.fields("NodeMeta"))
     values.update((f"PodSpec.{name}", value) for name, value in pod.spec.items())
+    values.update((f"{NODE_SPEC}{name}", value) for name, value in node_spec.items())
     return values
 
 

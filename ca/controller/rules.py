@@ -55,6 +55,7 @@ class Rule:
     pods: LabelSelector = field(default=LabelSelector())
     namespaces: LabelSelector = field(default=LabelSelector())
     service_names: bool = False
+    node_spec: bool = False
     fallback: bool = False
     common: Common = field(default=Common())
 
@@ -68,11 +69,15 @@ def read_rule(resource: Resource) -> Rule:
     spec = resource.spec
     fallback = spec.get("fallback") is True
     try:
+        spiffe_id = Template.parse(spec.get("spiffeIDTemplate"), "spiffeIDTemplate", path=True)
+        dns_names = _templates(spec, "dnsNameTemplates")
+        selectors = _templates(spec, "workloadSelectorTemplates")
         return Rule(
             resource=resource,
-            spiffe_id=Template.parse(spec.get("spiffeIDTemplate"), "spiffeIDTemplate", path=True),
-            dns_names=_templates(spec, "dnsNameTemplates"),
-            selectors=_templates(spec, "workloadSelectorTemplates"),
+            spiffe_id=spiffe_id,
+            dns_names=dns_names,
+            selectors=selectors,
+            node_spec=any(one.wants_node_spec for one in (spiffe_id, *dns_names, *selectors)),
             pods=LabelSelector.parse(spec.get("podSelector"), "podSelector"),
             namespaces=LabelSelector.parse(spec.get("namespaceSelector"), "namespaceSelector"),
             service_names=_flag(spec, "autoPopulateDNSNames"),

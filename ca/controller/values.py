@@ -6,13 +6,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ca.controller.templates import TRUE
 from ca.runtime.kube_watch import Object
 
 MAX_VALUE_CHARACTERS = 2048
 """Annotations that are longer are left out: no template could use them."""
 _ENDED = ("Succeeded", "Failed")
 _MIRROR = "kubernetes.io/config.mirror"
-_POD_SPEC = ("serviceAccountName", "nodeName", "hostname", "subdomain", "schedulerName", "priorityClassName")
+_POD_SPEC = {
+    "serviceAccountName": "ServiceAccountName",
+    "serviceAccount": "DeprecatedServiceAccount",
+    "nodeName": "NodeName",
+    "hostname": "Hostname",
+    "subdomain": "Subdomain",
+    "schedulerName": "SchedulerName",
+    "priorityClassName": "PriorityClassName",
+    "restartPolicy": "RestartPolicy",
+    "dnsPolicy": "DNSPolicy",
+}
+"""As it is on the wire, and as Go names it: so do templates."""
+_POD_FLAGS = {"hostNetwork": "HostNetwork", "hostPID": "HostPID", "hostIPC": "HostIPC"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +37,7 @@ class Meta:
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     namespace: str = ""
+    generate_name: str = ""
 
     def fields(self, prefix: str) -> Iterator[tuple[str, str]]:
         """As templates name them."""
@@ -31,6 +45,8 @@ class Meta:
         yield f"{prefix}.UID", self.uid
         if self.namespace:
             yield f"{prefix}.Namespace", self.namespace
+        if self.generate_name:
+            yield f"{prefix}.GenerateName", self.generate_name
         for key, value in self.labels.items():
             yield f"{prefix}.Labels.{key}", value
         for key, value in self.annotations.items():
@@ -96,6 +112,7 @@ def read_meta(value: Object) -> Meta:
         namespace=_text(meta, "namespace"),
         labels=_texts(meta, "labels"),
         annotations=_texts(meta, "annotations"),
+        generate_name=_text(meta, "generateName"),
     )
 
 
@@ -103,9 +120,17 @@ def read_pod(value: Object) -> Pod | None:
     meta, spec, status = read_meta(value), _mapping(value, "spec"), _mapping(value, "status")
     if not meta.uid or not meta.namespace:
         return None
-    fields = {name[0].upper() + name[1:]: found for name in _POD_SPEC if (found := _text(spec, name))}
+    fields = {field: found for name, field in _POD_SPEC.items() if (found := _text(spec, name))}
+    fields |= _flags(spec, _POD_FLAGS)
+    fields |= {f"NodeSelector.{name}": text for name, text in _texts(spec, "nodeSelector").items()}
     mirror = _MIRROR in _mapping(_mapping(value, "metadata"), "annotations")  # however long its value is
     return Pod(meta, fields, _text(status, "phase") in _ENDED, mirror)
+
+
+def read_node_spec(value: Object) -> Mapping[str, str]:
+    spec = _mapping(value, "spec")
+    fields = {"PodCIDR": _text(spec, "podCIDR"), "ProviderID": _text(spec, "providerID")}
+    return fields | _flags(spec, {"unschedulable": "Unschedulable"})
 
 
 def read_resource(value: Object) -> Resource | None:
@@ -142,6 +167,11 @@ def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _text(value: Mapping[str, Any], key: str) -> str:
     found = value.get(key)
     return found if isinstance(found, str) else ""
+
+
+def _flags(value: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Those that are true."""
+    return {field: TRUE for name, field in names.items() if value.get(name) is True}
 
 
 def _texts(value: Mapping[str, Any], key: str) -> Mapping[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from ca.controller.config import ControllerConfig
 from ca.controller.render import NOTHING, Plan, Settings, Wanted, check_entry, plan_pod
@@ -13,6 +14,8 @@ from ca.controller.rules import Rule, read_rule, read_static
 from ca.controller.values import Meta, Pod, Resource, Slice
 from ca.errors import BurgeeError
 from ca.identity.spiffe_id import SpiffeId
+
+V = TypeVar("V")
 
 STATIC = ""
 """The group of the static entries; the others are UIDs of pods."""
@@ -28,6 +31,7 @@ class World:
         self.settings = settings_of(config)
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Meta] = {}
+        self.node_specs: dict[str, Mapping[str, str]] = {}
         self.namespaces: dict[str, Meta] = {}
         self.resources: dict[tuple[str, str], Resource] = {}
         self.plans: dict[str, Plan] = {}
@@ -67,6 +71,12 @@ class World:
         self._touch(self._on_node.get(key, ()))
         if after is None and not self._on_node.get(key):
             self._on_node.pop(key, None)
+
+    def node_spec_changed(
+        self, key: str, before: Mapping[str, str] | None, after: Mapping[str, str] | None, seen: bool
+    ) -> None:
+        _put(self.node_specs, key, after)
+        self._touch(self._on_node.get(key, ()))
 
     def namespace_changed(self, key: str, before: Meta | None, after: Meta | None, seen: bool) -> None:
         _put(self.namespaces, key, after)
@@ -118,6 +128,11 @@ class World:
         """Whether any rule asks for the names of services."""
         return any(rule.service_names for rule in self._rules)
 
+    @property
+    def wants_node_specs(self) -> bool:
+        """Whether any rule asks for what only a whole node tells."""
+        return any(rule.node_spec for rule in self._rules)
+
     def of_kind(self, kind: str) -> list[Resource]:
         return [one for (its, _), one in self.resources.items() if its == kind]
 
@@ -148,6 +163,7 @@ class World:
             node=self.nodes.get(pod.node),
             services=self._services_of(pod) if self.services_known() else None,
             settings=self.settings,
+            node_spec=self.node_specs.get(pod.node),
         )
 
     def _services_of(self, pod: Pod) -> set[tuple[str, str]]:
@@ -198,7 +214,7 @@ def settings_of(config: ControllerConfig) -> Settings:
     )
 
 
-def _put(kept: dict[str, Meta], key: str, value: Meta | None) -> None:
+def _put(kept: dict[str, V], key: str, value: V | None) -> None:
     if value is None:
         kept.pop(key, None)
     else:

@@ -17,10 +17,16 @@ _SPACE = " \t\n\v\f\r"
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """`parameters` are the types it takes; a pipe gives the last one. None of them is optional."""
+    """`parameters` are the types it takes, `object` for any; a pipe gives the last one. None of them is optional.
 
-    apply: Callable[..., str]
+    With `more` any number of the last one may follow. `alike`: all of one type.
+    """
+
+    apply: Callable[..., str | bool]
     parameters: tuple[type, ...] = (str,)
+    result: type = str
+    more: bool = False
+    alike: bool = False
 
 
 def _trunc(length: int, text: str) -> str:

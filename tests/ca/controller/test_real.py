@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import yaml
 
 from ca.controller.controller import Controller
 from ca.errors import NotFound
 from ca.proto.spire import server_entry_pb2
-from tests.ca.controller.lab import Objects, Site, config, entries, paths, running, until
+from tests.ca.controller.lab import PAGE, Objects, Site, config, entries, paths, running, until
+from tests.docs.pages import blocks
 from tests.support.kube import Cluster, fresh
 from tests.support.server import RunningServer, entry
 
@@ -297,3 +299,26 @@ async def test_a_node_that_was_taken_over_makes_itself_nobody(
 
     await until(there)
     assert await paths(server) == {"/web"}
+
+
+async def test_templates_decide_and_name_what_only_the_whole_node_has(
+    server: RunningServer, controller: Controller, objects: Objects, site: Site
+) -> None:
+    node = site.node["metadata"]["name"]
+    site.cluster.admin.call("PATCH", f"/api/v1/nodes/{node}", {"spec": {"providerID": "kind://a/b"}})
+    (page,) = [block for block in blocks(PAGE, "yaml") if "by-tier" in block]
+    template = yaml.safe_load(page)["spec"]["spiffeIDTemplate"]
+    for labels in ({"tier": "gold"}, {"tier": "lead"}):
+        site.pod(labels=labels)
+    objects.spiffe_id(
+        namespaceSelector=site.here,
+        spiffeIDTemplate=template,
+        workloadSelectorTemplates=["cloud:{{ .NodeSpec.ProviderID }}"],
+    )
+
+    async def there() -> bool:
+        return await paths(server) == {"/gold/default", "/plain/default"}
+
+    await until(there)
+    for one in (await entries(server)).values():
+        assert "kind://a/b" in {selector.value for selector in one.selectors}

@@ -13,7 +13,7 @@ from ca.controller.labels import LabelSelector
 from ca.controller.render import NOTHING, Plan, Settings, plan_pod
 from ca.controller.rules import Rule, parse_go_duration, read_rule, read_static
 from ca.controller.templates import Template
-from ca.controller.values import Meta, Pod, Resource, read_pod, read_resource, read_slice
+from ca.controller.values import Meta, Pod, Resource, read_node_spec, read_pod, read_resource, read_slice
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
 
@@ -63,10 +63,14 @@ def test_a_pod_gets_an_entry_below_its_nodes_agent() -> None:
         ('{{ index .PodMeta.Labels "app.kubernetes.io/name" }}', "shop"),
         ("{{ .PodMeta.Labels.app | upper }}", "WEB"),
         ('{{ index .PodMeta.Labels "none" | default "n" }}', "n"),
-        ('{{ .NodeMeta.Labels.zone | printf "%s" }}', None),
+        ('{{ .NodeMeta.Labels.zone | printf "%s-%s" .PodMeta.Name }}', "web-a"),
+        ("{{ .NodeMeta.Labels.zone | printf }}", None),
         ("{{ .PodMeta.Labels.none }}", InvalidArgument),
         ("{{ .PodMeta.Annotations.note }}", InvalidArgument),
-        ("{{ if .PodMeta.Name }}x{{ end }}", None),
+        ("{{ if .PodMeta.Labels.app }}x{{ else }}y{{ end }}", "x"),
+        ("{{ if .PodMeta.Labels.none }}x{{ else }}y{{ end }}", "y"),
+        ("{{ if .PodMeta.Labels.app }}{{ .PodMeta.Annotations.note }}{{ else }}y{{ end }}", InvalidArgument),
+        ("{{ range .PodMeta.Labels }}x{{ end }}", None),
         ("{{ .PodMeta.Secret }}", None),
         ("{{ .PodMeta }}", None),
         ("{{ index .PodMeta.Labels }}", None),
@@ -84,6 +88,44 @@ def test_templates(template: str, expected: Any) -> None:
         assert found.kept == {SETTINGS.entry_id("r1", "pod-uid")}
     else:
         assert ids(found) == [f"spiffe://example.org/{expected}"]
+
+
+def test_fields_of_pods_and_nodes_are_those_of_go() -> None:
+    spec = {
+        "nodeName": "n1",
+        "serviceAccount": "sa",
+        "hostNetwork": True,
+        "hostPID": False,
+        "restartPolicy": "Never",
+        "dnsPolicy": "Default",
+        "nodeSelector": {"disk": "ssd"},
+    }
+    meta = {"name": "web-1", "uid": "u", "namespace": "a", "generateName": "web-"}
+    found = read_pod({"metadata": meta, "spec": spec})
+    assert found is not None
+    whole = read_node_spec({"spec": {"podCIDR": "10.0.0.0/24", "providerID": "aws:///z/i-1", "unschedulable": True}})
+
+    def rendered(template: str) -> list[str]:
+        made = plan(rule(spiffeIDTemplate="spiffe://example.org/" + template), of=found, node_spec=whole)
+        assert not made.failed, made.failed
+        return ids(made)
+
+    for template, expected in (
+        ("{{ .PodMeta.GenerateName }}{{ .PodSpec.DeprecatedServiceAccount }}", "web-sa"),
+        ("{{ .PodSpec.RestartPolicy }}.{{ .PodSpec.DNSPolicy }}.{{ .PodSpec.NodeSelector.disk }}", "Never.Default.ssd"),
+        ("{{ if .PodSpec.HostNetwork }}host{{ end }}{{ if .PodSpec.HostPID }}pid{{ end }}", "host"),
+        ("{{ .PodSpec.HostNetwork }}-{{ .PodSpec.HostIPC }}", "true-false"),
+        ('{{ .NodeSpec.ProviderID | trimPrefix "aws:///z/" }}', "i-1"),
+        ("{{ .NodeSpec.Unschedulable }}", "true"),
+    ):
+        assert rendered(template) == [f"spiffe://example.org/{expected}"], template
+
+
+def test_a_rule_that_asks_for_a_whole_node_waits_for_it_and_no_other_does() -> None:
+    asks = rule("r2", workloadSelectorTemplates=["a:{{ .NodeSpec.PodCIDR }}"])
+    found = plan(rule(), asks)
+    assert (ids(found), found.kept) == (["spiffe://example.org/web"], {SETTINGS.entry_id("r2", "pod-uid")})
+    assert len(plan(rule(), asks, node_spec={"PodCIDR": "10.0.0.0/24"}).wanted) == 2
 
 
 @pytest.mark.parametrize(
