@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from policy.attributes import READERS
 from policy.matching import fold
@@ -16,8 +15,7 @@ from policy.tables import Table
 Get = Callable[[Request], str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """What rows an attribute leaves: with `get`, those `known` of its value, or `otherwise`, or what `of` finds, or
     `absent`; without, what `whole` says of the request."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from policy.matching import folded
 from policy.model import Action, Attribute, Clause, Group, IpNetwork, Match, MatchKind, Mesh, Policy, Rule
@@ -21,8 +21,7 @@ Slot = tuple[Attribute, tuple[str, ...]]
 Masks = dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One way in which a rule can match: all of `clauses`. `rule` is set where that is not all there is to check."""
 
     policy: Policy
@@ -94,7 +93,7 @@ class Column:
     former."""
 
     positive: Matches = field(default_factory=Matches)
-    negated: Matches = field(default_factory=Matches)
+    negated: Matches | None = None
     asking: int = 0
 
     def __bool__(self) -> bool:
@@ -102,31 +101,35 @@ class Column:
 
     def add(self, clause: Clause, bit: int) -> None:
         """One row's clause."""
-        matches = self.negated if clause.negated else self.positive
-        if not clause.negated:
+        if clause.negated:
+            matches = self.negated = self.negated or Matches()
+        else:
+            matches = self.positive
             self.asking |= bit
         for match in map(folded, clause.matches) if clause.attribute is Attribute.HOST else clause.matches:
             matches.add(match, bit)
 
     def copy(self) -> Column:
         """One that can be written to."""
-        return Column(self.positive.copy(), self.negated.copy(), self.asking)
+        return Column(self.positive.copy(), self.negated and self.negated.copy(), self.asking)
 
     def drop(self, other: Column, keep: int) -> None:
         """What was taken in is taken out again; `keep` are all rows but those of the other."""
         self.positive.drop(other.positive, keep)
-        self.negated.drop(other.negated, keep)
+        if self.negated and other.negated:
+            self.negated.drop(other.negated, keep)
         self.asking &= keep
 
     def take_in(self, other: Column, shift: int) -> None:
         """What a piece says whose lowest row becomes the row `shift`."""
         self.positive.take_in(other.positive, shift)
-        self.negated.take_in(other.negated, shift)
+        if other.negated:
+            self.negated = self.negated or Matches()
+            self.negated.take_in(other.negated, shift)
         self.asking |= other.asking << shift
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Some rows of one policy, by bit: the first that decides has the highest. `checked` are those whose rule must be
     looked at."""
 

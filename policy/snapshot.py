@@ -12,7 +12,7 @@ from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Target
 from policy.peers import Peers
 from policy.pieces import Prepared
-from policy.workload import Scopes
+from policy.workload import Since
 
 UNKNOWN = Decision(allowed=False, reason=Reason.UNKNOWN_TARGET)
 Policies = tuple[Policy, ...]
@@ -24,7 +24,7 @@ class Judge:
     """The policies of one target or of several that have the same. Tables for connections are made when first asked
     for; both threads that make one make the same."""
 
-    __slots__ = ("_connections", "_mesh", "_prepared", "_requests", "is_open", "policies")
+    __slots__ = ("_connections", "_mesh", "_prepared", "_requests", "is_open", "origins", "policies")
 
     def __init__(
         self, prepared: tuple[Prepared, ...], mesh: Mesh, *, is_open: bool, before: Judge | None = None
@@ -32,6 +32,8 @@ class Judge:
         """`before` judged the same target: what of it is still right is used again."""
         self.policies = tuple(each.policy for each in prepared)
         """With trust domains expanded, in their order, shadow policies included."""
+        self.origins = tuple(each.origin for each in prepared)
+        """The same as they were given."""
         self._prepared, self._mesh = prepared, mesh
         self.is_open = is_open
         """Whether the namespace has Istio's default."""
@@ -70,7 +72,7 @@ class Judge:
 class Snapshot:
     """Decides for every target of a revision. Made by `compile_set`."""
 
-    __slots__ = ("_cache", "_judges", "_prepared", "mesh", "policies", "targets")
+    __slots__ = ("_cache", "_judges", "_modes", "_prepared", "mesh", "peers", "policies", "targets")
 
     def __init__(
         self,
@@ -80,30 +82,32 @@ class Snapshot:
         previous: Snapshot | None = None,
         peers: tuple[PeerAuthentication, ...] = (),
     ) -> None:
-        self.policies, self.mesh = policies, mesh
-        modes = Peers(peers, mesh.root_namespace)
-        self.targets: dict[str, tuple[Target, ...]] = {}
+        self.policies, self.mesh, self.peers = policies, mesh, peers
         same = previous if previous is not None and previous.mesh == mesh else None
-        usable = same._cache if same is not None else {}
+        self._modes = same._modes if same is not None and same.peers == peers else Peers(peers, mesh.root_namespace)
         prepared = same._prepared if same is not None else {}
         self._prepared: dict[int, Prepared] = {
             id(policy): prepared[id(policy)] for policy in policies if id(policy) in prepared
         }
         """By the policies' identities, which are kept, so that an identity stays one."""
-        earlier = same._judges if same is not None else {}
         self._cache: dict[tuple[bool, tuple[int, ...]], tuple[Policies, Judge]] = {}
         """By openness and the policies' identities; the policies are kept, so that an identity stays one."""
         self._judges: dict[str, tuple[Judge, ...]] = {}
-        scopes = Scopes(policies, root_namespace=mesh.root_namespace)
+        self.targets: dict[str, tuple[Target, ...]] = {}
+        since = Since(policies, same.policies if same is not None else (), root_namespace=mesh.root_namespace)
         for target in targets:
-            spiffe_id = target.spiffe_id
-            strict = modes.policy_for(target)
-            mine = scopes.of(target) if strict is None else (strict, *scopes.of(target))
-            judge = self._judge(mine, target, usable, earlier.get(spiffe_id, (None,))[0])
-            self.targets[spiffe_id] = (*self.targets.get(spiffe_id, ()), target)
-            known = self._judges.get(spiffe_id, ())
-            if judge not in known:
-                self._judges[spiffe_id] = (*known, judge)
+            self._add(target, since, same)
+
+    def _add(self, target: Target, since: Since, same: Snapshot | None) -> None:
+        spiffe_id = target.spiffe_id
+        before = same._judges[spiffe_id][0] if same is not None and spiffe_id in same._judges else None
+        had = before.origins if same is not None and before and same.targets[spiffe_id] == (target,) else None
+        mine, strict = since.of(target, had), self._modes.policy_for(target)
+        judge = self._judge(mine if strict is None else (strict, *mine), target, same._cache if same else {}, before)
+        self.targets[spiffe_id] = (*self.targets.get(spiffe_id, ()), target)
+        known = self._judges.get(spiffe_id, ())
+        if judge not in known:
+            self._judges[spiffe_id] = (*known, judge)
 
     def _judge(
         self,

@@ -6,6 +6,7 @@ As Istio expands it: only what has the five parts `<domain>/ns/<namespace>/sa/<a
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import is_
 
 from policy.model import Attribute, Clause, Group, Match, MatchKind, Mesh, Policy, Rule
 
@@ -18,16 +19,30 @@ def expanded(policy: Policy, mesh: Mesh) -> Policy:
     """The policy as it holds in a mesh; the same object where nothing is to be expanded."""
     if policy.rules is None:
         return policy
-    rules = tuple(_rule(rule, mesh) for rule in policy.rules)
-    if all(new is old for new, old in zip(rules, policy.rules, strict=True)):
+    own = f"{mesh.trust_domains[0]}/" if len(mesh.trust_domains) == 1 else None
+    rules = tuple([rule if _stays(rule, own) else _rule(rule, mesh) for rule in policy.rules])
+    if all(map(is_, rules, policy.rules)):
         return policy
     return replace(policy, rules=rules)
+
+
+def _stays(rule: Rule, own: str | None) -> bool:
+    """Whether every principal of a rule begins with the only name of the own trust domain, as nearly all do."""
+    for group in (*rule.sources, rule.conditions):
+        for clause in group:
+            if clause.attribute is Attribute.SOURCE_PRINCIPAL:
+                if own is None:
+                    return False
+                for match in clause.matches:
+                    if not match.text.startswith(own):
+                        return False
+    return True
 
 
 def _rule(rule: Rule, mesh: Mesh) -> Rule:
     sources = tuple(_group(group, mesh) for group in rule.sources)
     conditions = _group(rule.conditions, mesh)
-    if conditions is rule.conditions and all(new is old for new, old in zip(sources, rule.sources, strict=True)):
+    if conditions is rule.conditions and all(map(is_, sources, rule.sources)):
         return rule
     return replace(rule, sources=sources, conditions=conditions)
 
@@ -42,9 +57,6 @@ def _group(group: Group, mesh: Mesh) -> Group:
 def _clause(clause: Clause, mesh: Mesh) -> Clause:
     if clause.attribute is not Attribute.SOURCE_PRINCIPAL:
         return clause
-    own = f"{mesh.trust_domains[0]}/"
-    if len(mesh.trust_domains) == 1 and all(match.text.startswith(own) for match in clause.matches):
-        return clause  # which is what nearly all are
     matches = tuple(dict.fromkeys(new for old in clause.matches for new in _match(old, mesh.trust_domains)))
     return clause if matches == clause.matches else replace(clause, matches=matches)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from operator import itemgetter
 from typing import Protocol
 
@@ -88,3 +89,28 @@ class Scopes:
         if len(found) > 1:
             found.sort(key=_number)
         return tuple(policy for _, policy in found if is_for(policy, target, root_namespace=self.root_namespace))
+
+
+class Since:
+    """The same, for a revision that differs little from another: of a target that had its policies there, those that
+    are still there and those that are new are all. `of` is as `Scopes.of` for a target that was not there."""
+
+    def __init__(self, policies: Sequence[Policy], before: Sequence[Policy], *, root_namespace: str) -> None:
+        self._policies, self._root_namespace = policies, root_namespace
+        self._number = {id(policy): number for number, policy in enumerate(policies)}
+        known = set(map(id, before))
+        self._new = Scopes((policy for policy in policies if id(policy) not in known), root_namespace=root_namespace)
+
+    @cached_property
+    def _scopes(self) -> Scopes:
+        return Scopes(self._policies, root_namespace=self._root_namespace)
+
+    def of(self, target: Target, before: Iterable[Policy] | None) -> tuple[Policy, ...]:
+        """The policies for a target, in the order they come. `before` are those it had, others than policies too."""
+        if before is None:
+            return self._scopes.of(target)
+        number = self._number
+        found = [policy for policy in before if id(policy) in number]
+        found += self._new.of(target)
+        found.sort(key=lambda policy: number[id(policy)])
+        return tuple(found)
