@@ -84,7 +84,9 @@ class Snapshot:
     ) -> None:
         self.policies, self.mesh, self.peers = policies, mesh, peers
         same = previous if previous is not None and previous.mesh == mesh else None
-        self._modes = same._modes if same is not None and same.peers == peers else Peers(peers, mesh.root_namespace)
+        self._modes: Peers = (
+            same._modes if same is not None and same.peers == peers else Peers(peers, mesh.root_namespace)
+        )
         prepared = same._prepared if same is not None else {}
         self._prepared: dict[int, Prepared] = {
             id(policy): prepared[id(policy)] for policy in policies if id(policy) in prepared
