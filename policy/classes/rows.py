@@ -1,0 +1,195 @@
+"""What the policies of one target ask, for one protocol: rows of questions, by what they decide.
+
+`Side.hits` says which rules match a request, by the index that decides; rules with a CEL condition are found whether it
+holds or not, since of those only a truth that was assumed is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from policy.classes.boxes import Box
+from policy.classes.literals import Literal, Literals
+from policy.classes.texts import Undecided
+from policy.evaluate import Evaluator
+from policy.model import Action, Mesh, Policy, Request, Rule, Scope, Target
+from policy.protocol import for_connections
+from policy.snapshot import Judge, compile_set
+
+MAX_ROWS_PER_RULE = 4096
+Ref = tuple[Policy, int]
+"""A rule: its policy and its number in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way in which a rule can match: all of its literals hold. Without a policy: what holds if no rule matches."""
+
+    policy: Policy | None
+    number: int
+    literals: tuple[Literal, ...]
+
+    def holds(self, box: Box) -> bool:
+        """Whether it matches the box's example."""
+        return all(map(box.holds, self.literals))
+
+
+EVERYTHING = Row(None, 0, ())
+
+
+class Rows:
+    """The rows of rules for one protocol, each made once."""
+
+    def __init__(self, literals: Literals, *, http: bool) -> None:
+        self.literals, self.http = literals, http
+        self._made: dict[tuple[int, int], tuple[Policy, tuple[Row, ...]]] = {}
+
+    def written(self, policy: Policy, number: int) -> tuple[Row, ...]:
+        """Those of a rule as it was written: of HTTP something may be in it that connections have not."""
+        if self.http:
+            return self.of(policy, number)
+        seen = for_connections(replace(policy, rules=((policy.rules or ())[number],)))
+        return tuple(self._rows(policy, number, seen.rules[0])) if seen.rules else ()
+
+    def of(self, policy: Policy, number: int) -> tuple[Row, ...]:
+        """Those of a rule as the protocol's index has it."""
+        key = (id(policy), number)
+        known = self._made.get(key)
+        if known is None:
+            rule = (policy.rules or ())[number]
+            known = self._made[key] = (policy, tuple(self._rows(policy, number, rule)))
+        return known[1]
+
+    def _rows(self, policy: Policy, number: int, rule: Rule) -> Iterator[Row]:
+        of = self.literals.of
+        always = [of(clause) for clause in rule.conditions]
+        if rule.condition:
+            always.append(self.literals.condition(rule, policy.action))
+        sources, operations = rule.sources or ((),), rule.operations or ((),)
+        if len(sources) * len(operations) > MAX_ROWS_PER_RULE:
+            raise Undecided(f"rule {number} of {policy.id} has too many combinations of source and operation")
+        for source in sources:
+            for operation in operations:
+                yield Row(policy, number, (*map(of, source), *map(of, operation), *always))
+
+
+class Side:
+    """The policies of one judge for one protocol, enforced ones or shadow ones besides."""
+
+    def __init__(self, judge: Judge, mesh: Mesh, rows: Rows, *, shadow: bool = False) -> None:
+        self.judge = judge
+        self._rows, self._mesh, self._shadow = rows, mesh, shadow
+        self.policies = [policy for policy in judge.policies if shadow or not policy.shadow]
+        self.opens = judge.is_open and not any(policy.action is Action.ALLOW for policy in self.policies)
+        custom = {policy.provider for policy in self.policies if policy.action is Action.CUSTOM}
+        self.providers = custom & mesh.providers
+        """Those that may be asked."""
+        self._originals: dict[int, Policy] = {}
+        self._index: Evaluator | None = None
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        if self._index is None:
+            enforced, shadowing = self.judge.evaluators(http=self._rows.http)
+            self._index = (shadowing or enforced) if self._shadow else enforced
+            if self._rows.http and any(rule.condition for policy in self.policies for rule in policy.rules or ()):
+                self._index = self._unconditional()
+        return self._index
+
+    def _unconditional(self) -> Evaluator:
+        """An index that finds rules whatever their condition says."""
+        target = Target(spiffe_id="spiffe://any", namespace=self._mesh.root_namespace)
+        policies = [_without_conditions(policy, self._mesh) for policy in self.policies]
+        judge = compile_set(policies, self._mesh, [target]).judges(target.spiffe_id)[0]
+        self._originals = {id(new): old for new, old in zip(judge.policies, self.policies, strict=True)}
+        return judge.evaluators(http=True)[0]
+
+    def denies(self, policy: Policy) -> bool:
+        """Whether a policy's rules deny: those of DENY, and those whose provider is not configured."""
+        return policy.action is Action.DENY or (
+            policy.action is Action.CUSTOM and policy.provider not in self._mesh.providers
+        )
+
+    def rows(self, rules: Iterable[Ref]) -> Iterator[Row]:
+        """The rows of rules."""
+        for policy, number in rules:
+            yield from self._rows.written(policy, number)
+
+    @property
+    def denying(self) -> list[Policy]:
+        """The policies whose rules deny."""
+        return [policy for policy in self.policies if self.denies(policy)]
+
+    @property
+    def allowing(self) -> list[Policy]:
+        """The policies whose rules allow."""
+        return [policy for policy in self.policies if policy.action is Action.ALLOW]
+
+    def asking(self, provider: str) -> list[Policy]:
+        """The policies that ask a provider."""
+        return [policy for policy in self.policies if policy.action is Action.CUSTOM and policy.provider == provider]
+
+    def allowing_rows(self) -> list[Row]:
+        """All rows that allow."""
+        return [EVERYTHING] if self.opens else list(self.rows(refs(self.allowing)))
+
+    def hits(self, request: Request, box: Box) -> Iterator[Row]:
+        """The rows that match the box's example, of which `request` was made; those that deny come before others."""
+        for found in self._evaluator.matches(request):
+            policy = self._originals.get(id(found.policy), found.policy)
+            row = next((row for row in self._rows.of(policy, found.number) if row.holds(box)), None)
+            if row is not None:
+                yield row
+
+    def denial(self, request: Request, box: Box) -> Row | None:
+        """A row that denies the example."""
+        for row in self.hits(request, box):
+            if row.policy is None or row.policy.action is Action.ALLOW:
+                return None
+            if self.denies(row.policy):
+                return row
+        return None
+
+    def allowance(self, request: Request, box: Box) -> Row | None:
+        """A row that allows the example if nothing denies it."""
+        if self.opens:
+            return EVERYTHING
+        rows = self.hits(request, box)
+        return next((row for row in rows if row.policy and row.policy.action is Action.ALLOW), None)
+
+    def asked(self, provider: str, request: Request, box: Box) -> Row | None:
+        """A row for which a provider is asked."""
+        for row in self.hits(request, box):
+            if row.policy is None or row.policy.action is not Action.CUSTOM:
+                return None
+            if row.policy.provider == provider:
+                return row
+        return None
+
+
+def _without_conditions(policy: Policy, mesh: Mesh) -> Policy:
+    rules = policy.rules and tuple(replace(r, condition="") if r.condition else r for r in policy.rules)
+    return replace(policy, rules=rules, namespace=mesh.root_namespace, scope=Scope(), shadow=False)
+
+
+def refs(policies: Iterable[Policy]) -> list[Ref]:
+    """All rules of policies."""
+    return [(policy, number) for policy in policies for number in range(len(policy.rules or ()))]
+
+
+def only_in(mine: Sequence[Policy], other: Sequence[Policy]) -> list[Ref]:
+    """The rules of some policies that none of the others has."""
+    same = {id(policy) for policy in other}
+    left = [policy for policy in mine if id(policy) not in same]
+    if not left:
+        return []
+    own = {id(policy) for policy in mine}
+    theirs = [rule for policy in other if id(policy) not in own for rule in policy.rules or ()]
+    known = {id(rule) for rule in theirs}
+    found = [(policy, number) for policy, number in refs(left) if id((policy.rules or ())[number]) not in known]
+    if not found or not theirs:
+        return found
+    here = {id(rule) for policy in left for rule in policy.rules or ()}
+    equal = {rule for rule in theirs if id(rule) not in here}
+    return [(policy, number) for policy, number in found if (policy.rules or ())[number] not in equal]

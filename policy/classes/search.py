@@ -1,0 +1,56 @@
+"""Looks for a request that some rows match and others do not, and proves where there is none.
+
+An example of what is still possible is tried on the index that decides. Where a row matches that must not, what is
+still possible is divided along that row's questions, so that each division is of use; what has no request is never
+looked at again. The work is bounded: beyond that nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from policy.classes.boxes import Box
+from policy.classes.rows import Row
+from policy.classes.texts import Work
+from policy.model import Request
+
+Objection = Callable[[Request, Box], Row | None]
+"""A row that must not match and does, on a request that is the box's example."""
+
+
+def search(boxes: Iterable[Box], objection: Objection, work: Work, *, http: bool) -> Box | None:
+    """A part of one of the boxes whose example nothing objects to; None where every request is objected to."""
+    for first in boxes:
+        waiting = [first]
+        while waiting:
+            work.spend(4)
+            box = waiting.pop()
+            row = objection(box.request(http=http), box)
+            if row is None:
+                return box
+            waiting.extend(apart(box, row))
+    return None
+
+
+def apart(box: Box, row: Row) -> Iterator[Box]:
+    """What a row does not match of a box, in parts that have nothing in common."""
+    for literal in row.literals:
+        without = box.having(literal, holds=False)
+        if without is not None:
+            yield without
+        inside = box.having(literal)
+        if inside is None:
+            return
+        box = inside
+
+
+def crossed(box: Box, choices: Sequence[Iterable[Row]], work: Work) -> Iterator[Box]:
+    """The parts of a box in which one row of each choice matches."""
+    if not choices:
+        yield box
+        return
+    for row in choices[0]:
+        part = box.having_all(row.literals)
+        if part is not None:
+            work.spend(4)
+            yield from crossed(part, choices[1:], work)

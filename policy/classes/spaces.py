@@ -1,0 +1,179 @@
+"""What is still possible of one attribute: the questions that must be answered yes and no, and a value that does.
+
+A space is never empty: to be asked for one that is gives None. The value is one that reads well where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from policy.attributes import SEPARATOR
+from policy.classes.literals import HOST, METHOD, PATH, PRINCIPAL, REQUEST_PRINCIPAL, Literal, Variable
+from policy.classes.patterns import ANY, PCHAR, Chars, Item, Pattern, literal, plus, star
+from policy.classes.texts import Work, text_in
+
+Values = tuple[str, ...]
+_LOWER = "abcdefghijklmnopqrstuvwxyz"
+_DOMAIN: Chars = (False, frozenset(f"{_LOWER}0123456789-._"))
+_SEGMENTS: Chars = (False, _DOMAIN[1] | frozenset(f"{_LOWER.upper()}/"))
+_IN_PATH: Chars = (False, (PCHAR[1] | {"/"}) - {"%"})
+_PRINTABLE: Chars = (False, frozenset(map(chr, range(0x21, 0x7F))))
+
+ANY_METHOD, ANY_PATH = "GET", "/"
+_LIKELY: dict[Variable, Values] = {METHOD: (ANY_METHOD, "POST", "PUT"), PATH: (ANY_PATH, "/any")}
+
+
+def _containing(text: str) -> Pattern:
+    return Pattern([star(), *literal(text), star()])
+
+
+def _ending(text: str) -> Pattern:
+    return Pattern([star(), *literal(text)])
+
+
+_DOTS = (_containing("//"), _containing("/./"), _containing("/../"), _ending("/."), _ending("/.."))
+_NICE: dict[Variable, tuple[tuple[Pattern, ...], tuple[Pattern, ...]]] = {
+    PRINCIPAL: (
+        (Pattern([*plus(_DOMAIN), *literal("/"), *plus(_SEGMENTS)]), Pattern(plus(_DOMAIN))),
+        (*_DOTS, _ending("/")),
+    ),
+    PATH: ((Pattern([*literal("/"), star(_IN_PATH)]),), _DOTS),
+    HOST: ((Pattern(plus((False, _DOMAIN[1] | {":"}))),), ()),
+    METHOD: ((Pattern(plus((False, frozenset(_LOWER.upper())))),), ()),
+    REQUEST_PRINCIPAL: ((Pattern([*plus(_PRINTABLE), *literal(SEPARATOR), *plus(_PRINTABLE)]),), ()),
+}
+"""What such values look like in the world: (patterns, but not these)."""
+_OTHERS_NICE: tuple[tuple[Pattern, ...], tuple[Pattern, ...]] = ((Pattern(plus(_PRINTABLE)),), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """`values` is the example: none is absent, a list has several."""
+
+    variable: Variable
+    must: tuple[Literal, ...] = ()
+    never: tuple[Literal, ...] = ()
+    values: Values = ()
+    absent: bool = False
+    """It cannot be there, since what is at odds with it is."""
+
+    def matched(self, literal: Literal) -> bool:
+        """Whether the example is one of the literal's values."""
+        return any(map(literal.test, self.values))
+
+    def with_match(self, literal: Literal, work: Work) -> Space | None:
+        """Those of which a value is one of the literal's."""
+        if self.absent:
+            return None
+        if literal in self.must:
+            return self
+        must = (*self.must, literal)
+        if self.matched(literal):
+            return Space(self.variable, must, self.never, self.values)
+        if self.variable.kind == "many":
+            found = found_in(self.variable, (literal,), self.never, work)
+            return None if found is None else Space(self.variable, must, self.never, (*self.values, *found))
+        values = found_in(self.variable, must, self.never, work)
+        return None if values is None else Space(self.variable, must, self.never, values)
+
+    def without_match(self, literal: Literal, work: Work) -> Space | None:
+        """Those of which no value is one of the literal's."""
+        if literal in self.never or self.absent:
+            return self
+        never = (*self.never, literal)
+        if not self.matched(literal):
+            return Space(self.variable, self.must, never, self.values)
+        if self.variable.kind != "many":
+            values = found_in(self.variable, self.must, never, work)
+            return None if values is None else Space(self.variable, self.must, never, values)
+        each = [found_in(self.variable, (must,), never, work) for must in self.must]
+        if any(found is None for found in each):
+            return None
+        values = tuple(dict.fromkeys(value for found in each for value in found or ()))
+        return Space(self.variable, self.must, never, values)
+
+    def without_any(self) -> Space | None:
+        """Those where it is absent."""
+        return None if self.must else Space(self.variable, (), self.never, (), absent=True)
+
+
+def found_in(variable: Variable, must: Sequence[Literal], never: Sequence[Literal], work: Work) -> Values | None:
+    """A value that all of `must` match and none of `never`; None where there is none. Raises Undecided."""
+
+    def good(value: str) -> bool:
+        return all(one.test(value) for one in must) and not any(one.test(value) for one in never)
+
+    if variable.kind == "condition":
+        return (None if never else ("true",)) if must else ()
+    finite = next((one.texts for one in must if one.texts is not None), None)
+    if finite is not None:
+        return next(((value,) for value in sorted(finite) if good(value)), None)
+    if variable.kind == "network":
+        found = next((value for value in _points([*must, *never]) if good(value)), None)
+    elif variable.kind == "port":
+        found = next((value for value in map(str, range(8443, 65536)) if good(value)), None)
+    elif must:
+        found = _text(variable, must, never, work)
+    else:
+        found = next((value for value in _LIKELY.get(variable, ()) if good(value)), None)
+    if found is not None:
+        return (found,)
+    return None if must else ()
+
+
+def _points(literals: Iterable[Literal]) -> Iterator[str]:
+    """Networks lie in each other or apart, so that one of these is in every set that they make, if anything is: where
+    each begins, and where what follows it does."""
+    networks = sorted({network for one in literals for network in one.networks}, key=str)
+    for network in networks:
+        yield str(network.network_address)
+    for network in networks:
+        after = int(network.broadcast_address) + 1
+        if after < 1 << network.max_prefixlen:
+            yield str(IPv4Address(after) if network.version == 4 else IPv6Address(after))
+    yield from ("0.0.0.0", "::")  # noqa: S104 - the first of all addresses, which no network need begin with
+
+
+def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal], work: Work) -> str | None:
+    """Exact: what is guessed is tried, and what is not found by guessing is looked for."""
+    nice, but_not = _NICE.get(variable, _OTHERS_NICE)
+    for value in _guesses(must):
+        if (
+            all(one.test(value) for one in must)
+            and not any(one.test(value) for one in never)
+            and any(pattern.accepts(value) for pattern in nice)
+            and not any(pattern.accepts(value) for pattern in but_not)
+        ):
+            return value
+    sets = [one.patterns for one in must]
+    found = _searched([*sets, nice], but_not, never, work)
+    return found if found is not None else _searched(sets, (), never, work)
+
+
+def _guesses(must: Sequence[Literal]) -> Iterator[str]:
+    for one in must[:4]:
+        for pattern in one.patterns[:8]:
+            for filling in ("any", ""):
+                yield "".join(_sample(item, filling) for item in pattern.items)
+
+
+def _sample(item: Item, filling: str) -> str:
+    (negated, chars), many = item
+    if many:
+        return filling if (negated, chars) == ANY else ""
+    return ("x" if "x" not in chars else "y") if negated else min(chars, key=lambda c: (not c.islower(), c))
+
+
+def _searched(
+    sets: list[tuple[Pattern, ...]], but_not: Sequence[Pattern], never: Sequence[Literal], work: Work
+) -> str | None:
+    """What must not match is asked for only once it did: most of it never does."""
+    counted: list[Literal] = []
+    while True:
+        found = text_in(sets, [*but_not, *(pattern for one in counted for pattern in one.patterns)], work)
+        hit = None if found is None else next((one for one in never if one.test(found)), None)
+        if hit is None:
+            return found
+        counted.append(hit)

@@ -1,0 +1,129 @@
+"""Finds a text that is in all of some sets and in none of others, or proves that there is none.
+
+All chains are followed at once, breadth first, over one character of each kind that they tell apart; a state that was
+seen is not followed again, so that the search ends. How many states may be seen is bounded: beyond that nothing is
+claimed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from policy.classes.patterns import Chars, Pattern, accepts
+
+Set = tuple[Pattern, ...]
+"""A text is in it if it is in one of its patterns."""
+
+_OTHERS = "xyzabcdefghijklmnopqrstuvw0123456789ABCXYZ-_ .~é\u2603"
+
+
+class Undecided(Exception):
+    """The work was more than it may be: nothing is claimed."""
+
+
+class Work:
+    """How much may still be done, in steps of some microseconds; what is done here counts for `whole`, too."""
+
+    __slots__ = ("_left", "_whole")
+
+    def __init__(self, steps: int, whole: Work | None = None) -> None:
+        self._left, self._whole = steps, whole
+
+    def spend(self, steps: int = 1) -> None:
+        """Counts some. Raises Undecided beyond what may be."""
+        self._left -= steps
+        if self._left < 0:
+            raise Undecided("there are too many ways in which the rules meet")
+        if self._whole is not None:
+            self._whole.spend(steps)
+
+
+def text_in(sets: Sequence[Set], without: Sequence[Pattern], work: Work) -> str | None:
+    """A shortest text in each of `sets` and in none of `without`; None where there is none. Raises Undecided."""
+    narrow = dict.fromkeys(some for some in sets if not any(pattern.is_anything for pattern in some))
+    return _found(tuple(narrow), tuple(dict.fromkeys(without)), work)
+
+
+def _found(sets: tuple[Set, ...], without: tuple[Pattern, ...], work: Work) -> str | None:
+    known = _KNOWN.get((sets, without))
+    if known is None:
+        known = (_Walk(sets, without).found(work),)
+        if len(_KNOWN) >= _MAX_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[sets, without] = known
+    return known[0]
+
+
+_MAX_KNOWN = 4096
+_KNOWN: dict[tuple[tuple[Set, ...], tuple[Pattern, ...]], tuple[str | None]] = {}
+"""What was found for patterns, which are the same objects for the same matches."""
+
+
+class _Walk:
+    """One search. The states of all chains are one int, each chain's places above those of the one before."""
+
+    def __init__(self, sets: tuple[Set, ...], without: tuple[Pattern, ...]) -> None:
+        self.start = self.stars = self.never = self.forever = at = 0
+        self.sets: list[tuple[int, int]] = []
+        """Of each set: all places, and those at which a text may end."""
+        letters = _letters({chars for some in (*sets, without) for pattern in some for chars, _ in pattern.items})
+        steps = dict.fromkeys(letters, (0, 0))
+        for number, some in enumerate((*sets, without)):
+            everywhere = ends = 0
+            for pattern in some:
+                for letter, (once, stay) in steps.items():
+                    more_once, more_stay = pattern.table(letter)
+                    steps[letter] = once | more_once << at, stay | more_stay << at
+                self.start |= pattern.start << at
+                self.stars |= pattern.stars << at
+                everywhere |= ((pattern.accepting << 1) - 1) << at
+                ends |= pattern.accepting << at
+                if number == len(sets):
+                    self.forever |= pattern.forever << at
+                at += len(pattern.items) + 1
+            if number < len(sets):
+                self.sets.append((everywhere, ends))
+            else:
+                self.never = ends
+        self.steps = [(letter, once, stay) for letter, (once, stay) in steps.items()]
+
+    def found(self, work: Work) -> str | None:
+        if not self._alive(self.start):
+            return None
+        seen = {self.start}
+        waiting = deque([(self.start, "")])
+        cost = 1 + len(self.steps) // 8
+        while waiting:
+            work.spend(cost)
+            state, text = waiting.popleft()
+            if not state & self.never and all(state & ends for _, ends in self.sets):
+                return text
+            for letter, once, stay in self.steps:
+                after = ((state & once) << 1) | (state & stay)
+                while (more := after | ((after & self.stars) << 1)) != after:
+                    after = more
+                if after not in seen and self._alive(after):
+                    seen.add(after)
+                    waiting.append((after, text + letter))
+        return None
+
+    def _alive(self, state: int) -> bool:
+        """Whether every set can still be reached, and none of the others is certain."""
+        return not state & self.forever and all(state & everywhere for everywhere, _ in self.sets)
+
+
+def _letters(sets: set[Chars]) -> list[str]:
+    """One character of each kind that the sets tell apart, those first that read well."""
+    named = {character for _, chars in sets for character in chars}
+    ordered = sorted(sets, key=lambda chars: (chars[0], sorted(chars[1])))
+    kinds: dict[tuple[bool, ...], str] = {}
+    for character in [*sorted(named, key=_rank), *(c for c in _OTHERS if c not in named)]:
+        kinds.setdefault(tuple(accepts(chars, character) for chars in ordered), character)
+    return sorted(kinds.values(), key=_rank)
+
+
+def _rank(character: str) -> tuple[int, str]:
+    order = (str.islower, str.isdigit, str.isupper, lambda c: c in "/-._", str.isprintable)
+    ascii_rank = 0 if character.isascii() else len(order)
+    return ascii_rank + next((n for n, test in enumerate(order) if test(character)), len(order)), character

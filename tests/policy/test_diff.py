@@ -1,0 +1,84 @@
+"""A difference says exactly which verdicts change: of what is drawn nothing contradicts it, and what it shows is so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policy.classes.compare import Kind
+from policy.decision import Decision
+from policy.diff import Change, Difference, difference
+from policy.matching import holds
+from policy.model import Policy, Request
+from policy.snapshot import Snapshot, compile_set
+from tests.policy.strategies import MESH, POLICY_SETS, REQUESTS, TARGETS
+
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
+HURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def kinds(before: Decision, after: Decision) -> set[tuple[Kind, str]]:
+    """What changes from one verdict to another."""
+    if after.allowed and not before.allowed:
+        return {(Kind.ALLOWED, "")}
+    if before.allowed and not after.allowed:
+        return {(Kind.DENIED, "")}
+    more = {(Kind.ASKED, name) for name in set(after.providers) - set(before.providers)}
+    return more | {(Kind.UNASKED, name) for name in set(before.providers) - set(after.providers)}
+
+
+def within(change: Change, request: Request) -> bool:
+    """Whether a request is in a change's class."""
+    return all(
+        holds(literal.clause, request)
+        for literal in change.row.literals
+        if literal.clause is not None and (request.http or not literal.clause.attribute.http_only)
+    )
+
+
+def contradicted(
+    found: Difference, before: Snapshot, after: Snapshot, target: str, requests: Iterable[Request]
+) -> None:
+    for request in requests:
+        was, will = before.decide(target, request), after.decide(target, request)
+        for shadow in (False, True):
+            if shadow:
+                was, will = was.shadow or was, will.shadow or will
+            for kind, provider in kinds(was, will):
+                assert any(
+                    change.kind is kind
+                    and change.provider == provider
+                    and target in change.targets
+                    and (shadow or not change.shadow)
+                    and within(change, request)
+                    for change in found.changes
+                ), (kind, provider, target, request)
+
+
+@settings(max_examples=3000 if LONG else 60, deadline=None, suppress_health_check=HURRIED)
+@given(POLICY_SETS, POLICY_SETS, st.data())
+def test_agrees_with_every_request_that_is_drawn(
+    before: tuple[Policy, ...], others: tuple[Policy, ...], data: st.DataObject
+) -> None:
+    keep = data.draw(st.lists(st.sampled_from(before), unique_by=id)) if before else []
+    one, other = compile_set(before, MESH, TARGETS), compile_set([*keep, *others[:2]], MESH, TARGETS)
+    found = difference(one, other)
+    assert found.complete, found.undecided
+    requests = data.draw(st.lists(REQUESTS, min_size=4, max_size=8))
+    for target in TARGETS:
+        contradicted(found, one, other, target.spiffe_id, [*requests, *(c.request for c in found.changes)])
+    for change in found.changes:
+        assert change.certain, change.text()
+        assert within(change, change.request)
+
+
+@settings(max_examples=300 if LONG else 25, deadline=None, suppress_health_check=HURRIED)
+@given(POLICY_SETS, st.randoms())
+def test_the_same_in_another_order_is_equivalent(policies: tuple[Policy, ...], random: object) -> None:
+    shuffled = list(policies)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    found = difference(compile_set(policies, MESH, TARGETS), compile_set(shuffled, MESH, TARGETS))
+    assert found.empty, found.text()
