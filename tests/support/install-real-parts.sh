@@ -9,6 +9,7 @@ command -v ssh-keygen >/dev/null || wanted+=(openssh-client)
 command -v softhsm2-util >/dev/null || wanted+=(softhsm2)
 { command -v swtpm_setup && command -v tpm2_createek; } >/dev/null || wanted+=(swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0)
 command -v dbus-daemon >/dev/null || wanted+=(dbus-daemon)
+command -v chromium >/dev/null || wanted+=(chromium)
 [ ${#wanted[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
