@@ -30,7 +30,7 @@ SPIFFE = "spiffe://"
 
 
 class Refusal(StrEnum):
-    """Why a check is refused before any rule sees it; every one is a row in docs/policy/ext-authz.md."""
+    """Why a check is refused although no rule says so; every one is a row in docs/policy/ext-authz.md."""
 
     CERTIFICATE_NOT_INCLUDED = "CERTIFICATE_NOT_INCLUDED"
     """The caller showed a certificate and the proxy does not send it: `include_peer_certificate` is not set."""
@@ -48,6 +48,10 @@ class Refusal(StrEnum):
     """A rule looks at `connection.sni`, and `include_tls_session` is not set."""
     METADATA_NOT_INCLUDED = "METADATA_NOT_INCLUDED"
     """A rule looks at what another filter left, and the proxy's configuration does not say that it is sent."""
+    PROVIDER_REFUSED = "PROVIDER_REFUSED"
+    """The policies allow it, and a provider that a CUSTOM policy names does not."""
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    """The same, and the provider cannot be asked, or not in time, or is not configured where it was asked for."""
 
 
 class Refused(Exception):

@@ -53,6 +53,7 @@ class Envoy:
         path.write_text(json.dumps(config))
         log = (self.directory.parent / f"envoy-{self.name}.log").open("ab")
         arguments = [self.program, "-c", path, "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+        arguments += ["--file-flush-interval-msec", "300"]
         self.process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
         log.close()
 

@@ -1,0 +1,118 @@
+"""What answers a proxy's question about a request to its own workload. It needs the engine, which an agent that nobody
+asks never loads."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+from google.protobuf.message import DecodeError
+
+from ca.errors import InvalidArgument, Unavailable
+from ca.ports import Clock
+from ca.runtime.decision_log import DecisionLog
+from policy.ext_authz import Bound, Refusal, Verdict, decide
+from policy.ext_authz_wire import answer, said_by
+from policy.tokens import Vouchers
+from sds.askers import Asker, target_of
+from sds.policy_held import HeldPolicies
+from sds.views import Content
+
+MAX_BOUND = 64
+"""Identities of one process whose policies are kept at hand."""
+
+
+class Provider(Protocol):
+    """Somebody else who must agree, for CUSTOM policies."""
+
+    async def agrees(self, check: bytes) -> bool:
+        """Raises Unavailable where it cannot be asked in time."""
+        ...
+
+
+class Checks:
+    """`providers` by name; a policy that names another is a refusal."""
+
+    def __init__(
+        self,
+        *,
+        held: HeldPolicies,
+        clock: Clock,
+        log: DecisionLog,
+        providers: Callable[[], Mapping[str, Provider]] = dict,
+    ) -> None:
+        self._held, self._clock, self._log, self._providers = held, clock, log, providers
+
+    async def check(self, raw: bytes, metadata: Iterable[tuple[str, str | bytes]], asker: Asker) -> bytes:
+        """The answer, serialized. Raises InvalidArgument, Denied (TARGET_…, NO_IDENTITY), Unavailable: refusals all."""
+        try:
+            said, wanted = said_by(metadata)
+            request = CheckRequest.FromString(raw)
+        except (ValueError, DecodeError) as error:
+            raise InvalidArgument(f"no check: {error}", reason="CHECK_MALFORMED") from None
+        bound = await self._bound(asker, target_of(asker.ids, wanted))
+        now = self._clock.now()
+        verdict = decide(request, bound, said, now=now)
+        if verdict.decision is not None and verdict.decision.providers:
+            verdict = await self._agreed(verdict, verdict.decision.providers, raw)
+        name = said.decision or f"agent-{secrets.token_hex(16)}"
+        target = bound.target.spiffe_id
+        self._log.add(verdict.record(id=name, at=now, target=target, revision=bound.revision))
+        answered: bytes = answer(verdict, name, revision=bound.revision).SerializeToString()
+        return answered
+
+    async def _agreed(self, verdict: Verdict, names: Iterable[str], raw: bytes) -> Verdict:
+        known = self._providers()
+        for name in names:
+            provider = known.get(name)
+            if provider is None:
+                detail = f"the provider `{name}` is not configured on this agent"
+                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_UNAVAILABLE, detail=detail)
+            try:
+                agrees = await provider.agrees(raw)
+            except Unavailable as error:
+                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_UNAVAILABLE, detail=error.detail)
+            if not agrees:
+                detail = f"the provider `{name}` refused"
+                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_REFUSED, detail=detail)
+        return verdict
+
+    async def _bound(self, asker: Asker, target: str) -> Bound:
+        """The policies in force for one of the caller's identities."""
+        content, policies = asker.content, self._held.in_force
+        if policies is None:
+            raise Unavailable(f"nothing is decided: {self._held.detail}", reason="POLICY_NOT_DELIVERED")
+        memo = asker.memo
+        if not isinstance(memo, _Memo) or memo.content is not content or memo.policies is not policies:
+            memo = asker.memo = _Memo(content, policies)
+        bound = memo.bound.get(target)
+        if bound is None:
+            matched = policies.matched(target, asker.subscription.view.selectors)
+            bound = Bound(
+                revision=policies.revision,
+                snapshot=await asyncio.to_thread(policies.snapshot, matched),
+                target=matched.target,
+                rules=matched.rules,
+                vouchers=Vouchers(issuers=matched.keys, domains=_keys(content)),
+            )
+            if len(memo.bound) >= MAX_BOUND:
+                memo.bound.clear()
+            memo.bound[target] = bound
+        return bound
+
+
+class _Memo:
+    """What was made for a content and a set of policies."""
+
+    def __init__(self, content: Content, policies: object) -> None:
+        self.content, self.policies = content, policies
+        self.bound: dict[str, Bound] = {}
+
+
+def _keys(content: Content) -> dict[str, str]:
+    """Of the trust domains whose JWT-SVIDs the workload may verify."""
+    return {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in content.bundles}
