@@ -23,8 +23,6 @@ class SdsStream(Subscriber):
     _must_answer: bool = False
     _sent: dict[str, str] = field(default_factory=dict)
     """Name → version of what the last answer had."""
-    _accepted: tuple[str, tuple[str, ...]] = ("", ())
-    """Version and names of the last answer that the client took over."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
         self.request(parse(discovery_pb2.DiscoveryRequest, raw), now)
@@ -40,10 +38,7 @@ class SdsStream(Subscriber):
         answered = bool(request.response_nonce) and request.response_nonce == self.nonce
         if answered:
             # A NACK is a request with `error_detail` (never told from the version); anything else accepts.
-            refused = request.HasField("error_detail")
-            self._note_answer(self._sent, request.error_detail if refused else None, now)
-            if not refused and self.ttl_seconds:
-                self._accepted = (request.version_info, tuple(self._sent))
+            self._note_answer(self._sent, request.error_detail if request.HasField("error_detail") else None, now)
         self._subscribe(request.resource_names, answered=answered)
         self._begun = True
 
@@ -74,17 +69,16 @@ class SdsStream(Subscriber):
         return body + own
 
     def heartbeat(self) -> bytes | None:
-        version, names = self._accepted
-        waiting = any(status.state is ResourceState.SENT for status in self.statuses.values())
-        if not names or waiting or not self.ttl_seconds:
+        """All of it again: Envoy does not take a resource without its body for a heartbeat here. What it rejected is
+        not repeated, so that what it holds instead comes to its end."""
+        accepted = all(status.state is ResourceState.ACKED for status in self.statuses.values())
+        if self.seen is None or not self._sent or not accepted or not self.ttl_seconds:
             return None
-        beats = [self._lasting(discovery_pb2.Resource(name=name, version=version)) for name in names]
+        asked = self._sent.keys() & self.subscribed
+        found = {name: hit for name in sorted(asked) if isinstance(hit := self.seen.find(name), Found)}
         self.nonce = randomness.token_hex(8)
-        response = discovery_pb2.DiscoveryResponse(
-            version_info=version, type_url=self.type_url, nonce=self.nonce, resources=beats
-        )
-        serialized: bytes = response.SerializeToString()
-        return serialized
+        own: bytes = discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
+        return self.body(self.seen, found, version=self.seen.version) + own
 
     def body(self, answers: Answers, found: dict[str, Found], *, version: str) -> bytes:
         """A response without its nonce, made once for all streams that ask for the same names in the same form."""

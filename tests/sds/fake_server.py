@@ -95,6 +95,7 @@ class FakeServer:
     ahead_seconds: float = 0.0
     federated: dict[str, TrustBundle] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
+    policies: bytes | None = None
 
     def __post_init__(self) -> None:
         self.polled = FakeEntries(entries=lambda: [entry_to_wire(e) for e in self.entries.values()], called=self.called)
@@ -158,6 +159,18 @@ class FakeServer:
 
     async def push_bundle(self) -> None:
         await self.push(raw=[_bundle_resource(self.trust_bundle)])
+
+    async def push_policies(self, payload: bytes | None) -> None:
+        """The set of policies; None takes it away."""
+        self.policies = payload
+        if payload is not None:
+            await self.push(raw=[_policy_resource(payload)])
+            return
+        message = node_pb2.SyncResponse(store_epoch=self.epoch, revision=len(self._log) + 2)
+        message.removed.add(kind="policy", name="set")
+        async with self._changed:
+            self._log.append(message)
+            self._changed.notify_all()
 
     def issue(self, csr_der: bytes, spiffe_id: str, life: timedelta | None = None) -> bytes:
         request = x509.load_der_x509_csr(csr_der)
@@ -338,12 +351,18 @@ class _Node(node_pb2_grpc.NodeServicer):
         message = node_pb2.SyncResponse(store_epoch=fake.epoch, revision=len(fake._log) + 1, snapshot=True)
         message.resources.extend(_entry_resource(e) for e in fake.entries.values())
         message.resources.append(_bundle_resource(fake.trust_bundle))
+        if fake.policies is not None:
+            message.resources.append(_policy_resource(fake.policies))
         message.resources.append(node_pb2.Resource(kind="of-the-future", name="x", payload=b"\xff"))
         return message
 
 
 def _entry_resource(item: RegistrationEntry) -> node_pb2.Resource:
     return node_pb2.Resource(kind="entry", name=item.id, payload=entry_to_wire(item).SerializeToString())
+
+
+def _policy_resource(payload: bytes) -> node_pb2.Resource:
+    return node_pb2.Resource(kind="policy", name="set", payload=payload)
 
 
 def _bundle_resource(bundle: TrustBundle) -> node_pb2.Resource:
