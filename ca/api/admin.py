@@ -11,9 +11,11 @@ from typing import Any
 import grpc
 
 from ca.api.agent_explained import AgentExplainer
-from ca.api.convert.ids import seconds
+from ca.api.convert.ids import seconds, workload_id
 from ca.api.convert.svids import jwt_message, lifetime_message, x509_message
-from ca.api.records import audited, issued, join_tokens
+from ca.api.convert.text import named
+from ca.api.join_tokens import JoinTokens
+from ca.api.records import PAGE, audited, issued
 from ca.api.svid import audience, minted_id, require_csr
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import TrustDomain
@@ -42,6 +44,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         trust_domain: TrustDomain,
         issuer: Issuer,
         tokens: JwtIssuer,
+        join_tokens: JoinTokens,
         feed: Feed,
         health: Health,
         version: str,
@@ -55,6 +58,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._trust_domain = trust_domain
         self._issuer = issuer
         self._tokens = tokens
+        self._join_tokens = join_tokens
         self._feed = feed
         self._health = health
         self._version = version
@@ -103,8 +107,27 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def ListJoinTokens(
         self, request: pb.ListJoinTokensRequest, context: Context
     ) -> AsyncIterator[pb.ListJoinTokensResponse]:
-        async for page in join_tokens(self._store.tokens, self._clock):
-            yield page
+        """By the time they expire."""
+        known, now = await self._store.tokens.list(), self._clock.now()
+        for start in range(0, len(known), PAGE):
+            page = [self._join_tokens.info(token, now) for token in known[start : start + PAGE]]
+            yield pb.ListJoinTokensResponse(tokens=page)
+
+    async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> pb.CreateJoinTokenResponse:
+        alias = None
+        if request.HasField("agent_id"):
+            alias = named("invalid agent ID", lambda: workload_id(request.agent_id, self._trust_domain))
+        made = await self._join_tokens.create(
+            ttl_seconds=request.ttl_seconds,
+            value=request.token,
+            alias=alias,
+            name=request.name,
+            uses=request.uses or 1,
+        )
+        return pb.CreateJoinTokenResponse(token=made.value, id=made.id, expires_at=seconds(made.expires_at))
+
+    async def RevokeJoinToken(self, request: pb.RevokeJoinTokenRequest, context: Context) -> pb.JoinTokenInfo:
+        return await self._join_tokens.revoke(request.name)
 
     async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:
         policy = _policy(self._pruner.policy, request)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -19,10 +16,10 @@ from ca.api.convert.filters import agent_filter, page_token
 from ca.api.convert.ids import agent_id, seconds, workload_id
 from ca.api.convert.svids import x509_message
 from ca.api.convert.text import named
+from ca.api.join_tokens import JoinTokens
 from ca.api.limits import Limits
 from ca.errors import Denied, InvalidArgument, NotFound, Unavailable
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.ports import Clock
 from ca.proto.spire import server_agent_pb2 as pb
 from ca.proto.spire import server_agent_pb2_grpc, types_pb2
 from ca.service.attestation import NodeAttestation
@@ -32,18 +29,14 @@ from ca.store.values import AgentFilter
 
 ATTESTATION_SECONDS = 60
 """One attestation, challenges included."""
-MAX_TOKEN_TTL_SECONDS = 7 * 24 * 3600
-
-MIN_TOKEN_CHARACTERS = 16
 
 ID_METADATA = "burgee-token-id"
 """Trailing metadata of CreateJoinToken: the token's ID."""
 
-_TOKEN = re.compile(r"[a-zA-Z0-9._-]{1,255}")
-
 _TOKEN_REASONS = {
     "JOIN_TOKEN_UNKNOWN": "failed to attest: join token does not exist or has already been used",
     "JOIN_TOKEN_EXPIRED": "join token expired",
+    "JOIN_TOKEN_REVOKED": "failed to attest: join token was revoked",
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,14 +52,14 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
         store: Store,
         attestation: NodeAttestation,
         follower: Follower,
-        clock: Clock,
+        tokens: JoinTokens,
         limits: Limits,
     ) -> None:
         self._trust_domain = trust_domain
         self._store = store
         self._attestation = attestation
         self._follower = follower
-        self._clock = clock
+        self._tokens = tokens
         self._limits = limits
 
     async def CountAgents(self, request: pb.CountAgentsRequest, context: Context) -> pb.CountAgentsResponse:
@@ -98,22 +91,12 @@ class AgentService(server_agent_pb2_grpc.AgentServicer):
         return empty_pb2.Empty()
 
     async def CreateJoinToken(self, request: pb.CreateJoinTokenRequest, context: Context) -> types_pb2.JoinToken:
-        if request.ttl <= 0:
-            raise InvalidArgument("ttl is required, you must provide one", reason="TTL_REQUIRED")
-        if request.ttl > MAX_TOKEN_TTL_SECONDS:
-            raise InvalidArgument(f"ttl is longer than {MAX_TOKEN_TTL_SECONDS} seconds", reason="TTL_OUT_OF_RANGE")
         alias = None
         if request.HasField("agent_id"):
             alias = named("invalid agent ID", lambda: workload_id(request.agent_id, self._trust_domain))
-        value = request.token or str(uuid.uuid4())
-        _check_token(value)
-        expires_at = self._clock.now() + timedelta(seconds=request.ttl)
-        await self._store.tokens.create(value, expires_at, agent_id=alias)
-        if alias is not None:
-            await self._follower.catch_up()
-        # SPIRE's answer has no room for it.
-        context.set_trailing_metadata(((ID_METADATA, self._store.tokens.id_of(value)),))
-        return types_pb2.JoinToken(value=value, expires_at=seconds(expires_at))
+        made = await self._tokens.create(ttl_seconds=request.ttl, value=request.token, alias=alias)
+        context.set_trailing_metadata(((ID_METADATA, made.id),))  # SPIRE's answer has no room for it
+        return types_pb2.JoinToken(value=made.value, expires_at=seconds(made.expires_at))
 
     async def AttestAgent(  # type: ignore[override]  # grpc.aio's reader-writer form, which the stubs do not know
         self, request_iterator: AsyncIterator[pb.AttestAgentRequest], context: Context
@@ -179,19 +162,3 @@ def _params(request: Any) -> pb.AttestAgentRequest.Params:
 
 def _filter(request: pb.ListAgentsRequest | pb.CountAgentsRequest) -> AgentFilter:
     return agent_filter(request.filter)
-
-
-def _check_token(token: str) -> None:
-    """A token becomes the last segment of its agent's ID; it is a secret and never repeated in a message."""
-    if len(token) < MIN_TOKEN_CHARACTERS:
-        raise InvalidArgument(
-            f"token is shorter than {MIN_TOKEN_CHARACTERS} characters",
-            reason="JOIN_TOKEN_TOO_SHORT",
-            hint="it is a secret that can be guessed over the network: leave it to the server, or make it random",
-        )
-    if _TOKEN.fullmatch(token) is None or token in (".", ".."):
-        raise InvalidArgument(
-            "token cannot be part of an agent ID",
-            reason="JOIN_TOKEN_CHARACTERS",
-            hint="use up to 255 letters, digits, dots, dashes and underscores, or leave it to the server",
-        )

@@ -19,6 +19,7 @@ from ca.api.exchange import ExchangeService
 from ca.api.foresight import ForesightService
 from ca.api.health import HealthService
 from ca.api.issuing import IssuingService
+from ca.api.join_tokens import JoinTokens
 from ca.api.limits import Limits
 from ca.api.local_authority import LocalAuthorityService
 from ca.api.logger import LoggerService
@@ -155,6 +156,7 @@ def _admin(parts: Parts, tokens: JwtIssuer) -> AdminService:
         tokens=tokens,
         feed=parts.feed,
         health=parts.health,
+        join_tokens=_join_tokens(parts),
         version=version("burgee"),
         started_at=parts.started_at,
         store=parts.store,
@@ -204,13 +206,19 @@ def _agent(parts: Parts, limits: Limits) -> AgentService:
         store=parts.store,
         attestation=parts.attestation,
         follower=parts.follower,
-        clock=parts.clock,
+        tokens=_join_tokens(parts),
         limits=limits,
     )
 
 
 def _entry(parts: Parts) -> EntryService:
     return EntryService(
+def _join_tokens(parts: Parts) -> JoinTokens:
+    return JoinTokens(
+        trust_domain=parts.trust.trust_domain, store=parts.store, follower=parts.follower, clock=parts.clock
+    )
+
+
         trust_domain=parts.trust.trust_domain,
         store=parts.store,
         index=parts.index,

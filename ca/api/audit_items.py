@@ -17,6 +17,7 @@ from ca.store.audit import AuditItem
 
 _MintX509 = admin_pb2.MintX509SVIDRequest | server_svid_pb2.MintX509SVIDRequest
 _MintJwt = admin_pb2.MintJWTSVIDRequest | server_svid_pb2.MintJWTSVIDRequest
+_CreateToken = server_agent_pb2.CreateJoinTokenRequest | admin_pb2.CreateJoinTokenRequest
 
 MAX_CSRS = 500
 """Of one call; one with more is refused, whatever it names."""
@@ -31,16 +32,19 @@ TokenId = Callable[[str], str]
 def asked(request: Any, token_id: TokenId) -> list[AuditItem]:
     """The items that a request names. Only fields that are known to hold names are looked at: what a message of
     another kind holds might be a secret."""
-    if isinstance(request, server_agent_pb2.CreateJoinTokenRequest):
-        return [AuditItem(token_id(request.token) if request.token else "", _id(request.agent_id))]
+    if isinstance(request, _CreateToken):
+        return [AuditItem(token_id(request.token) if request.token else "", _token(request))]
     special = _SPECIAL.get(type(request).__name__)
     return special(request) if special else _named(request)
 
 
 def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
     """The same items with their results; where a batch answers item by item, each with its own."""
-    if isinstance(response, types_pb2.JoinToken):
-        return [AuditItem(token_id(response.value), item.about, "OK") for item in asked(request, token_id)]
+    if isinstance(response, types_pb2.JoinToken | admin_pb2.CreateJoinTokenResponse):
+        value = response.value if isinstance(response, types_pb2.JoinToken) else response.token
+        return [AuditItem(token_id(value), item.about, "OK") for item in asked(request, token_id)]
+    if isinstance(response, admin_pb2.JoinTokenInfo):
+        return [AuditItem(response.id, response.name, "OK")]
     items = asked(request, token_id)
     if isinstance(response, issuing_pb2.BatchIssueX509SVIDResponse):
         return [_vouched(item, result) for item, result in zip(items, response.results, strict=True)]
@@ -94,6 +98,15 @@ def _id(value: Any) -> str:
     if isinstance(value, types_pb2.SPIFFEID):
         return f"spiffe://{value.trust_domain}{value.path}" if value.trust_domain else ""
     return str(value)
+
+
+def _token(request: _CreateToken) -> str:
+    """Its name and how often it serves, where they are told, and its alias."""
+    words = [_id(request.agent_id)]
+    if isinstance(request, admin_pb2.CreateJoinTokenRequest):
+        words.append(f"name {printable(request.name[:64])}" if request.name else "")
+        words.append(f"{request.uses} uses" if request.uses > 1 else "")
+    return ", ".join(filter(None, words))
 
 
 def _entry(value: Any) -> AuditItem:
@@ -178,6 +191,7 @@ _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
     "BatchIssueX509SVIDRequest": _issue_x509,
+    "RevokeJoinTokenRequest": lambda request: [AuditItem(printable(request.name[:64]))],
     "StepRequest": _authority_step,
     "RotateRequest": _rotation,
 }

@@ -1,4 +1,4 @@
-"""The streams behind `ListIssued`, `ListAudit` and `ListJoinTokens`: what was recorded, a bounded message at a time."""
+"""The streams behind `ListIssued` and `ListAudit`: what was recorded, a bounded message at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from ca.proto.burgee import admin_pb2 as pb
 from ca.store.audit import AuditFilter, AuditLog, AuditRecord
 from ca.store.issuance import IssuanceLog
 from ca.store.rows import to_micros
-from ca.store.tokens import Tokens
-from ca.store.values import IssuanceRecord, StoredToken
+from ca.store.values import IssuanceRecord
 
 PAGE = 500
 """Records of one message."""
@@ -68,13 +67,6 @@ async def audited(
             await records.wait(LOOK_AGAIN_SECONDS)
 
 
-async def join_tokens(tokens: Tokens, clock: Clock) -> AsyncIterator[pb.ListJoinTokensResponse]:
-    """By the time they expire."""
-    known, now = await tokens.list(), clock.now()
-    for start in range(0, len(known), PAGE):
-        yield pb.ListJoinTokensResponse(tokens=[_token(token, now) for token in known[start : start + PAGE]])
-
-
 async def _recorded(
     records: AuditLog, condition: AuditFilter, limit: int, last: int
 ) -> AsyncIterator[list[AuditRecord]]:
@@ -111,17 +103,6 @@ def _condition(request: pb.ListAuditRequest) -> AuditFilter:
     except (ValueError, OverflowError, OSError) as error:
         raise InvalidArgument("`since` is not a time", reason="TIME") from error
     return AuditFilter(since=since, actor=request.actor, call=request.call, item=request.item)
-
-
-def _token(token: StoredToken, now: datetime) -> pb.JoinTokenInfo:
-    unused = "expired" if token.expires_at < now else "unused"
-    return pb.JoinTokenInfo(
-        id=token.id,
-        spiffe_id="" if token.agent_id is None else str(token.agent_id),
-        expires_at=seconds(token.expires_at),
-        used_at=0 if token.used_at is None else seconds(token.used_at),
-        state=unused if token.used_at is None else "used",
-    )
 
 
 def _issued(record: IssuanceRecord) -> pb.Issued:

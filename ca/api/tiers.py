@@ -121,6 +121,8 @@ TIERS: dict[str, Tier] = {
     _AUTHORITIES + "GetStatus": MANAGERS,
     _AUTHORITIES + "Prepare": MANAGERS,
     _AUTHORITIES + "Activate": MANAGERS,
+    _ADMIN + "CreateJoinToken": MANAGERS,
+    _ADMIN + "RevokeJoinToken": MANAGERS,
     _AUTHORITIES + "Taint": MANAGERS,
     _AUTHORITIES + "Revoke": MANAGERS,
     _AUTHORITIES + "Prune": MANAGERS,

@@ -120,8 +120,10 @@ class AttestedAgent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredToken:
-    """What is known of a join token: never itself. `agent_id` is the alias that its agents get; `used_at` and `used_by`,
-    the agent's path, are of the last use, the latter empty where nobody wrote it down."""
+    """What is known of a join token: never itself while it serves. `agent_id` is the alias that its agents get.
+
+    `used_at` and `used_by`, the agent's path, are of the last use, the latter empty where nobody wrote it down.
+    """
 
     id: str
     expires_at: datetime
@@ -136,7 +138,8 @@ class StoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change that agents or replicas watch. `name` is an entry id, an agent's SPIFFE ID or a trust domain name.
+    """One change that agents or replicas watch. `name` is an entry id, an agent's SPIFFE ID, a trust domain name, or of
+    policies the number of a revision, `grants` or `invariants`.
 
     Kind `reset` (only ever given to subscribers) says that changes were lost to compaction: read everything anew.
     `mark` is random: a store that was restored from a backup reaches the same revision with another one.

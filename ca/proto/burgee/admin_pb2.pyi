@@ -549,8 +549,90 @@ class ListJoinTokensResponse(_message.Message):
 Global___ListJoinTokensResponse: _TypeAlias = ListJoinTokensResponse  # noqa: Y015
 
 @_typing.final
+class CreateJoinTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    ttl_seconds: _builtins.int
+    token: _builtins.str
+    """The token itself; empty: the server makes one. Tokens of several uses cannot be chosen."""
+    name: _builtins.str
+    """1 to 64 characters of a-z, 0-9, dot, dash and underscore; unique among tokens that still make agents. May be empty."""
+    uses: _builtins.int
+    """How many agents it makes; 0 is 1."""
+    @_builtins.property
+    def agent_id(self) -> _types_pb2.SPIFFEID:
+        """An alias that its agents get."""
+
+    def __init__(
+        self,
+        *,
+        ttl_seconds: _builtins.int = ...,
+        token: _builtins.str = ...,
+        agent_id: _types_pb2.SPIFFEID | None = ...,
+        name: _builtins.str = ...,
+        uses: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "name", b"name", "token", b"token", "ttl_seconds", b"ttl_seconds", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenRequest: _TypeAlias = CreateJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    id: _builtins.str
+    expires_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        id: _builtins.str = ...,
+        expires_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenResponse: _TypeAlias = CreateJoinTokenResponse  # noqa: Y015
+
+@_typing.final
+class RevokeJoinTokenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A name or an ID."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeJoinTokenRequest: _TypeAlias = RevokeJoinTokenRequest  # noqa: Y015
+
+@_typing.final
 class JoinTokenInfo(_message.Message):
-    """Never the token itself: the server keeps its SHA-256."""
+    """Never a token that still serves: the server keeps its SHA-256."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -559,17 +641,27 @@ class JoinTokenInfo(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     USED_AT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """16 hex digits, a keyed digest of the token: the audit log calls it so, and CreateJoinToken's trailing metadata
     `burgee-token-id`. The value cannot be guessed from it.
     """
     spiffe_id: _builtins.str
-    """The alias that its agent gets; empty without one."""
+    """The alias that its agents get; empty without one."""
     expires_at: _builtins.int
     used_at: _builtins.int
-    """0 while nobody has used it."""
+    """The last use; 0 while nobody has used it."""
     state: _builtins.str
-    """unused, used or expired."""
+    """unused, in use, used, expired or revoked."""
+    name: _builtins.str
+    uses: _builtins.int
+    """How many agents it makes, and has made."""
+    used: _builtins.int
+    used_by: _builtins.str
+    """The agent that the last use made. Of a token of one use its ID ends in the token, which then is no secret."""
     def __init__(
         self,
         *,
@@ -578,10 +670,14 @@ class JoinTokenInfo(_message.Message):
         expires_at: _builtins.int = ...,
         used_at: _builtins.int = ...,
         state: _builtins.str = ...,
+        name: _builtins.str = ...,
+        uses: _builtins.int = ...,
+        used: _builtins.int = ...,
+        used_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id", "spiffe_id", b"spiffe_id", "state", b"state", "used_at", b"used_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id", "name", b"name", "spiffe_id", b"spiffe_id", "state", b"state", "used", b"used", "used_at", b"used_at", "used_by", b"used_by", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -65,6 +65,16 @@ class AdminStub:
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.SerializeToString,
                 response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.FromString,
                 _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/burgee.admin.v1.Admin/CreateJoinToken',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenResponse.FromString,
+                _registered_method=True)
+        self.RevokeJoinToken = channel.unary_unary(
+                '/burgee.admin.v1.Admin/RevokeJoinToken',
+                request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.RevokeJoinTokenRequest.SerializeToString,
+                response_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.JoinTokenInfo.FromString,
+                _registered_method=True)
         self.Prune = channel.unary_unary(
                 '/burgee.admin.v1.Admin/Prune',
                 request_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.PruneRequest.SerializeToString,
@@ -125,6 +135,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateJoinToken(self, request, context):
+        """As SPIRE's, for tokens that have names and serve several agents.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeJoinToken(self, request, context):
+        """The token makes no more agents; those that it made stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Prune(self, request, context):
         """Forgets what is over, now instead of at the next pass.
         """
@@ -178,6 +202,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListJoinTokens,
                     request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.FromString,
                     response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'RevokeJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeJoinToken,
+                    request_deserializer=ca_dot_proto_dot_burgee_dot_admin__pb2.RevokeJoinTokenRequest.FromString,
+                    response_serializer=ca_dot_proto_dot_burgee_dot_admin__pb2.JoinTokenInfo.SerializeToString,
             ),
             'Prune': grpc.unary_unary_rpc_method_handler(
                     servicer.Prune,
@@ -357,6 +391,60 @@ class Admin:
             '/burgee.admin.v1.Admin/ListJoinTokens',
             ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensRequest.SerializeToString,
             ca_dot_proto_dot_burgee_dot_admin__pb2.ListJoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/CreateJoinToken',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/burgee.admin.v1.Admin/RevokeJoinToken',
+            ca_dot_proto_dot_burgee_dot_admin__pb2.RevokeJoinTokenRequest.SerializeToString,
+            ca_dot_proto_dot_burgee_dot_admin__pb2.JoinTokenInfo.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class AdminStub:
     """Who administered what, oldest first."""
     ListJoinTokens: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]
     """Join tokens that are not forgotten yet, by the time they expire."""
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateJoinTokenRequest, _admin_pb2.CreateJoinTokenResponse]
+    """As SPIRE's, for tokens that have names and serve several agents."""
+    RevokeJoinToken: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeJoinTokenRequest, _admin_pb2.JoinTokenInfo]
+    """The token makes no more agents; those that it made stay."""
     Prune: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]
     """Forgets what is over, now instead of at the next pass."""
     ExplainAgent: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainAgentRequest, _admin_pb2.AgentExplanation]
@@ -62,6 +66,10 @@ class AdminAsyncStub(AdminStub):
     """Who administered what, oldest first."""
     ListJoinTokens: _aio.UnaryStreamMultiCallable[_admin_pb2.ListJoinTokensRequest, _admin_pb2.ListJoinTokensResponse]  # type: ignore[assignment]
     """Join tokens that are not forgotten yet, by the time they expire."""
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateJoinTokenRequest, _admin_pb2.CreateJoinTokenResponse]  # type: ignore[assignment]
+    """As SPIRE's, for tokens that have names and serve several agents."""
+    RevokeJoinToken: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeJoinTokenRequest, _admin_pb2.JoinTokenInfo]  # type: ignore[assignment]
+    """The token makes no more agents; those that it made stay."""
     Prune: _aio.UnaryUnaryMultiCallable[_admin_pb2.PruneRequest, _admin_pb2.PruneResponse]  # type: ignore[assignment]
     """Forgets what is over, now instead of at the next pass."""
     ExplainAgent: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainAgentRequest, _admin_pb2.AgentExplanation]  # type: ignore[assignment]
@@ -115,6 +123,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListJoinTokensResponse], _abc.AsyncIterator[_admin_pb2.ListJoinTokensResponse]]:
         """Join tokens that are not forgotten yet, by the time they expire."""
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _admin_pb2.CreateJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CreateJoinTokenResponse, _abc.Awaitable[_admin_pb2.CreateJoinTokenResponse]]:
+        """As SPIRE's, for tokens that have names and serve several agents."""
+
+    @_abc_1.abstractmethod
+    def RevokeJoinToken(
+        self,
+        request: _admin_pb2.RevokeJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JoinTokenInfo, _abc.Awaitable[_admin_pb2.JoinTokenInfo]]:
+        """The token makes no more agents; those that it made stay."""
 
     @_abc_1.abstractmethod
     def Prune(

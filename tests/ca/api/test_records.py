@@ -103,7 +103,10 @@ async def test_join_tokens_are_known_by_their_id_and_state(monkeypatch: pytest.M
         assert [token.spiffe_id for token in found] == ["", "", str(alias)]
         assert [token.used_at > 0 for token in found] == [False, True, False]
         assert [token.expires_at for token in found] == sorted(token.expires_at for token in found)
-        assert not any(value.encode() in token.SerializeToString() for value in values.values() for token in found)
+        by = f"{ID}/spire/agent/join_token/{values['used']}"
+        assert [token.used_by for token in found] == ["", by, ""]  # its agent's name, and of no use any more
+        secrets = [values["expired"], values["unused"]]
+        assert not any(value.encode() in token.SerializeToString() for value in secrets for token in found)
 
 
 async def test_pruning_by_hand() -> None:

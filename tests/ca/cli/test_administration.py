@@ -162,7 +162,7 @@ def test_ban_and_evict_act_on_every_id_and_report_each(caadmin: Caadmin, monkeyp
 
 def test_a_join_token_is_printed_with_its_end(live: Caadmin) -> None:
     made = live("token", "create", "--ttl", "1h", "--spiffe-id", f"{ID}/first-node", "-o", "json")
-    assert set(made.json) == {"token", "id", "expires_at"}
+    assert set(made.json) == {"token", "id", "name", "uses", "expires_at"}
     assert live("entry", "count", "--spiffe-id", f"{ID}/first-node").out == "1\n"
     assert live("token", "create").out.startswith("Token    ")
 
@@ -196,16 +196,36 @@ def test_join_tokens_are_listed_without_themselves(live: Caadmin) -> None:
     [own] = [token for token in listed.json["tokens"] if token["id"] == made["id"]]
     assert own == {
         "id": made["id"],
+        "name": "",
         "spiffe_id": f"{ID}/listed",
         "state": "unused",
+        "uses": 1,
+        "uses_left": 1,
         "expires_at": made["expires_at"],
         "used_at": None,
+        "used_by": "",
     }
     table = live("token", "list").out.splitlines()
-    assert table[0].split() == ["ID", "STATE", "EXPIRES", "USED", "ALIAS"]
+    assert table[0].split() == ["ID", "NAME", "STATE", "LEFT", "EXPIRES", "LAST", "USED", "BY", "ALIAS"]
     [row] = [line for line in table if line.startswith(made["id"])]
-    assert row.split()[1] == "unused"
+    assert row.split()[1:4] == ["-", "unused", "1/1"]
     assert row.endswith(f"{ID}/listed")
+
+
+def test_a_token_for_a_fleet_is_counted_and_ended_by_its_name(live: Caadmin) -> None:
+    made = live("token", "generate", "--name", "web-fleet", "--uses", "5", "--ttl", "10m", "-o", "json").json
+    assert (made["name"], made["uses"], len(made["token"])) == ("web-fleet", 5, 36)
+    taken = live("token", "create", "--name", "web-fleet")
+    assert (taken.code, "JOIN_TOKEN_NAME_TAKEN" in taken.err, "token revoke web-fleet" in taken.err) == (1, True, True)
+    chosen = live("token", "create", "--uses", "2", "--token", secrets.token_hex(16))
+    assert "JOIN_TOKEN_USES" in chosen.err
+    [row] = [line for line in live("token", "list").out.splitlines() if line.startswith(made["id"])]
+    assert row.split()[1:4] == ["web-fleet", "unused", "5/5"]
+    ended = live("token", "revoke", "web-fleet", "-o", "json").json
+    assert (ended["id"], ended["state"]) == (made["id"], "revoked")
+    assert "JOIN_TOKEN_NOT_FOUND" in live("token", "revoke", "web-fleet").err
+    assert "Name     web-fleet" in live("token", "create", "--name", "web-fleet", "--uses", "2").out
+    assert live("token", "revoke", "web-fleet").out.splitlines()[1].split()[1:3] == ["web-fleet", "revoked"]
 
 
 def test_the_bundle_comes_in_every_shape(live: Caadmin, running: Pair) -> None:

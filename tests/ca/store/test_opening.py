@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
-from ca.errors import ConfigError, FailedPrecondition, Unavailable
+from ca.errors import ConfigError, Denied, FailedPrecondition, Unavailable
 from ca.store.database import Database, parse_url
 from ca.store.lock import DatabaseLock
 from ca.store.migrate import HEAD, alembic_config, current, migrate
@@ -74,6 +74,43 @@ async def test_a_store_from_before_gets_a_key_for_token_ids_and_keeps_it(url: st
             assert token.id == store.tokens.id_of("a-token-of-before")
             seen.append(token.id)
     assert seen[0] == seen[1]
+
+
+async def test_tokens_from_before_names_and_counts_go_on_as_they_were(url: str) -> None:
+    own = b"k" * 32
+    async with opened(url) as store:
+        for value in ("unused", "used-long-ago", "used-just-now", "expired"):
+            await store.tokens.create(value, NOW - HOUR if value == "expired" else NOW + HOUR)
+        await store.tokens.create("for-many", NOW + HOUR, uses=3)
+        await store.tokens.consume("used-just-now", NOW, key_sha256=own)
+        await store.tokens.consume("used-long-ago", NOW - HOUR, key_sha256=own)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0007")
+        used = connection.exec_driver_sql("SELECT count(*) FROM join_tokens WHERE used_key_sha256 IS NOT NULL")
+        assert used.scalar_one() == 2, "an older server hears lost answers too"
+    engine.dispose()
+    async with opened(url) as store:
+        assert sorted((t.uses, t.used, t.name, t.revoked) for t in await store.tokens.list()) == [
+            (1, 0, "", False),
+            (1, 0, "", False),
+            (1, 1, "", False),
+            (1, 1, "", False),
+        ]
+        assert (await store.tokens.consume("unused", NOW, key_sha256=own)).name == "unused"
+        assert (await store.tokens.consume("used-just-now", NOW, key_sha256=own)).name == "used-just-now"
+        for value, reason in (
+            ("unused", "JOIN_TOKEN_UNKNOWN"),
+            ("used-just-now", "JOIN_TOKEN_UNKNOWN"),
+            ("used-long-ago", "JOIN_TOKEN_UNKNOWN"),
+            ("for-many", "JOIN_TOKEN_UNKNOWN"),
+            ("expired", "JOIN_TOKEN_EXPIRED"),
+        ):
+            with pytest.raises(Denied) as refusal:
+                await store.tokens.consume(value, NOW, key_sha256=b"o" * 32)
+            assert refusal.value.reason == reason
 
 
 def test_head_is_the_newest_migration() -> None:
