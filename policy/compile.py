@@ -44,6 +44,8 @@ class Block:
 
     rows: tuple[Row, ...]
     """In the room between pieces is any row."""
+    slots: tuple[Slot, ...]
+    """What each of the lookups looks at."""
     lookups: tuple[Lookup, ...]
     everything: int
     custom: int
@@ -154,6 +156,7 @@ def _finished(placed: Sequence[Placed], columns: dict[Slot, Column]) -> Block:
     ordered = sorted(columns, key=lambda slot: _FIRST.index(slot[0]) if slot[0] in _FIRST else len(_FIRST))
     return Block(
         rows=tuple(rows),
+        slots=tuple(ordered),
         lookups=tuple(lookup(slot, columns[slot], everything) for slot in ordered),
         everything=everything,
         custom=custom,
