@@ -154,9 +154,9 @@ def _admin(parts: Parts, tokens: JwtIssuer) -> AdminService:
         trust_domain=parts.trust.trust_domain,
         issuer=parts.issuer,
         tokens=tokens,
+        join_tokens=_join_tokens(parts),
         feed=parts.feed,
         health=parts.health,
-        join_tokens=_join_tokens(parts),
         version=version("burgee"),
         started_at=parts.started_at,
         store=parts.store,
@@ -211,14 +211,14 @@ def _agent(parts: Parts, limits: Limits) -> AgentService:
     )
 
 
-def _entry(parts: Parts) -> EntryService:
-    return EntryService(
 def _join_tokens(parts: Parts) -> JoinTokens:
     return JoinTokens(
         trust_domain=parts.trust.trust_domain, store=parts.store, follower=parts.follower, clock=parts.clock
     )
 
 
+def _entry(parts: Parts) -> EntryService:
+    return EntryService(
         trust_domain=parts.trust.trust_domain,
         store=parts.store,
         index=parts.index,
