@@ -46,7 +46,7 @@ def diff(plan: Plan, current: Mapping[str, types_pb2.Entry], wanted_elsewhere: I
     heirs = {key_of(current[entry_id]): entry_id for entry_id in spare} if missing else {}
     for wanted in missing:
         message = message_of(wanted.entry)
-        heir = heirs.pop(key_of(message), None)
+        heir = heirs.pop(key_of(message), None) if heirs else None
         if heir is None:
             changes.create.append((message, wanted))
             continue

@@ -27,15 +27,17 @@ PAGE = 2000
 BATCH = 1000
 CALL_SECONDS = 60.0
 OK, NOT_FOUND, ALREADY_EXISTS = 0, 5, 6
+_ID_ALONE = types_pb2.EntryMask()
+"""What we sent we know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one entry; `entry` is the one that is there (for ALREADY_EXISTS, the other one)."""
+    """What became of one entry; `there` is the ID of the one that is there (for ALREADY_EXISTS, the other one's)."""
 
     code: int
     message: str = ""
-    entry: types_pb2.Entry | None = None
+    there: str = ""
 
 
 class AdminChannel:
@@ -118,12 +120,14 @@ class EntryApi:
 
     async def create(self, entries: Sequence[types_pb2.Entry]) -> list[Outcome]:
         async with self._stub() as stub:
-            answer = await stub.BatchCreateEntry(pb.BatchCreateEntryRequest(entries=entries), timeout=CALL_SECONDS)
+            request = pb.BatchCreateEntryRequest(entries=entries, output_mask=_ID_ALONE)
+            answer = await stub.BatchCreateEntry(request, timeout=CALL_SECONDS)
         return _outcomes(answer.results, len(entries))
 
     async def update(self, entries: Sequence[types_pb2.Entry]) -> list[Outcome]:
         async with self._stub() as stub:
-            answer = await stub.BatchUpdateEntry(pb.BatchUpdateEntryRequest(entries=entries), timeout=CALL_SECONDS)
+            request = pb.BatchUpdateEntryRequest(entries=entries, output_mask=_ID_ALONE)
+            answer = await stub.BatchUpdateEntry(request, timeout=CALL_SECONDS)
         return _outcomes(answer.results, len(entries))
 
     async def delete(self, ids: Sequence[str]) -> list[Outcome]:
@@ -147,7 +151,7 @@ def _outcomes(results: Sequence[Any], expected: int) -> list[Outcome]:
         Outcome(
             result.status.code,
             result.status.message,
-            normal(result.entry) if hasattr(result, "entry") and result.HasField("entry") else None,
+            result.entry.id if hasattr(result, "entry") else result.id,
         )
         for result in results
     ]

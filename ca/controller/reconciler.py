@@ -274,8 +274,7 @@ class Reconciler:
                 self._current[entry_id] = message
                 self._groups[pod_of(message)].add(entry_id)
             return
-        theirs = outcome.entry.id if outcome.entry is not None else ""
-        if outcome.code == ALREADY_EXISTS and theirs and not self.world.settings.is_ours(theirs):
+        if outcome.code == ALREADY_EXISTS and outcome.there and not self.world.settings.is_ours(outcome.there):
             self.foreign[wanted.entry.id] = wanted.owner
             return
         if outcome.code in (ALREADY_EXISTS, NOT_FOUND):

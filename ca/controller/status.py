@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -133,11 +133,11 @@ class _Counts:
     """By the UID of the object: what its pods came to, and the first failures in words."""
 
     def __init__(self) -> None:
-        self.by: dict[str, Counter[str]] = {}
+        self.by: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.words: dict[str, list[str]] = {}
 
     def add(self, owner: str, name: str, words: str = "") -> None:
-        self.by.setdefault(owner, Counter())[name] += 1
+        self.by[owner][name] += 1
         if words and len(said := self.words.setdefault(owner, [])) < _FAILURES_SHOWN and words not in said:
             said.append(words)
 

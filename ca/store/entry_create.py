@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -42,7 +41,7 @@ Prepared = tuple[RegistrationEntry, dict[str, Any]]
 
 def _prepare(entry: RegistrationEntry, now: datetime) -> Prepared | BurgeeError:
     entry_id = entry.id or str(uuid.uuid4())
-    entry = normal(replace(entry, id=entry_id, created_at=now, revision_number=0))
+    entry = normal(entry, id=entry_id, created_at=now, revision_number=0)
     try:
         return entry, entry_row(entry)
     except BurgeeError as error:

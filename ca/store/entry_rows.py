@@ -24,10 +24,10 @@ from ca.store.rows import (
 )
 
 
-def normal(entry: RegistrationEntry) -> RegistrationEntry:
-    """The entry as it will be read back: `federates_with` is a set; the order of DNS names is kept, since the first
-    one becomes the common name."""
-    return replace(entry, federates_with=tuple(sorted(set(entry.federates_with))))
+def normal(entry: RegistrationEntry, **changes: Any) -> RegistrationEntry:
+    """The entry, changed, as it will be read back: `federates_with` is a set; the order of DNS names is kept, since the
+    first one becomes the common name."""
+    return replace(entry, federates_with=tuple(sorted(set(entry.federates_with))), **changes)
 
 
 def entry_similarity(entry: RegistrationEntry) -> bytes:

@@ -16,6 +16,7 @@ from ca.identity.spiffe_id import SpiffeId, TrustDomain
 T = TypeVar("T")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -31,7 +32,7 @@ def from_micros(micros: int) -> datetime:
 
 def to_json(value: object) -> str:
     """Compact and stable."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def selectors_to_json(selectors: Iterable[Selector]) -> str:

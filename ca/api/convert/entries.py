@@ -63,6 +63,8 @@ def entry_message(entry: RegistrationEntry, mask: types_pb2.EntryMask | None = N
     """The entry as seen through the mask; the id is always there. Lists are sorted."""
     if mask is None:
         return _full(entry)
+    if not mask.ByteSize():
+        return types_pb2.Entry(id=entry.id)
     full = _full(entry)
     for field in _MASKED:
         if not getattr(mask, field):

@@ -49,7 +49,7 @@ async def test_all_of_ours_in_pages_and_nothing_of_others(monkeypatch: pytest.Mo
             assert found["ours.e0"].revision_number == 0, "in the form in which they are compared"
             assert list(found["ours.e0"].dns_names) == ["a", "b"]
             (again,) = await ours.create([mine("e1", hint="x")])
-            assert (again.code, again.entry.id if again.entry else "") == (6, "ours.e1")
+            assert (again.code, again.there) == (6, "ours.e1")
             assert [one.code for one in await ours.update([mine("e1", hint="x"), mine("none")])] == [0, 5]
             assert [one.code for one in await ours.delete(["ours.e1", "ours.e1"])] == [0, 5]
             with pytest.raises(ValueError, match="never deleted"):

@@ -59,7 +59,7 @@ class FakeServer:
     def _create(self, entry: types_pb2.Entry) -> Outcome:
         similar = next((one for one in self.entries.values() if key_of(one) == key_of(entry)), None)
         if similar is not None:
-            return Outcome(ALREADY_EXISTS, "similar", similar)
+            return Outcome(ALREADY_EXISTS, "similar", similar.id)
         if self.refuse and self.refuse in entry.spiffe_id.path:
             return Outcome(3, "no such thing")
         self.entries[entry.id] = _copy(entry)
