@@ -23,6 +23,7 @@ from tests.bench import (
     envoy_policy,
     node_attestation,
     pod_certificates,
+    policy_push,
     remote_keys,
     workload_attestation,
 )
@@ -219,6 +220,7 @@ def main() -> int:
         figures |= bench_policy.figures(rounds)
         say("policies in Envoy")
         figures |= envoy_policy.envoy_policy(rounds)
+        figures |= policy_push.policy_push(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     for line in missed(figures):

@@ -106,6 +106,16 @@ FIGURES = (
     Figure("policy_envoy_ext_authz_added_us", "a trivial ext_authz in Python: added, p50", "µs"),
     Figure("policy_tree_1k_percent", "1,000 pushed rules, of ext_authz", "%", None, None, 5, 1, True),
     Figure("policy_tree_10k_mesh_percent", "10,000 pushed in the mesh, of ext_authz", "%", None, None, 2),
+    Figure(
+        "policy_push_ms",
+        "policies written → last of 100 proxies on a node acknowledged, p50",
+        "ms",
+        None,
+        None,
+        2000,
+        500,
+    ),
+    Figure("policy_push_worst_ms", "the same, the slowest write", "ms"),
     Figure("policy_gateway_mb", "memory of 10,000 rules on one target", "MB", None, None, 80, 25),
     Figure("start_s", "server and agent healthy after start", "s", 0.64, None, 2, 1.2),
 )

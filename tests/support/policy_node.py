@@ -130,8 +130,12 @@ class PolicyNode:
     def write(self, *objects: Object, **more: Any) -> int:
         """A revision with these objects, and no others."""
         self.revision += 1
-        self.do(self.server.push_policies(policy_set(self.revision, *objects, **more)))
+        self.push(policy_set(self.revision, *objects, **more))
         return self.revision
+
+    def push(self, payload: bytes) -> None:
+        """A set as it is."""
+        self.do(self.server.push_policies(payload))
 
     @property
     def proxies(self) -> list[ProxyState]:

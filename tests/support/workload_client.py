@@ -13,6 +13,7 @@ from ca.proto.burgee import workload_pb2 as wl
 
 HEADER = (("workload.spiffe.io", "true"),)
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService"
+ECDS = "/envoy.service.extension.v3.ExtensionConfigDiscoveryService"
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -65,9 +66,15 @@ class WorkloadClient:
     def delta(self) -> DeltaCall:
         return DeltaCall(self.channel)
 
-    async def fetch_secrets(self, *names: str) -> discovery_pb2.DiscoveryResponse:
+    def all_policies(self) -> SdsCall:
+        return SdsCall(self.channel, f"{ECDS}/StreamExtensionConfigs")
+
+    def policies(self) -> DeltaCall:
+        return DeltaCall(self.channel, f"{ECDS}/DeltaExtensionConfigs")
+
+    async def fetch_secrets(self, *names: str, rpc: str = f"{SDS}/FetchSecrets") -> discovery_pb2.DiscoveryResponse:
         call = self.channel.unary_unary(
-            f"{SDS}/FetchSecrets",
+            rpc,
             request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
             response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
         )
@@ -75,11 +82,11 @@ class WorkloadClient:
 
 
 class SdsCall:
-    """One StreamSecrets stream, with the nonce and version of its last answer at hand."""
+    """One StreamSecrets stream, or another such, with the nonce and version of its last answer at hand."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, rpc: str = f"{SDS}/StreamSecrets") -> None:
         method = channel.stream_stream(
-            f"{SDS}/StreamSecrets",
+            rpc,
             request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
             response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
         )
@@ -101,11 +108,11 @@ class SdsCall:
 
 
 class DeltaCall:
-    """One DeltaSecrets stream, with its last answer at hand."""
+    """One DeltaSecrets stream, or another such, with its last answer at hand."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, rpc: str = f"{SDS}/DeltaSecrets") -> None:
         method = channel.stream_stream(
-            f"{SDS}/DeltaSecrets",
+            rpc,
             request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
             response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
         )
