@@ -1,7 +1,7 @@
 """What a change of policies changes in what is decided: exact, by classes, in both directions, each with a request.
 
-A class is what one row of a rule matches. Every request whose verdict changes is in one of them, and of each class one is
-shown, of which both snapshots were asked. Where the truth of a CEL condition matters, a class is one of requests whose
+A class is what one row of a rule matches. Every request whose verdict changes is in one of them, and of each class one
+is shown, of which both snapshots were asked. Where the truth of a CEL condition matters, it is one of requests whose
 verdict `may` change. Nothing is claimed of what was too much work: then the difference is not complete.
 """
 
@@ -229,7 +229,7 @@ def _change(shift: Shift, names: tuple[str, ...], before: Snapshot, after: Snaps
     return Change(
         kind=shift.kind,
         targets=names,
-        policy=policy and policy.id,
+        policy=None if policy is None else policy.id,
         rule=None if policy is None else shift.row.number,
         action="" if policy is None else policy.action.value,
         origin=_origin(shift.row),
@@ -272,7 +272,7 @@ def _shows(shift: Shift, was: Decision, will: Decision) -> bool:
 def _open(shift: Shift, names: tuple[str, ...]) -> Open:
     policy = shift.row.policy
     rule = None if policy is None else shift.row.number
-    return Open(targets=names, policy=policy and policy.id, rule=rule, message=shift.why)
+    return Open(targets=names, policy=None if policy is None else policy.id, rule=rule, message=shift.why)
 
 
 def _origin(row: Row) -> Origin:

@@ -33,6 +33,11 @@ class Box:
         values = space.values if space is not None else self._defaults.get(literal.variable, ())
         return literal.negated != any(map(literal.test, values))
 
+    def few(self, variable: Variable) -> list[str] | None:
+        """All values that one attribute may still have, where they are written out."""
+        space = self.spaces.get(variable)
+        return space.few() if space is not None else None
+
     def having(self, literal: Literal, *, holds: bool = True) -> Box | None:
         """The part in which a clause holds, or does not; None where there is none."""
         before = self.space(literal.variable)

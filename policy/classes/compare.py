@@ -140,7 +140,7 @@ def _example(frame: Frame, row: Row, allowing: Sides, objection: Objection) -> B
         return None
     if allowing and (quick := _at_once(frame, box, allowing, objection)) is not None:
         return quick
-    return frame.search(crossed(box, [side.allowing_rows() for side in allowing], work), objection, work)
+    return frame.search(crossed(box, [side.allowing_in for side in allowing], work), objection, work)
 
 
 def _at_once(frame: Frame, box: Box, allowing: Sides, objection: Objection) -> Box | None:

@@ -54,13 +54,14 @@ def plus(chars: Chars) -> list[Item]:
 class Pattern:
     """One chain."""
 
-    __slots__ = ("accepting", "forever", "items", "stars", "start")
+    __slots__ = ("_samples", "accepting", "forever", "items", "stars", "start")
 
     def __init__(self, items: Iterable[Item]) -> None:
         self.items = tuple(items)
         self.stars = sum(1 << n for n, (_, many) in enumerate(self.items) if many)
         self.accepting = 1 << len(self.items)
         self.start = self.closed(1)
+        self._samples: tuple[str, str] | None = None
         self.forever = self._forever()
         """Places from which every text is accepted."""
 
@@ -78,6 +79,14 @@ class Pattern:
             if chars == ANY:
                 found |= 1 << number
         return found
+
+    @property
+    def samples(self) -> tuple[str, str]:
+        """Two texts that are likely in the set: something where anything may stand, and nothing."""
+        if self._samples is None:
+            one, other = ("".join(_sample(item, filling) for item in self.items) for filling in ("any", ""))
+            self._samples = one, other
+        return self._samples
 
     def closed(self, state: int) -> int:
         """With the places that are reached by leaving out what may be left out."""
@@ -103,6 +112,13 @@ class Pattern:
             once, stay = self.table(character)
             state = self.closed(((state & once) << 1) | (state & stay))
         return bool(state & self.accepting)
+
+
+def _sample(item: Item, filling: str) -> str:
+    (negated, chars), many = item
+    if many:
+        return filling if (negated, chars) == ANY else ""
+    return ("x" if "x" not in chars else "y") if negated else min(chars, key=lambda c: (not c.islower(), c))
 
 
 @lru_cache(maxsize=65536)

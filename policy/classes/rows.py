@@ -10,14 +10,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from policy.classes.boxes import Box
-from policy.classes.literals import Literal, Literals
+from policy.classes.literals import Literal, Literals, variable_of
 from policy.classes.texts import Undecided
+from policy.compile import Block
 from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Rule, Scope, Target
+from policy.pieces import Row as IndexRow
 from policy.protocol import for_connections
 from policy.snapshot import Judge, compile_set
 
 MAX_ROWS_PER_RULE = 4096
+MAX_VALUES = 64
+
 Ref = tuple[Policy, int]
 """A rule: its policy and its number in it."""
 
@@ -130,9 +134,18 @@ class Side:
         """The policies that ask a provider."""
         return [policy for policy in self.policies if policy.action is Action.CUSTOM and policy.provider == provider]
 
-    def allowing_rows(self) -> list[Row]:
-        """All rows that allow."""
-        return [EVERYTHING] if self.opens else list(self.rows(refs(self.allowing)))
+    def allowing_in(self, box: Box) -> Iterator[Row]:
+        """The rows that allow, without those that the index knows to match nothing in a box."""
+        if self.opens:
+            yield EVERYTHING
+            return
+        seen = set()
+        for block in self._evaluator.blocks:
+            for found in possible(block, box):
+                key = (id(found.policy), found.number)
+                if found.policy.action is Action.ALLOW and key not in seen:
+                    seen.add(key)
+                    yield from self._rows.of(self._originals.get(key[0], found.policy), found.number)
 
     def hits(self, request: Request, box: Box) -> Iterator[Row]:
         """The rows that match the box's example, of which `request` was made; those that deny come before others."""
@@ -166,6 +179,24 @@ class Side:
             if row.policy.provider == provider:
                 return row
         return None
+
+
+def possible(block: Block, box: Box) -> Iterator[IndexRow]:
+    """The rows of an index that may match something in a box, by those of its attributes of which few values are
+    left; the first that decides first."""
+    left = block.everything
+    for (attribute, key), lookup in zip(block.slots, block.lookups, strict=True):
+        variable = variable_of(attribute, key)
+        values = box.few(variable) if variable.kind in ("text", "port") else None
+        if values is not None and len(values) <= MAX_VALUES:
+            some = 0
+            for value in values:
+                some |= lookup.of(value)
+            left &= some
+    while left:
+        top = left.bit_length() - 1
+        left ^= 1 << top
+        yield block.rows[top]
 
 
 def _without_conditions(policy: Policy, mesh: Mesh) -> Policy:

@@ -17,6 +17,9 @@ from policy.model import Request
 Objection = Callable[[Request, Box], Row | None]
 """A row that must not match and does, on a request that is the box's example."""
 
+Choice = Callable[[Box], Iterable[Row]]
+"""Rows of which one must match something in a box; those that cannot may be left out."""
+
 
 def search(boxes: Iterable[Box], objection: Objection, work: Work, *, http: bool) -> Box | None:
     """A part of one of the boxes whose example nothing objects to; None where every request is objected to."""
@@ -44,13 +47,13 @@ def apart(box: Box, row: Row) -> Iterator[Box]:
         box = inside
 
 
-def crossed(box: Box, choices: Sequence[Iterable[Row]], work: Work) -> Iterator[Box]:
+def crossed(box: Box, choices: Sequence[Choice], work: Work) -> Iterator[Box]:
     """The parts of a box in which one row of each choice matches."""
     if not choices:
         yield box
         return
-    for row in choices[0]:
+    for row in choices[0](box):
+        work.spend()
         part = box.having_all(row.literals)
         if part is not None:
-            work.spend(4)
             yield from crossed(part, choices[1:], work)

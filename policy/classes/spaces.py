@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from policy.attributes import SEPARATOR
 from policy.classes.literals import HOST, METHOD, PATH, PRINCIPAL, REQUEST_PRINCIPAL, Literal, Variable
-from policy.classes.patterns import ANY, PCHAR, Chars, Item, Pattern, literal, plus, star
+from policy.classes.patterns import PCHAR, Chars, Pattern, literal, plus, star
 from policy.classes.texts import Work, text_in
 
 Values = tuple[str, ...]
@@ -62,6 +62,14 @@ class Space:
     def matched(self, literal: Literal) -> bool:
         """Whether the example is one of the literal's values."""
         return any(map(literal.test, self.values))
+
+    def few(self) -> list[str] | None:
+        """All values that are still possible, where they are written out."""
+        finite = next((one.texts for one in self.must if one.texts is not None), None)
+        return None if finite is None else [value for value in finite if self._good(value)]
+
+    def _good(self, value: str) -> bool:
+        return all(one.test(value) for one in self.must) and not any(one.test(value) for one in self.never)
 
     def with_match(self, literal: Literal, work: Work) -> Space | None:
         """Those of which a value is one of the literal's."""
@@ -155,15 +163,7 @@ def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal],
 def _guesses(must: Sequence[Literal]) -> Iterator[str]:
     for one in must[:4]:
         for pattern in one.patterns[:8]:
-            for filling in ("any", ""):
-                yield "".join(_sample(item, filling) for item in pattern.items)
-
-
-def _sample(item: Item, filling: str) -> str:
-    (negated, chars), many = item
-    if many:
-        return filling if (negated, chars) == ANY else ""
-    return ("x" if "x" not in chars else "y") if negated else min(chars, key=lambda c: (not c.islower(), c))
+            yield from pattern.samples
 
 
 def _searched(
