@@ -16,6 +16,7 @@ from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
 from ca.api.limits import Limits
+from ca.api.policy.parts import PolicyParts
 from ca.api.rest import application
 from ca.api.services import register
 from ca.identity.spiffe_id import TrustDomain
@@ -57,6 +58,8 @@ from ca.service.issuance import Issuer
 from ca.service.leftover_keys import is_known_store, leftover_keys
 from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.policy.book import PolicyBook
+from ca.service.policy.made import policy_admins, policy_book
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
 from ca.service.rotation_guard_parts import GuardParts, guard_parts
@@ -128,6 +131,7 @@ class Server:
         self.pruner.policy = prune_policy(config.prune)
         self._maintenance.every_seconds = config.prune.every_seconds
         self.auditor.reads = config.audit.reads
+        self.policy.admins = policy_admins(config.policy)
 
     async def _start(self) -> None:
         require_free_addresses(self.config)
@@ -150,6 +154,14 @@ class Server:
         self.agents = AgentTable(self.store.agents)
         self.follower = Follower(store=self.store, index=self.index, agents=self.agents, trust=self.trust)
         await self.follower.load()
+        self.policy: PolicyBook = await policy_book(
+            self.config,
+            store=self.store,
+            index=self.index,
+            clock=self.clock,
+            server=server_name(self.config.data_dir),
+        )
+        self.follower.on_applied(self.policy.held.on_applied)
 
     async def _make_authority(self) -> None:
         """Keys, authorities, issuers, and the server's own SVID."""
@@ -290,10 +302,13 @@ class Server:
             admin_ids=admin_ids(config),
             auditor=self.auditor,
         )
+        policy = PolicyParts(book=self.policy, acks=self.guarding.acks, auditor=self.auditor, clock=self.clock)
         self.gate = Gate(
             grpc_socket=str(private),
             http_protocol_factory=HttpSide(
-                lambda: application(version=package_version("burgee"), access=access, status=self.admin.status)
+                lambda: application(
+                    version=package_version("burgee"), access=access, status=self.admin.status, policy=policy
+                )
             ),
             limits=gate_limits(limits),
             clock=self.clock,

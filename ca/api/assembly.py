@@ -43,6 +43,7 @@ from ca.service.issuance_ca import DownstreamIssuer
 from ca.service.issuance_jwt import JwtIssuer
 from ca.service.longest_ttl import LongestTtls
 from ca.service.peers import AgentAuthorizer, AgentTable
+from ca.service.policy.book import PolicyBook
 from ca.service.pruning import Pruner
 from ca.service.rotation import AuthorityManager
 from ca.service.rotation_guard_parts import GuardParts
@@ -77,6 +78,7 @@ class Parts(Protocol):
     issuer: Issuer
     server_svid: ServerSvid
     pruner: Pruner
+    policy: PolicyBook
     guarding: GuardParts
     longest_ttl: LongestTtls
     upstream: UpstreamLink | None

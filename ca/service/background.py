@@ -22,6 +22,7 @@ from ca.service.follower import Follower
 from ca.service.leftover_keys import LeftoverKeys
 from ca.service.maintenance import Maintenance
 from ca.service.peers import AgentTable
+from ca.service.policy.book import PolicyBook
 from ca.service.pruning import Pruner
 from ca.service.publishing import Publishing
 from ca.service.revocation import Revocation
@@ -57,6 +58,7 @@ class Parts(Protocol):
     server_svid: ServerSvid
     sign_on: SignOn
     pruner: Pruner
+    policy: PolicyBook
 
     @property
     def publisher_host(self) -> AuthorityHost: ...
@@ -89,6 +91,8 @@ def _add_checks(parts: Parts, store_watch: StoreWatch) -> None:
     parts.health.warn("rotation", parts.authority.warning)
     parts.health.warn("upstream", parts.authority.upstream_warning)
     parts.health.add("server_svid", parts.server_svid.check)
+    parts.health.warn("policy", parts.policy.held.problem)
+    parts.health.warn("policy_key_sets", parts.policy.key_sets.problem)
     parts.health.add("store", store_watch.check)
     parts.health.add("alive", parts.heartbeat.check, live=True)
 
@@ -114,6 +118,8 @@ async def _spawn(parts: Parts, tasks: Tasks, store_watch: StoreWatch, maintenanc
     essential("server-svid", tasks.spawn("server-svid", parts.server_svid.run))
     essential("store-watch", tasks.spawn("store-watch", store_watch.run))
     tasks.spawn("maintenance", maintenance.run)
+    tasks.spawn("policy", parts.policy.held.run)
+    tasks.spawn("policy-key-sets", parts.policy.key_sets.run)
     if parts.leftovers is not None:
         tasks.spawn("leftover-keys", parts.leftovers.run)
 

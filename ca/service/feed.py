@@ -350,6 +350,8 @@ class Feed:
             return True
         if change.kind == "agent":
             return change.name != str(agent_id)
+        if change.kind == "policy":
+            return True  # what an agent is sent of policies is looked at in any case
         entry = self.index.get(agent_id, change.name)
         if entry is not None:
             resume.entries.add(change.name)

@@ -32,6 +32,8 @@ class Applied:
     """Agents whose whole set must be looked at again."""
     agents: set[SpiffeId] = field(default_factory=set)
     bundles: set[TrustDomain] = field(default_factory=set)
+    policies: set[str] = field(default_factory=set)
+    """Revisions of policies, or what else of them changed, by the names that the changes have."""
     everything: bool = False
     """The log was compacted past us and all was loaded anew."""
 
@@ -123,7 +125,7 @@ class Follower:
             entries = await self._store.entries.get_many(names["entry"])
             agents = await self._store.agents.get_many(agent_ids)
             bundles = {domain: await self._store.bundles.get(domain) for domain in domains}
-            applied = Applied(revision=changes[-1].revision)
+            applied = Applied(revision=changes[-1].revision, policies=set(names.get("policy", ())))
             for name in names["entry"]:
                 self._take_entry(name, entries.get(name), applied)
             for agent_id in agent_ids:

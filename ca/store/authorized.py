@@ -174,6 +174,10 @@ class AuthorizedIndex:
         """An entry, whoever may serve it."""
         return self._entries.get(entry_id)
 
+    def all_entries(self) -> list[RegistrationEntry]:
+        """Every entry that has not been removed, whoever may serve it."""
+        return list(self._entries.values())
+
     def below(self, parent_id: SpiffeId) -> list[RegistrationEntry]:
         """The entries right below this ID, whoever bears it or nobody, sorted by entry id."""
         now = self._now()

@@ -106,10 +106,11 @@ class Policies:
             invariants=invariants,
         )
 
-    async def number(self) -> int:
-        """Of the last revision."""
+    async def rules(self) -> tuple[dict[str, Grant], str]:
+        """What holds of the book itself: grants, and the invariants."""
         async with self._database.read() as connection:
-            return await _last(connection)
+            grants = [grant_of(row) for row in await connection.execute(select(policy_grants))]
+            return {grant.name: grant for grant in grants}, await _document(connection, INVARIANTS, "")
 
     async def write(
         self,

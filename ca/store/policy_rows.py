@@ -71,7 +71,7 @@ def revision_of(row: Row[Any], changes: tuple[Changed, ...] = ()) -> Revision:
         actor=row.actor,
         note=row.note,
         changes=changes,
-        count=row.count,
+        count=row._mapping["count"],
     )
 
 

@@ -1,0 +1,136 @@
+"""Grants and invariants: what holds of the book itself, and what an admin alone reads and writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Sequence
+
+from ca.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound
+from ca.ports import Clock
+from ca.runtime.threads import to_thread
+from ca.service.policy import gate
+from ca.service.policy.grants import Rights, check_grant
+from ca.service.policy.held import Held
+from ca.service.policy.records import Author, record
+from ca.service.policy.refusals import changed, forbidden
+from ca.store.audit import AuditItem, AuditRecord
+from ca.store.policies import Moved
+from ca.store.policy_rows import with_etag
+from ca.store.store import Store
+from policy.book_values import Grant
+from policy.problems import shown
+
+MAX_INVARIANTS_BYTES = 256 << 10
+
+
+class GrantBook:
+    """Each write looks at what is in force, and the store whether it still is."""
+
+    def __init__(self, *, store: Store, held: Held, clock: Clock, server: str) -> None:
+        self._store = store
+        self._held = held
+        self._clock = clock
+        self._server = server
+
+    def all(self, rights: Rights) -> tuple[Grant, ...]:
+        """By name. Raises Denied."""
+        _require_admin(rights, "read grants")
+        return tuple(grant for _, grant in sorted(self._held.grants.items()))
+
+    def get(self, name: str, rights: Rights) -> Grant:
+        """Raises Denied, NotFound."""
+        _require_admin(rights, "read grants")
+        return self._existing(name)
+
+    async def write(
+        self, grant: Grant, author: Author, rights: Rights, *, if_match: str | None, must_be_new: bool
+    ) -> Grant:
+        """See PolicyBook.write_grant."""
+        _require_admin(rights, "write grants")
+        check_grant(grant, root_namespace=self._held.settings.mesh.root_namespace)
+        async with self._held.lock:
+            before = self._held.grants.get(grant.name)
+            if before is not None and must_be_new:
+                raise AlreadyExists(f"there is a grant {shown(grant.name)} already", reason="GRANT_EXISTS")
+            if if_match is not None and (before is None or before.etag != if_match):
+                raise changed(f"grant {shown(grant.name)}")
+            most = self._held.settings.limits.max_grants
+            if before is None and len(self._held.grants) >= most:
+                raise Exhausted(f"there are {most:,} grants, and no more may be", reason="GRANTS_FULL")
+            made = with_etag(grant)
+            if made == before:
+                return made
+            told = f"{made.role} of {', '.join(made.namespaces) or 'everything'}: {made.spiffe_id}"
+            put = self._store.policies.put_grant(made, before=before, record=self._record(author, made.name, told))
+            await _unless_moved(put, f"grant {shown(grant.name)}")
+            self._held.grants = {**self._held.grants, made.name: made}
+        return made
+
+    async def delete(self, name: str, author: Author, rights: Rights, *, if_match: str | None) -> None:
+        """See PolicyBook.delete_grant."""
+        _require_admin(rights, "write grants")
+        async with self._held.lock:
+            before = self._existing(name)
+            if if_match is not None and before.etag != if_match:
+                raise changed(f"grant {shown(name)}")
+            gone = self._store.policies.delete_grant(before, record=self._record(author, name, "deleted"))
+            await _unless_moved(gone, f"grant {shown(name)}")
+            self._held.grants = {key: grant for key, grant in self._held.grants.items() if key != name}
+
+    def invariants(self, rights: Rights) -> tuple[str, str]:
+        """(text, etag). Raises Denied."""
+        _require_admin(rights, "read invariants")
+        return self._held.invariants, _etag(self._held.invariants)
+
+    async def set_invariants(self, text: str, author: Author, rights: Rights, *, if_match: str | None) -> str:
+        """See PolicyBook.set_invariants."""
+        _require_admin(rights, "write invariants")
+        if len(text) > MAX_INVARIANTS_BYTES or "\0" in text:
+            raise InvalidArgument(
+                f"invariants are text of at most {MAX_INVARIANTS_BYTES >> 10} KiB", reason="INVARIANTS_INVALID"
+            )
+        if text:
+            await to_thread(gate.read_invariants, text)
+        async with self._held.lock:
+            before, state = self._held.invariants, self._held.state
+            if if_match is not None and if_match != _etag(before):
+                raise changed("the text of the invariants")
+            if text == before:
+                return _etag(text)
+            await to_thread(gate.check_invariants, text, state)
+            put = self._store.policies.put_invariants(
+                text,
+                before=before,
+                number=state.revision,
+                at=self._clock.now(),
+                record=self._record(author, "invariants", text[:1024] or "deleted", call="policy invariants"),
+            )
+            await _unless_moved(put, "the book of policies")
+            self._held.invariants = text
+        return _etag(text)
+
+    def _existing(self, name: str) -> Grant:
+        found = self._held.grants.get(name)
+        if found is None:
+            raise NotFound(f"there is no grant {shown(name)}", reason="GRANT_NOT_FOUND")
+        return found
+
+    def _record(self, author: Author, name: str, told: str, *, call: str = "policy grant") -> AuditRecord:
+        items: Sequence[AuditItem] = (AuditItem(name, told, "OK"),)
+        return record(author, items, call=call, server=self._server, at=self._clock.now())
+
+
+async def _unless_moved(write: Awaitable[None], what: str) -> None:
+    try:
+        await write
+    except Moved:
+        raise changed(what) from None
+
+
+def _require_admin(rights: Rights, what: str) -> None:
+    if not rights.is_admin:
+        raise forbidden(what, rights.missing())
+
+
+def _etag(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

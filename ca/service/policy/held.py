@@ -1,0 +1,198 @@
+"""The book of policies in memory: one compiled revision, swapped as a whole, and in step with the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+from ca.errors import Unavailable
+from ca.ports import Clock
+from ca.runtime import log, metrics
+from ca.runtime.health import Problem
+from ca.runtime.threads import to_thread
+from ca.service.follower import Applied
+from ca.service.policy.candidates import Candidates, candidates
+from ca.service.policy.compile import Settings, Targets, book_state
+from ca.service.policy.targets import Made, all_targets, made_by
+from ca.store.authorized import AuthorizedIndex
+from ca.store.store import Store
+from policy.book_values import Grant
+from policy.problems import Refused
+from policy.state import State
+
+T = TypeVar("T")
+logger = log.get("policy")
+
+SETTLE_SECONDS = 0.2
+SHARE = 10.0
+"""What entries make is looked at again no sooner than so many times what it took the last time."""
+
+_revision = metrics.gauge("policy_revision", "Revision of policies that is in force here.")
+_objects = metrics.gauge("policy_objects", "Policies and Workload objects in force here.")
+_rules = metrics.gauge("policy_rules", "Rules of AuthorizationPolicies in force here.")
+_compiled = metrics.histogram(
+    "policy_compile_seconds",
+    "Time that it took to read and compile a revision.",
+    buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0),
+)
+
+
+class Held:
+    """`lock` is held by whoever makes the next state; reading needs none."""
+
+    def __init__(self, *, store: Store, index: AuthorizedIndex, settings: Settings, clock: Clock) -> None:
+        self._store = store
+        self._index = index
+        self.settings = settings
+        self._clock = clock
+        self.lock = asyncio.Lock()
+        self.grants: Mapping[str, Grant] = {}
+        self.invariants = ""
+        self._state: State | None = None
+        self._candidates: Candidates | None = None
+        self._made: Made = frozenset()
+        self._unreadable = ""
+        self._listeners: list[Callable[[], None]] = []
+        self._changed = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._news: set[str] = set()
+        self._entries_moved = False
+        self._spent = 0.0
+
+    @property
+    def state(self) -> State:
+        """What is in force. Raises Unavailable while there is nothing that could be read."""
+        if self._state is None:
+            raise Unavailable(
+                f"policies cannot be read: {self._unreadable}",
+                reason="POLICY_UNREADABLE",
+                hint="was the store written by a newer version?",
+            )
+        return self._state
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """What agents are sent of it; None while there is nothing."""
+        return self._candidates
+
+    @property
+    def targets(self) -> Targets:
+        """Who can be called, by what entries make now."""
+        return partial(all_targets, self._made)
+
+    def problem(self) -> Problem | None:
+        """For the health report: the server's work goes on, with what could be read last."""
+        if not self._unreadable:
+            return None
+        detail = f"policies cannot be read: {self._unreadable}"
+        return Problem(reason="POLICY_UNREADABLE", detail=detail, hint="the last good ones hold")
+
+    def on_changed(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` after each swap."""
+        self._listeners.append(listener)
+
+    async def load(self) -> None:
+        """Everything from the store. What cannot be read leaves what is in force as it is."""
+        book = await self._store.policies.load()
+        self.grants, self.invariants = book.grants, book.invariants
+        self._made = await to_thread(made_by, self._index.all_entries())
+        try:
+            await self.compiled(lambda: book_state(book.number, book.objects, self.settings, self.targets, self._state))
+        except Refused as error:
+            self._unreadable = "; ".join(map(str, error.problems[:3]))
+            logger.error("policies cannot be read", reason="POLICY_UNREADABLE", detail=self._unreadable)
+
+    async def compiled(self, work: Callable[[], State]) -> None:
+        """Makes a state beside the loop, and puts it in force."""
+        state, pieces = await self.prepared(work)
+        self.swap(state, pieces)
+
+    async def prepared(self, work: Callable[[], State]) -> tuple[State, Candidates]:
+        """Makes a state and what agents are sent of it, beside the loop."""
+        before, begun = self._candidates, time.perf_counter()
+
+        def both() -> tuple[State, Candidates]:
+            state = work()
+            return state, candidates(state, before)
+
+        made = await to_thread(both)
+        self._spent = time.perf_counter() - begun
+        _compiled.observe(self._spent)
+        return made
+
+    def swap(self, state: State, pieces: Candidates) -> None:
+        """From now on this is in force."""
+        self._state, self._candidates, self._unreadable = state, pieces, ""
+        _revision.set(state.revision)
+        _objects.set(len(state.objects))
+        _rules.set(sum(len(policy.rules or ()) for policy in state.parsed.policies))
+        self.tell()
+
+    def tell(self) -> None:
+        """Something of what agents are sent may be new."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        for listener in self._listeners:
+            listener()
+
+    async def wait_changed(self, revision: int) -> int:
+        """Returns the revision in force when it is above `revision`."""
+        while self._state is None or self._state.revision <= revision:
+            await self._changed.wait()
+        return self._state.revision
+
+    def on_applied(self, applied: Applied) -> None:
+        """The follower saw changes; what they are to policies is looked at by `run`."""
+        if applied.everything:
+            self._news.add("")
+        self._news |= applied.policies
+        if applied.entries or applied.everything:
+            self._entries_moved = True
+        if self._news or self._entries_moved:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled: takes over what other servers wrote, and what entries changed."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._news:
+                await self.follow()
+            if self._entries_moved:
+                await self._clock.sleep(max(SETTLE_SECONDS, SHARE * self._spent))
+                await self._look_at_entries()
+
+    async def follow(self) -> None:
+        """Reads what is newer than what is in force."""
+        news, self._news = self._news, set()
+        try:
+            async with self.lock:
+                self.grants, self.invariants = await self._store.policies.rules()
+                known = 0 if self._state is None else self._state.revision
+                if any(name == "" or (name.isdecimal() and int(name) > known) for name in news):
+                    await self.load()
+        except BaseException:
+            self._news |= news
+            self._wake.set()
+            raise
+
+    async def catch_up(self, revision: int) -> None:
+        """Returns when what is in force is no older than a revision that the store has."""
+        self._news.add(str(revision))
+        await self.follow()
+
+    async def _look_at_entries(self) -> None:
+        """Recompiles where entries make other targets than before."""
+        self._entries_moved = False
+        made = await to_thread(made_by, self._index.all_entries())
+        if made == self._made:
+            return
+        async with self.lock:
+            self._made, state = made, self._state
+            if state is not None:
+                await self.compiled(
+                    lambda: book_state(state.revision, state.objects, self.settings, self.targets, state)
+                )
