@@ -7,10 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from ca.runtime.config import StrictModel
+from ca.runtime.decision_log_config import DecisionLogConfig
+from sds.providers import ProviderConfig
 
 
 class PolicyConfig(StrictModel):
-    """What proxies of this node are given, and what they do without the agent."""
+    """What proxies of this node are given, what they do without the agent, and what is kept of their decisions."""
 
     cut_off: Literal["keep", "deny"] = Field(
         default="keep",
@@ -24,6 +26,12 @@ class PolicyConfig(StrictModel):
         le=86_400,
         description="With `cut_off: deny`, how long a proxy goes by policies without a word from the agent, which "
         "sends three in that time. An agent that restarts must be back within it.",
+    )
+    decision_log: DecisionLogConfig = Field(default=DecisionLogConfig(), description="What is kept of decisions.")
+    providers: dict[str, ProviderConfig] = Field(
+        default={},
+        max_length=64,
+        description="Who is asked besides where a CUSTOM policy names it. A provider that is not here has not agreed.",
     )
 
     @property

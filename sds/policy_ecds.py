@@ -162,4 +162,5 @@ class EnvoyPolicies(EnvoyService):
         found = self._made[key] = await asyncio.shield(making)
         if len(found.found.resource) > LARGE_BYTES:
             large.add(found)
+            found.beside = large  # which lives as long as any of them
         return found

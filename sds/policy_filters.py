@@ -24,11 +24,12 @@ Key = tuple[object, ...]
 class Made:
     """The configuration for one name. While it lives, so do the objects that its key tells apart by identity."""
 
-    __slots__ = ("__weakref__", "found", "kept")
+    __slots__ = ("__weakref__", "beside", "found", "kept")
 
     def __init__(self, found: Found, kept: object) -> None:
         self.found = found
         self.kept = kept
+        self.beside: object = None
 
 
 def key_of(matched: Matched, resource: Resource, *, lasting: bool) -> Key:

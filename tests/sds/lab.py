@@ -37,6 +37,8 @@ from sds.feed import Change, ResumeToken, Snapshot
 from sds.jwt_cache import JwtCache, JwtIssued
 from sds.keys import KeyPool
 from sds.limits import LimitsConfig
+from sds.policy_ecds import EnvoyPolicies
+from sds.policy_held import HeldPolicies
 from sds.request_pace import RequestPace
 from sds.rotation import Issued, Rotator
 from sds.secrets import Form, SecretNames
@@ -204,6 +206,8 @@ class Lab:
         self.attested = 0
         self.workloads = Workloads(attest=self._attest, cache=self.cache, clock=self.clock, interval_seconds=interval)
         self.clients = SdsClients()
+        self.policies = HeldPolicies()
+        self.lasting_seconds = 0.0
         self.caller = Me()
         self.names = SecretNames()
         self.pace = RequestPace(LimitsConfig().max_sds_requests_per_second_per_workload, self.clock)
@@ -237,9 +241,19 @@ class Lab:
             names=self.names,
             validator=self.validator,
         )
-        self._grpc.add_generic_rpc_handlers((api.handler(), sds.handler()))
+        policies = EnvoyPolicies(
+            peer_of=lambda context: self.caller,
+            workloads=self.workloads,
+            cache=self.cache,
+            held=self.policies,
+            clients=self.clients,
+            clock=self.clock,
+            pace=self.pace,
+            lasting_seconds=self.lasting_seconds,
+        )
+        self._grpc.add_generic_rpc_handlers((api.handler(), sds.handler(), policies.handler()))
         await self._grpc.start()
-        loops = (self.rotator.run, self.cache.run, self.workloads.run)
+        loops = (self.rotator.run, self.cache.run, self.workloads.run, self.policies.run)
         self._tasks = [asyncio.create_task(loop()) for loop in loops]
         return self
 
