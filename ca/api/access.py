@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ca.api.tiers import LOCAL_SERVICES, TIERS, Tier, service_of
 from ca.errors import Denied, Unauthenticated, Unimplemented
 from ca.identity.entry import RegistrationEntry
-from ca.identity.spiffe_id import SpiffeId
+from ca.identity.spiffe_id import SpiffeId, is_agent_path
 from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.runtime import log
@@ -120,6 +120,8 @@ class Access:
                     return Caller(peer=peer, tier=Tier.ADMIN, entry=entry)
                 if entry.downstream and Tier.DOWNSTREAM in allowed:
                     return Caller(peer=peer, tier=Tier.DOWNSTREAM, entry=entry)
+        if Tier.SVID in allowed and self._clock.now() < svid.not_after:
+            return await self._judge_any(method, peer, svid)
         if Tier.AGENT in allowed:
             try:
                 agent = await self._agents.authorize(svid)
@@ -127,6 +129,15 @@ class Access:
                 raise denied(method, cause) from cause
             return Caller(peer=peer, tier=Tier.AGENT, agent=agent)
         raise denied(method)
+
+    async def _judge_any(self, method: str, peer: Peer, svid: X509Svid) -> Caller:
+        """A banned agent's SVID is good for nothing, whatever it is granted."""
+        if is_agent_path(svid.id.path):
+            try:
+                await self._agents.authorize(svid)
+            except Denied as cause:
+                raise denied(method, cause) from cause
+        return Caller(peer=peer, tier=Tier.SVID)
 
 
 def denied(method: str, cause: Denied | None = None) -> Denied:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ca.api.access import Access
-from ca.errors import STATUS, BurgeeError, Internal
+from ca.api.policy.refusals import Fault, Faulty, HttpRefusal, problem_document
+from ca.errors import BurgeeError, Internal, NotFound
 from ca.proto.burgee import admin_pb2
 from ca.runtime import log
 
@@ -16,17 +19,23 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from ca.api.policy.parts import PolicyParts
+
 logger = log.get("rest")
 
 PROBLEM = "application/problem+json"
 
 
-def application(*, version: str, access: Access, status: Callable[[], admin_pb2.Status]) -> FastAPI:
+def application(
+    *, version: str, access: Access, status: Callable[[], admin_pb2.Status], policy: PolicyParts | None = None
+) -> FastAPI:
     """The application. Every route, those that are added later too, needs a row in the tier table.
 
     FastAPI is imported here: most servers are never asked over HTTP.
     """
     from fastapi import Depends, FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
     app = FastAPI(
         title="Burgee",
@@ -36,7 +45,12 @@ def application(*, version: str, access: Access, status: Callable[[], admin_pb2.
         redoc_url=None,
         redirect_slashes=False,
         dependencies=[Depends(admission(access))],
-        exception_handlers={BurgeeError: _refuse, Exception: _fail},
+        exception_handlers={
+            BurgeeError: _refuse,
+            RequestValidationError: _invalid,
+            HTTPException: _unrouted,
+            Exception: _fail,
+        },
     )
 
     async def show_version() -> dict[str, str]:
@@ -47,6 +61,10 @@ def application(*, version: str, access: Access, status: Callable[[], admin_pb2.
 
     app.get("/version")(show_version)
     app.get("/v1/status")(show_status)
+    if policy is not None:
+        from ca.api.policy.rest import mount
+
+        mount(app, policy)
     return app
 
 
@@ -56,7 +74,7 @@ def admission(access: Access) -> Callable[[Any], Any]:
 
     async def admitted(request: Any) -> None:
         log.new_request_id()
-        method = f"{request.method} {request.scope['route'].path}"
+        method = f"{request.method} {request.scope['route'].path_format}"
         await access.admit(method, request.scope["burgee.peer"])
 
     admitted.__annotations__["request"] = Request  # FastAPI asks for the type, which nobody else has imported yet
@@ -79,18 +97,45 @@ def status_document(status: admin_pb2.Status) -> dict[str, Any]:
 
 def problem(error: BurgeeError) -> Response:
     """An error as RFC 9457 has it, with our reason and hint beside."""
-    from starlette.responses import JSONResponse
+    from starlette.responses import Response
 
-    number = STATUS[error.code][1]
-    body = {"type": "about:blank", "title": error.code.value, "status": number, "detail": error.detail}
-    more = {"reason": error.reason, **({"hint": error.hint} if error.hint else {})}
-    return JSONResponse({**body, **more}, status_code=number, media_type=PROBLEM)
+    status, body, headers = problem_document(error)
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(data, status_code=status, media_type=PROBLEM, headers=headers)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, BurgeeError)
     logger.info("request refused", path=request.url.path, reason=error.reason, detail=error.detail)
     return problem(error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """What FastAPI says of parameters."""
+    found: Any = error
+    faults = [
+        Fault(code=str(one["type"]).upper(), detail=str(one["msg"])[:300], parameter=" ".join(map(str, one["loc"])))
+        for one in found.errors()
+    ]
+    return await _refuse(request, Faulty("a parameter is not what is asked for", faults, reason="REQUEST_INVALID"))
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    """What Starlette says of paths and verbs that are not there."""
+    verbs = _verbs(request)
+    if verbs:
+        status, reason, detail = HTTPStatus.METHOD_NOT_ALLOWED, "NO_SUCH_VERB", "this path does not know the verb"
+        return await _refuse(request, HttpRefusal(status, detail, reason=reason, headers={"Allow": ", ".join(verbs)}))
+    return await _refuse(request, NotFound("there is nothing at this path", reason="NO_SUCH_PATH"))
+
+
+def _verbs(request: Request) -> list[str]:
+    """Those that the path knows (RFC 9110 §10.2.1)."""
+    from starlette.routing import Match, Route
+
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    known = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({verb for route in known for verb in route.methods or ()})
 
 
 async def _fail(request: Request, error: Exception) -> Response:

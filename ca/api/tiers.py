@@ -17,9 +17,13 @@ class Tier(Flag):
     """The active X.509-SVID of an attested agent that is neither banned nor expired."""
     DOWNSTREAM = auto()
     """An X.509-SVID whose SPIFFE ID has an entry with `downstream`."""
+    SVID = auto()
+    """Any X.509-SVID that holds now, of whichever trust domain we have the bundle of; what it may do there, grants say.
+    An agent's must be an acting agent's."""
 
 
 MANAGERS = Tier.LOCAL | Tier.ADMIN
+GRANTED = Tier.LOCAL | Tier.SVID
 
 _AGENT = "/spire.api.server.agent.v1.Agent/"
 _ENTRY = "/spire.api.server.entry.v1.Entry/"
@@ -35,6 +39,8 @@ _AUTHORITIES = "/burgee.authority.v1.Authorities/"
 _EXCHANGE = "/burgee.exchange.v1.Exchange/"
 _FORESIGHT = "/burgee.foresight.v1.Foresight/"
 _ISSUING = "/burgee.issuing.v1.Issuing/"
+_POLICY = "/v1/policy"
+_OBJECTS = _POLICY + "/{kind}"
 
 TIERS: dict[str, Tier] = {
     _AGENT + "CountAgents": MANAGERS,
@@ -115,14 +121,14 @@ TIERS: dict[str, Tier] = {
     _ADMIN + "ListIssued": MANAGERS,
     _ADMIN + "ListAudit": MANAGERS,
     _ADMIN + "ListJoinTokens": MANAGERS,
+    _ADMIN + "CreateJoinToken": MANAGERS,
+    _ADMIN + "RevokeJoinToken": MANAGERS,
     _ADMIN + "Prune": MANAGERS,
     _ADMIN + "ExplainAgent": MANAGERS,
     _ADMIN + "GetDoctorReport": MANAGERS,
     _AUTHORITIES + "GetStatus": MANAGERS,
     _AUTHORITIES + "Prepare": MANAGERS,
     _AUTHORITIES + "Activate": MANAGERS,
-    _ADMIN + "CreateJoinToken": MANAGERS,
-    _ADMIN + "RevokeJoinToken": MANAGERS,
     _AUTHORITIES + "Taint": MANAGERS,
     _AUTHORITIES + "Revoke": MANAGERS,
     _AUTHORITIES + "Prune": MANAGERS,
@@ -134,6 +140,31 @@ TIERS: dict[str, Tier] = {
     "/burgee.debug.v1.Debug/GetReport": MANAGERS,
     "GET /version": Tier.ANYONE,
     "GET /v1/status": MANAGERS,
+    f"GET {_OBJECTS}": GRANTED,
+    f"GET {_OBJECTS}/{{namespace}}": GRANTED,
+    f"GET {_OBJECTS}/{{namespace}}/{{name}}": GRANTED,
+    f"PUT {_OBJECTS}/{{namespace}}/{{name}}": GRANTED,
+    f"PATCH {_OBJECTS}/{{namespace}}/{{name}}": GRANTED,
+    f"DELETE {_OBJECTS}/{{namespace}}/{{name}}": GRANTED,
+    f"POST {_POLICY}/apply": GRANTED,
+    f"GET {_POLICY}/revisions": GRANTED,
+    f"GET {_POLICY}/revisions/{{number}}": GRANTED,
+    f"POST {_POLICY}/revisions/{{number}}/rollback": GRANTED,
+    f"POST {_POLICY}/evaluate": GRANTED,
+    f"POST {_POLICY}/explain": GRANTED,
+    f"GET {_POLICY}/analyses/lint": GRANTED,
+    f"GET {_POLICY}/analyses/graph": GRANTED,
+    f"GET {_POLICY}/analyses/diff": GRANTED,
+    f"GET {_POLICY}/decisions": GRANTED,
+    f"GET {_POLICY}/rollout": GRANTED,
+    f"GET {_POLICY}/watch": GRANTED,
+    f"GET {_POLICY}/grants": GRANTED,
+    f"GET {_POLICY}/grants/{{name}}": GRANTED,
+    f"PUT {_POLICY}/grants/{{name}}": GRANTED,
+    f"DELETE {_POLICY}/grants/{{name}}": GRANTED,
+    f"GET {_POLICY}/invariants": GRANTED,
+    f"PUT {_POLICY}/invariants": GRANTED,
+    f"GET {_POLICY}/openapi.json": GRANTED,
 }
 """gRPC methods by their full names, HTTP ones by verb and route."""
 

@@ -67,8 +67,11 @@ class PolicyLimitsConfig(StrictModel):
     writes_per_second_per_caller: Annotated[float, Field(gt=0)] = 20.0
     """Writes of one caller, dry runs included; whoever comes through the Unix socket is exempt."""
 
+    questions_per_second_per_caller: Annotated[float, Field(gt=0)] = 100.0
+    """Reads and questions of one caller; an analysis counts as ten."""
+
     burst_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
-    """So many seconds' worth of writes may come at once."""
+    """So many seconds' worth of writes, and of questions, may come at once."""
 
 
 class PolicyConfig(StrictModel):

@@ -72,6 +72,11 @@ class Acks:
         """Empty for an agent that never said anything to this server."""
         return self._acks.get(agent_id, {})
 
+    @property
+    def known(self) -> frozenset[SpiffeId]:
+        """Agents that said anything, or have a stream now."""
+        return frozenset(self.connected | self._acks.keys())
+
     def polled(self, agent_id: SpiffeId, at: datetime) -> None:
         """An agent asked for its entries, and so asks for its bundle."""
         self._polls[agent_id] = at

@@ -50,11 +50,15 @@ async def read_body(request: Request, *, accepted: Sequence[str] = (JSON,), most
 
 async def read_model(request: Request, model: type[M], *, most: int = QUESTION_BYTES) -> M:
     """A JSON body as a model. Raises HttpRefusal, Faulty (BODY_MALFORMED, BODY_INVALID)."""
-    body = await read_body(request, most=most)
+    return await validated(await read_body(request, most=most), model)
+
+
+async def validated(body: Body, model: type[M]) -> M:
+    """A body's value as a model. Raises Faulty (BODY_INVALID)."""
     try:
         return model.model_validate(body.value)
     except ValidationError as error:
-        raise located(body, invalid(error)) from None
+        raise await located(body, invalid(error)) from None
 
 
 def invalid(error: ValidationError) -> Faulty:
@@ -64,28 +68,29 @@ def invalid(error: ValidationError) -> Faulty:
     return Faulty("the body is not what is asked for", faults, reason="BODY_INVALID")
 
 
-def located(body: Body, error: Faulty) -> Faulty:
+async def located(body: Body, error: Faulty) -> Faulty:
     """The same refusal, with the lines and columns of what its pointers lead to."""
-    return Faulty(error.detail, with_places(body, error.faults), reason=error.reason, hint=error.hint)
+    faults = await asyncio.to_thread(with_places, body, error.faults)
+    return Faulty(error.detail, faults, reason=error.reason, hint=error.hint)
 
 
-def with_places(body: Body, faults: Iterable[Fault], *, below: str = "") -> list[Fault]:
-    """Faults with lines and columns in a body, whose value at the pointer `below` their pointers are of."""
+def with_places(body: Body, faults: Iterable[Fault]) -> list[Fault]:
+    """Faults with the lines and columns of what their pointers lead to."""
     try:
         documents = read(body.data, "")
     except Refused:
         return list(faults)
-    return [_placed(documents, fault, below) for fault in faults]
+    return [_placed(documents, fault) for fault in faults]
 
 
-def _placed(documents: Sequence[Node], fault: Fault, below: str) -> Fault:
+def _placed(documents: Sequence[Node], fault: Fault) -> Fault:
     node = documents[0] if documents else Node(None)
-    for step in steps_of(below + fault.pointer):
+    for step in steps_of(fault.pointer):
         inner = _inside(node, step)
         if inner is None:
             break
         node = inner
-    return replace(fault, pointer=below + fault.pointer, line=node.line, column=node.column)
+    return replace(fault, line=node.line, column=node.column)
 
 
 def _inside(node: Node, step: str) -> Node | None:

@@ -10,7 +10,6 @@ from urllib.parse import quote, urlencode
 
 from ca.errors import InvalidArgument
 
-MOST = 500
 USUAL = 100
 _LONGEST = 4096
 
@@ -33,7 +32,12 @@ def after_of(kind: str, cursor: str) -> str:
     match found:
         case [str(of), str(after)] if of == kind and cursor_of(kind, after) == cursor:
             return after
-    raise InvalidArgument(
+    raise no_cursor()
+
+
+def no_cursor() -> InvalidArgument:
+    """The refusal of what no list gave out."""
+    return InvalidArgument(
         "this is no cursor of this list",
         reason="PAGE_TOKEN",
         hint="follow the `Link` of the answer, or pass on `next` exactly as it was returned",

@@ -29,7 +29,9 @@ def parse_tags(header: str) -> Tags:
     """`"a", W/"b"` or `*`. Raises ValueError."""
     if header.strip() == "*":
         return Tags(any=True)
-    strong, weak, at = set(), set(), 0
+    strong: set[str] = set()
+    weak: set[str] = set()
+    at = 0
     while at < len(header):
         found = _TAG.match(header, at)
         if found is None:

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from ca.errors import BurgeeError, Code, InvalidArgument
+from ca.errors import STATUS, BurgeeError, Code, InvalidArgument
 
 MAX_FAULTS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that is wrong in a request. `pointer` leads to it in the body (RFC 6901); for a parameter it is
-    `parameters/` and its name. `line` and `column` count from 1, 0 where there are none."""
+    """One thing that is wrong in a request. `pointer` leads to it in the body (RFC 6901), or `parameter` names where
+    else it is: `query limit`, `header if-match`. `line` and `column` count from 1, 0 where there are none."""
 
     code: str
     detail: str
     pointer: str = ""
+    parameter: str = ""
     line: int = 0
     column: int = 0
     hint: str = ""
@@ -27,8 +28,9 @@ class Fault:
     def document(self) -> dict[str, Any]:
         """As JSON, without what is not there."""
         place = {"line": self.line, "column": self.column} if self.line else {}
+        parameter = {"parameter": self.parameter} if self.parameter else {}
         hint = {"hint": self.hint} if self.hint else {}
-        return {"code": self.code, "pointer": self.pointer, **place, "detail": self.detail, **hint}
+        return {"code": self.code, "pointer": self.pointer, **parameter, **place, "detail": self.detail, **hint}
 
 
 class HttpRefusal(BurgeeError):
@@ -47,6 +49,8 @@ class HttpRefusal(BurgeeError):
 class Faulty(InvalidArgument):
     """A request with faults, each with its place."""
 
+    reason = "REQUEST_INVALID"
+
     def __init__(self, detail: str, faults: Iterable[Fault], *, reason: str, hint: str = "") -> None:
         super().__init__(detail, reason=reason, hint=hint)
         self.faults = tuple(faults)[:MAX_FAULTS]
@@ -54,8 +58,6 @@ class Faulty(InvalidArgument):
 
 def problem_document(error: BurgeeError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers of the answer (RFC 9457), with our reason and hint beside."""
-    from ca.errors import STATUS
-
     status, title = STATUS[error.code][1], error.code.value
     headers: dict[str, str] = {}
     if isinstance(error, HttpRefusal):
@@ -68,6 +70,8 @@ def problem_document(error: BurgeeError) -> tuple[int, dict[str, Any], dict[str,
         body["hint"] = error.hint
     if faults := faults_of(error):
         body["errors"] = [fault.document() for fault in faults]
+    if violations := getattr(error, "violations", ()):
+        body["violations"] = [one.document() for one in violations[:MAX_FAULTS]]
     return status, body, headers
 
 

@@ -66,17 +66,17 @@ def test_what_is_no_yaml_is_refused(data: bytes, code: str, line: int | None) ->
     assert (fault.code, fault.line or None) == (code, line)
 
 
-def test_faults_find_their_lines_in_yaml_and_json() -> None:
+async def test_faults_find_their_lines_in_yaml_and_json() -> None:
     yaml = Body(YAML, b"spec:\n  rules:\n    - to: []\n      x/y: 1\n", None)
     pointers = ["/spec/rules/0/to", "/spec/rules/0/x~1y", "/spec/rules/7", "/nothing/here"]
     faults = [Fault(code="X", detail="", pointer=pointer) for pointer in pointers]
     placed = with_places(yaml, faults)
     assert [(fault.line, fault.column) for fault in placed] == [(3, 11), (4, 12), (3, 5), (1, 1)]
     json = Body(JSON, b'{"changes": [\n {"object": {"spec": 1}}]}', None)
-    (placed_one,) = with_places(json, [Fault(code="X", detail="", pointer="/spec")], below="/changes/0/object")
+    (placed_one,) = with_places(json, [Fault(code="X", detail="", pointer="/changes/0/object/spec")])
     assert (placed_one.pointer, placed_one.line, placed_one.column) == ("/changes/0/object/spec", 2, 22)
     broken = Faulty("x", [Fault(code="X", detail="", pointer="/a")], reason="BODY_INVALID")
-    assert located(Body(JSON, b"{", None), broken).faults == broken.faults
+    assert (await located(Body(JSON, b"{", None), broken)).faults == broken.faults
 
 
 def test_a_media_type_is_read_exactly() -> None:

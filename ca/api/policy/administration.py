@@ -1,0 +1,186 @@
+"""Grants and invariants: who may write policies, and what no policy may ever allow."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ca.api.policy.bodies import read_model
+from ca.api.policy.conditions import Condition, for_change, for_write, unchanged, unsaid
+from ca.api.policy.desk import Desk, DryRun, NamePath
+from ca.api.policy.etags import quoted
+from ca.api.policy.media import JSON
+from ca.api.policy.models import GrantDocument, GrantList, GrantTold, InvariantsAsked, InvariantsDocument
+from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH
+from ca.api.policy.told import grant_document
+from ca.api.policy.web import Route, answer
+from ca.errors import AlreadyExists
+from ca.service.policy.gate import check_invariants, read_invariants
+from ca.service.policy.grants import Rights, check_grant
+from ca.service.policy.refusals import changed
+from policy.book_values import Grant, Role
+from policy.state import State
+
+
+class AdministrationRoutes:
+    """For admins alone."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> tuple[Route, ...]:
+        """All of them."""
+        known = {"If-None-Match": "Entity tags that the caller has."}
+        return (
+            Route(verb="GET", path="/grants", endpoint=self.list_grants, summary="List all grants", answer=GrantList),
+            Route(
+                verb="GET",
+                path="/grants/{name}",
+                endpoint=self.show_grant,
+                summary="Show a grant",
+                answer=GrantTold,
+                headers=ETAG,
+                asks=known,
+                refusals=(404,),
+                not_modified=True,
+            ),
+            Route(
+                verb="PUT",
+                path="/grants/{name}",
+                endpoint=self.put_grant,
+                summary="Create or replace a grant",
+                answer=GrantTold,
+                bodies={JSON: GrantDocument},
+                headers=ETAG,
+                asks=IF_MATCH | IF_NONE_MATCH,
+                refusals=(409, 412, 428),
+                created=True,
+            ),
+            Route(
+                verb="DELETE",
+                path="/grants/{name}",
+                endpoint=self.delete_grant,
+                summary="Delete a grant",
+                answer=GrantTold,
+                asks=IF_MATCH,
+                refusals=(404, 412, 428),
+            ),
+            Route(
+                verb="GET",
+                path="/invariants",
+                endpoint=self.show_invariants,
+                summary="Show the invariants",
+                answer=InvariantsDocument,
+                headers=ETAG,
+                asks=known,
+                not_modified=True,
+            ),
+            Route(
+                verb="PUT",
+                path="/invariants",
+                endpoint=self.put_invariants,
+                summary="Replace the invariants",
+                answer=InvariantsDocument,
+                bodies={JSON: InvariantsAsked},
+                headers=ETAG,
+                asks=IF_MATCH,
+                refusals=(409, 412, 428),
+            ),
+        )
+
+    async def list_grants(self) -> Response:
+        """By name."""
+        rights = await self._desk.admin("read grants")
+        found = await self._desk.book.grants(rights=rights)
+        return answer({"items": [grant_document(grant) for grant in found]})
+
+    async def show_grant(self, request: Request, name: NamePath) -> Response:
+        """One grant."""
+        rights = await self._desk.admin("read grants")
+        grant = await self._desk.book.get_grant(name, rights=rights)
+        return _told(request, grant_document(grant), grant.etag)
+
+    async def put_grant(self, request: Request, name: NamePath, dry_run: DryRun = False) -> Response:
+        """Holds from the next call of who is named on."""
+        desk = self._desk
+        rights = await desk.admin("write grants")
+        asked = await read_model(request, GrantDocument)
+        before = next((grant for grant in await desk.book.grants(rights=rights) if grant.name == name), None)
+        condition = for_write(request, None if before is None else before.etag)
+        grant = Grant(name=name, spiffe_id=asked.spiffe_id, role=Role(asked.role), namespaces=tuple(asked.namespaces))
+        if dry_run:
+            _rehearse(grant, before, condition, rights)
+            return answer(grant_document(grant))
+        try:
+            made = await desk.book.write_grant(
+                grant,
+                rights=rights,
+                if_match=condition.if_match,
+                must_be_new=condition.must_be_new,
+                **desk.author(),
+            )
+        except AlreadyExists as error:
+            raise condition.refusal(error) from error
+        status = 201 if condition.must_be_new else 200
+        return answer(grant_document(made), status=status, headers={"ETag": quoted(made.etag)})
+
+    async def delete_grant(self, request: Request, name: NamePath, dry_run: DryRun = False) -> Response:
+        """The grant as it was."""
+        desk = self._desk
+        rights = await desk.admin("write grants")
+        before = await desk.book.get_grant(name, rights=rights)
+        condition = for_change(request, before.etag)
+        if condition.if_match != before.etag:
+            raise changed("the grant")
+        if not dry_run:
+            await desk.book.delete_grant(name, rights=rights, if_match=condition.if_match, **desk.author())
+        return answer(grant_document(before))
+
+    async def show_invariants(self, request: Request) -> Response:
+        """They name who must not reach whom."""
+        rights = await self._desk.admin("read the invariants")
+        text, etag = await self._desk.book.get_invariants(rights=rights)
+        return _told(request, {"text": text, "etag": etag}, etag)
+
+    async def put_invariants(self, request: Request, dry_run: DryRun = False) -> Response:
+        """They must hold by the newest revision, and from then on each write is held to them. The first ones need no
+        `If-Match`."""
+        desk = self._desk
+        rights = await desk.admin("write the invariants")
+        asked = await read_model(request, InvariantsAsked)
+        text, etag = await desk.book.get_invariants(rights=rights)
+        condition = for_write(request, etag)
+        if condition.if_match is None and (text or condition.said):
+            raise changed("what is there") if condition.said else unsaid()
+        if dry_run:
+            await asyncio.to_thread(_rehearse_invariants, asked.text, desk.book.state)
+            return answer({"text": asked.text, "etag": ""})
+        made = await desk.book.set_invariants(
+            asked.text, rights=rights, if_match=condition.if_match or etag or None, **desk.author()
+        )
+        return answer({"text": asked.text, "etag": made}, headers={"ETag": quoted(made)})
+
+
+def _told(request: Request, document: dict[str, Any], etag: str) -> Response:
+    headers = {"ETag": quoted(etag)}
+    if unchanged(request, etag):
+        return Response(status_code=304, headers=headers)
+    return answer(document, headers=headers)
+
+
+def _rehearse(grant: Grant, before: Grant | None, condition: Condition, rights: Rights) -> None:
+    """What the book would refuse."""
+    check_grant(grant, root_namespace=rights.root_namespace)
+    if condition.must_be_new and before is not None:
+        raise condition.refusal(AlreadyExists("there is such a grant"))
+    if not condition.must_be_new and (before is None or before.etag != condition.if_match):
+        raise changed("the grant")
+
+
+def _rehearse_invariants(text: str, state: State) -> None:
+    if text:
+        read_invariants(text)
+    check_invariants(text, state)

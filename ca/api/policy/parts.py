@@ -1,0 +1,22 @@
+"""What the REST face of policy is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ca.api.audit import Auditor
+from ca.ports import Clock
+from ca.runtime.decision_log import DecisionLog
+from ca.service.acks import Acks
+from ca.service.policy.book import PolicyBook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyParts:
+    """The server has them all."""
+
+    book: PolicyBook
+    acks: Acks
+    auditor: Auditor
+    clock: Clock
+    decisions: DecisionLog | None = None
