@@ -80,21 +80,21 @@ class Pkcs11KeyManager:
     async def generate(self, key_id: str, key_type: KeyType) -> Signer:
         check_key_id(key_id)
         async with self._making:  # a token takes two keys with one label for granted
-            return await asyncio.to_thread(self._generate, key_id, key_type)
+            return await self._token.threads.run(self._generate, key_id, key_type)
 
     async def get(self, key_id: str) -> Signer | None:
         check_key_id(key_id)
-        return await asyncio.to_thread(self._get, key_id)
+        return await self._token.threads.run(self._get, key_id)
 
     async def list(self) -> Sequence[str]:
-        return await asyncio.to_thread(self._list)
+        return await self._token.threads.run(self._list)
 
     async def delete(self, key_id: str) -> None:
         check_key_id(key_id)
-        await asyncio.to_thread(self._delete, key_id)
+        await self._token.threads.run(self._delete, key_id)
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._token.open)
+        await self._token.threads.run(self._token.open)
 
     async def run(self) -> None:
         """Looks for a token that is away."""
@@ -103,17 +103,17 @@ class Pkcs11KeyManager:
             if self._token.problem() is None:
                 continue
             try:
-                await asyncio.to_thread(self._token.reopen)
+                await self._token.threads.run(self._token.reopen)
             except BurgeeError:
                 continue  # `problem` has it, and the log
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._token.close)
+        await self._token.threads.run(self._token.close)
 
     def problem(self) -> BurgeeError | None:
         return self._token.problem()
 
-    # ---- in a thread
+    # ---- in one of the token's threads
 
     def _generate(self, key_id: str, key_type: KeyType) -> Signer:
         import pkcs11

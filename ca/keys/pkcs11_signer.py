@@ -52,8 +52,9 @@ class Pkcs11Signer:
         return signature
 
     def sign_many(self, batch: Sequence[bytes]) -> Sequence[bytes]:
-        if not batch:
-            return []
+        return self._token.threads.call(self._sign_many, batch) if batch else []
+
+    def _sign_many(self, batch: Sequence[bytes]) -> list[bytes]:
         with self._token.session() as session:
             key = self._token.private_key(session, self._name)
             return [self._sign(key, data) for data in batch]

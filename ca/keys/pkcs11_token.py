@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ca.errors import BurgeeError, ConfigError, Unavailable
+from ca.keys.own_threads import OwnThreads
 from ca.keys.pkcs11_module import Pkcs11Module, pkcs11_module
 from ca.runtime import log
 
@@ -17,6 +18,9 @@ BUSY_SECONDS = 10.0
 
 REOPEN_SECONDS = 1.0
 """A token that is away is looked for no more often."""
+
+MOST_THREADS = 80
+"""More than there can be sessions: who waits for one in vain is told so."""
 
 _KEEPS_THE_TOKEN = frozenset(
     {
@@ -43,7 +47,8 @@ logger = log.get("pkcs11")
 
 
 class Pkcs11Token:
-    """`session` lends one of at most `sessions` to a thread. Blocks: for threads, not for the event loop.
+    """`session` lends one of at most `sessions` to a thread. Blocks: for `threads`, in which all of its methods run but
+    `problem`, and not for the event loop.
 
     A wrong PIN is never tried again: a token locks itself after a few.
     """
@@ -67,6 +72,7 @@ class Pkcs11Token:
         self._missing = ""
         self._looked_at = 0.0
         self._state = threading.Condition()
+        self.threads = OwnThreads(MOST_THREADS, "pkcs11")
 
     def problem(self) -> BurgeeError | None:
         """Why it cannot be used, if anything is known; looks at memory only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from ca.ports import BatchSigner, KeyType
 from ca.runtime.config import from_values
 from tests.contracts.test_key_manager import verify
 from tests.support.authority_host import authority_host
+from tests.support.libcrypto import forget_errors
 from tests.support.softhsm import PIN, SoftHsmToken, softhsm_token
 
 pytestmark = pytest.mark.real("SoftHSM")
 
 
 @pytest.fixture
-def token() -> SoftHsmToken:
-    return softhsm_token()
+def token() -> Iterator[SoftHsmToken]:
+    yield softhsm_token()
+    forget_errors()
 
 
 @pytest.fixture
