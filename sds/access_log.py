@@ -38,7 +38,8 @@ log = get("sds.access_log")
 
 
 class AccessLogs:
-    """The service. `revision_of` is what the proxy of a process goes by, None where that is not known."""
+    """The service. `revision_of` is what the proxy of a process goes by, None where that is not known. `on_change` is
+    called when an answer of `logged` changed."""
 
     def __init__(
         self,
@@ -50,11 +51,13 @@ class AccessLogs:
         clock: Clock,
         log: DecisionLog,
         revision_of: Callable[[int], int | None] = lambda pid: None,
+        on_change: Callable[[], None] = lambda: None,
         max_per_second: int = MAX_PER_SECOND,
     ) -> None:
         self._peer_of, self._workloads, self._cache = peer_of, workloads, cache
         self._held, self._clock, self._log = held, clock, log
         self._revision_of, self._max_per_second = revision_of, max_per_second
+        self._on_change = on_change
         self._open: Counter[int] = Counter()
 
     def logged(self, pid: int) -> bool:
@@ -91,8 +94,7 @@ class AccessLogs:
                 message = stream.parsed(raw)
                 if not named:
                     named = True
-                    self._open[pid] += 1
-                    STREAMS.inc()
+                    self._opened(pid, 1)
                 revision = self._revision_of(pid)
                 for record in stream.records(message, self._held.revision if revision is None else revision):
                     self._log.add(record)
@@ -104,10 +106,14 @@ class AccessLogs:
             log.debug("an access log broke off", error=str(error))
         finally:
             if named:
-                STREAMS.dec()
-                self._open[pid] -= 1
-                if not self._open[pid]:
-                    del self._open[pid]
+                self._opened(pid, -1)
+
+    def _opened(self, pid: int, change: int) -> None:
+        STREAMS.inc(change)
+        self._open[pid] += change
+        if not self._open[pid]:
+            del self._open[pid]
+        self._on_change()
 
 
 class _Stream:

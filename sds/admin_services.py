@@ -9,6 +9,7 @@ from ca.identity.spiffe_id import SpiffeId
 from ca.proto.burgee import agent_pb2_grpc, debug_pb2_grpc
 from ca.proto.spire import agent_debug_pb2_grpc, agent_delegatedidentity_pb2_grpc, agent_logger_pb2_grpc
 from ca.runtime.debug_report import DebugReport
+from ca.runtime.decision_service import add_decisions
 from sds.admin_api import AgentApi, AgentState
 from sds.debug_api import DebugApi
 from sds.delegated import DelegatedIdentityApi
@@ -27,6 +28,7 @@ def add_admin_services(agent: Agent) -> None:
     agent_logger_pb2_grpc.add_LoggerServicer_to_server(LoggerApi(agent.log_levels), server)
     debug_pb2_grpc.add_DebugServicer_to_server(_report(agent), server)
     agent_debug_pb2_grpc.add_DebugServicer_to_server(_debug(agent), server)
+    add_decisions(agent.decisions.log, server)
     delegated = DelegatedIdentityApi(
         peer_of=agent.admin_endpoint.gate.peer_of,
         delegates=agent.config.delegates,

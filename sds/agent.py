@@ -43,6 +43,7 @@ from sds.cache import Cache
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.data_dir import take_data_dir
+from sds.decisions import Decisions
 from sds.delegated import SERVICE as DELEGATED
 from sds.envoy import EnvoySds
 from sds.envoy_status import SdsClients
@@ -132,6 +133,17 @@ class Agent:
         )
         self.policies = HeldPolicies()
         self.follower = Follower(cache=self.cache, clients=self.clients, clock=self.clock, policies=self.policies)
+        self.decisions = Decisions(
+            config=self.config,
+            peer_of=self.workload_endpoint.gate.peer_of,
+            workloads=self.workloads,
+            cache=self.cache,
+            held=self.policies,
+            clients=self.clients,
+            clock=self.clock,
+            agent_id=lambda: str(self.identity.svid.id) if self.identity.svid else "",
+        )
+        self.follower.logged = self.decisions.logged
         self.client = NodeClient(
             config=self.config,
             clock=self.clock,
@@ -208,6 +220,7 @@ class Agent:
         await asyncio.sleep(0)  # from here on nobody new is let in
         self.workloads.close()  # streams would go on for ever
         await ending
+        await self.decisions.close()
         await self.tasks.close()
         await self.keeper.save()
         self.jwts.close()
@@ -247,9 +260,9 @@ class Agent:
             lasting_seconds=self.config.policy.lasting_seconds,
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
-        workload.server.add_generic_rpc_handlers(
-            (api.handler(), sds.handler(), policies.handler(), health, *Reflection().handlers())
-        )
+        self.decisions.start()
+        served = (api.handler(), sds.handler(), policies.handler(), *self.decisions.handlers())
+        workload.server.add_generic_rpc_handlers((*served, health, *Reflection().handlers()))
         add_admin_services(self)
         await self.admin_endpoint.listen(self.config.admin_socket_path, **self._admin_access())
         # Workload Endpoint §2, §3 (E1, E2, E5, E6): a Unix socket of this host and nothing else. Anybody may connect;

@@ -144,7 +144,7 @@ class DecisionLog:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._stopping, 1.0)
+                self._wake.wait_for(lambda: self._waiting or self._stopping)
                 if not self._stopping:
                     self._wake.wait_for(lambda: self._stopping, GATHER_SECONDS)
                 stopping, self._writing = self._stopping, 1
