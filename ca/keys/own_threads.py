@@ -1,8 +1,8 @@
 """Threads for a foreign library that must not run where TLS does.
 
 A PKCS#11 module is mostly linked to the libcrypto that Python's `ssl` uses as well, and leaves errors of its own in
-that library's queue, of which each thread has one. The next `ssl` call in that thread that would only have had to wait for
-bytes takes them for its own failure. So nothing but the module's calls runs in these threads.
+that library's queue, of which each thread has one. The next `ssl` call in that thread that would only have had to wait
+for bytes takes them for its own failure. So nothing but the module's calls runs in these threads.
 """
 
 from __future__ import annotations
