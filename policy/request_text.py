@@ -32,7 +32,7 @@ def read_request(place: Place) -> Request:
         headers={name.lower(): text for name, text in headers},
         claims=_mapping(fields.get("claims")),
         metadata=_metadata(fields.get("metadata")),
-        **texts,  # type: ignore[arg-type]
+        **texts,
     )
 
 
