@@ -259,7 +259,9 @@ class Server:
             clock=self.clock,
             streams_per_agent=self.config.limits.streams_per_agent,
             acks=self.guarding.acks,
+            set_of=self.policy.set_of,
         )
+        self.policy.on_changed(self.feed.note_policies)
         self.authorizer = AgentAuthorizer(
             self.agents, self.store.agents, self.trust, self.clock, lambda: self.authority.journal.authorities
         )

@@ -18,11 +18,13 @@ from ca.identity.svid import X509Svid
 from ca.ports import Clock
 from ca.proto.burgee import node_pb2 as pb
 from ca.proto.burgee import node_pb2_grpc
-from ca.service.acks import BUNDLE, ENTRY
+from ca.service.acks import BUNDLE, ENTRY, POLICY
 from ca.service.attestation import NodeAttestation
 from ca.service.feed import KINDS, Feed, Session, Update
 from ca.service.peers import AgentAuthorizer
 
+POLICY_SET = "set"
+"""The name of the one resource that an agent has of kind `policy`."""
 HEARTBEAT_SECONDS = 30.0
 """An idle stream learns the current revision this often, so that its resume token stays fresh."""
 
@@ -132,6 +134,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
             pb.Resource(kind=BUNDLE, name=bundle.trust_domain.name, payload=bundle_message(bundle).SerializeToString())
             for bundle in update.bundles
         ]
+        if update.policies is not None:
+            resources.append(pb.Resource(kind=POLICY, name=POLICY_SET, payload=update.policies.payload))
         return pb.SyncResponse(
             store_epoch=update.epoch,
             revision=update.revision,

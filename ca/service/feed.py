@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,26 +11,27 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.ports import Clock
-from ca.service.acks import BUNDLE, ENTRY, Acknowledged, Acks
+from ca.service.acks import BUNDLE, ENTRY, POLICY, Acknowledged, Acks
+from ca.service.feed_missed import Missed, Resume
+from ca.service.feed_policies import SentPolicies, SetOf
 from ca.service.follower import Applied, Follower
+from ca.service.policy.candidates import CandidateSet
 from ca.service.trust import Trust
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
 from ca.store.values import Change, Compacted
 
-KINDS = frozenset({ENTRY, BUNDLE})
+KINDS = frozenset({ENTRY, BUNDLE, POLICY})
 """What is pushed, and so what can be acknowledged."""
 RESUME_LIMIT = 10_000
 """Changes read for one resuming agent; above it a snapshot is cheaper."""
-MEMORY = 10_000
-"""Changes whose effects are remembered, so that a reconnecting agent gets exactly what it missed."""
 
 
 @dataclass(kw_only=True)
 class Update:
     """What an agent is to apply, and the resume token that it then holds.
 
-    A snapshot is everything; whatever it does not name is gone.
+    A snapshot is everything; whatever it does not name is gone. `policies` are there where they are new to the agent.
     """
 
     epoch: str
@@ -41,56 +41,15 @@ class Update:
     bundles: list[TrustBundle] = field(default_factory=list)
     removed: list[tuple[str, str]] = field(default_factory=list)
     """(kind, name)."""
+    policies: CandidateSet | None = None
 
     @property
     def empty(self) -> bool:
-        return not (self.snapshot or self.entries or self.bundles or self.removed)
-
-
-@dataclass(kw_only=True)
-class Resume:
-    """What changed for one agent since its resume token."""
-
-    entries: set[str] = field(default_factory=set)
-    bundles: set[TrustDomain] = field(default_factory=set)
-
-
-class Missed:
-    """What each change since this server's start did to whom, bounded; exact where the log can only be careful."""
-
-    def __init__(self, since: int) -> None:
-        self.since = since
-        """The oldest resume token that can be answered."""
-        self._passes: deque[Applied] = deque()
-        self._size = 0
-
-    def add(self, applied: Applied) -> None:
-        self._passes.append(applied)
-        self._size += _weight(applied)
-        while self._size > MEMORY and len(self._passes) > 1:
-            dropped = self._passes.popleft()
-            self._size -= _weight(dropped)
-            self.since = dropped.revision
-
-    def of(self, agent_id: SpiffeId, revision: int) -> Resume | None:
-        """None when the agent's whole set was touched: then only a snapshot is sure to be right."""
-        resume = Resume()
-        for applied in reversed(self._passes):
-            if applied.revision <= revision:
-                break
-            if agent_id in applied.whole:
-                return None
-            resume.entries.update(name for name, agents in applied.entries.items() if agent_id in agents)
-            resume.bundles |= applied.bundles
-        return resume
+        return not (self.snapshot or self.entries or self.bundles or self.removed or self.policies)
 
 
 def _epoch(store_epoch: str, mark: str) -> str:
     return f"{store_epoch}.{mark}" if mark else store_epoch
-
-
-def _weight(applied: Applied) -> int:
-    return 1 + len(applied.whole) + sum(1 + len(agents) for agents in applied.entries.values())
 
 
 class Session:
@@ -103,6 +62,7 @@ class Session:
         self.domains: set[TrustDomain] = set()
         self.superseded = False
         """True when the stream shall end, for there are enough newer ones."""
+        self.policies = SentPolicies(feed.set_of)
         self._entries: set[str] = set()
         self._bundles: set[TrustDomain] = set()
         self._whole = False
@@ -118,6 +78,11 @@ class Session:
 
     def note_everything(self) -> None:
         self._snapshot = True
+        self._wake.set()
+
+    def note_policies(self) -> None:
+        """What the agent is sent of policies may be another."""
+        self.policies.note()
         self._wake.set()
 
     def wake(self) -> None:
@@ -148,6 +113,7 @@ class Session:
         update = self._update()
         self._put_entries(update, entries, whole)
         self._put_bundles(update, bundles)
+        update.policies = self.policies.take()
         return update
 
     def snapshot(self) -> Update:
@@ -156,7 +122,7 @@ class Session:
         self.known = {entry.id for entry in entries}
         self.domains = self._feed.domains(entries)
         bundles = self._feed.bundles(self.domains)
-        return self._update(snapshot=True, entries=entries, bundles=bundles)
+        return self._update(snapshot=True, entries=entries, bundles=bundles, policies=self._all_policies(entries))
 
     def resume(self, missed: Resume) -> Update:
         """What is missing since the resume token. The bundles that changed entries name go with them, in case they
@@ -172,7 +138,13 @@ class Session:
         lapsed = self._feed.index.lapsed(self.agent_id)  # of their end no revision tells
         removed = [(ENTRY, name) for name in sorted(missed.entries.union(lapsed) - self.known)]
         removed += [(BUNDLE, domain.name) for domain in sorted(gone)]
-        return self._update(entries=changed, bundles=bundles, removed=removed)
+        policies = self._all_policies(entries)
+        return self._update(entries=changed, bundles=bundles, removed=removed, policies=policies)
+
+    def _all_policies(self, entries: Iterable[RegistrationEntry]) -> CandidateSet | None:
+        """At the begin of a stream, and with each snapshot: what the agent holds of policies is not asked."""
+        self.policies.begin(entries)
+        return self.policies.take()
 
     def _update(self, **parts: Any) -> Update:
         return Update(epoch=self._feed.epoch, revision=self._feed.revision, **parts)
@@ -189,9 +161,11 @@ class Session:
             if entry is not None:
                 update.entries.append(entry)
                 self.known.add(name)
+                self.policies.put(entry)
             elif name in self.known:
                 update.removed.append((ENTRY, name))
                 self.known.discard(name)
+                self.policies.remove(name)
 
     def _put_bundles(self, update: Update, changed: set[TrustDomain]) -> None:
         wanted = self.domains
@@ -219,8 +193,10 @@ class Feed:
         clock: Clock,
         streams_per_agent: int,
         acks: Acks | None = None,
+        set_of: SetOf = lambda _: None,
     ) -> None:
-        """For one stream more than `streams_per_agent` the agent's oldest ends: it is the likeliest to be dead."""
+        """For one stream more than `streams_per_agent` the agent's oldest ends: it is the likeliest to be dead.
+        `set_of` says what agents are sent of policies."""
         self.streams_per_agent = streams_per_agent
         self._store = store
         self.index = index
@@ -230,6 +206,7 @@ class Feed:
         self._sessions: dict[SpiffeId, list[Session]] = {}
         """Of each agent the oldest first."""
         self.acks = acks or Acks()
+        self.set_of = set_of
         self._missed = Missed(follower.revision)
         self.closing = False
         follower.on_applied(self._on_applied)
@@ -282,6 +259,16 @@ class Feed:
         """Makes an agent's streams look at their rights again."""
         for session in self._sessions.get(agent_id, ()):
             session.wake()
+
+    def note_policies(self) -> None:
+        """Policies are others now: each stream looks whether its agent's are."""
+        for session in self._all():
+            session.note_policies()
+
+    def policies_sent(self, agent_id: SpiffeId) -> int:
+        """The revision that an agent was sent last, which is as good as every later one that it was not sent; 0 for one
+        without a stream, or without policies."""
+        return max((session.policies.revision for session in self._sessions.get(agent_id, ())), default=0)
 
     def acknowledge(self, agent_id: SpiffeId, kind: str, ack: Acknowledged) -> None:
         self.acks.put(agent_id, kind, ack)

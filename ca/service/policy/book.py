@@ -66,7 +66,7 @@ class PolicyBook:
         root = self.held.settings.mesh.root_namespace
         return rights_of(caller, self.held.grants.values(), admins=self.admins, root_namespace=root)
 
-    def set_of(self, concerns: Sequence[Concern]) -> CandidateSet | None:
+    def set_of(self, concerns: frozenset[Concern]) -> CandidateSet | None:
         """What an agent with these entries is sent; None while no policies could be read."""
         found = self.held.candidates
         return None if found is None else found.of(concerns, self.key_sets.sets)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.service import feed
-from ca.service.feed import Missed, Resume
+from ca.service import feed_missed
+from ca.service.feed_missed import Missed, Resume
 from ca.service.follower import Applied
 
 TD = TrustDomain("example.org")
@@ -30,9 +30,9 @@ def test_a_change_of_the_whole_set_needs_a_snapshot() -> None:
 
 def test_memory_is_bounded_and_its_edge_moves() -> None:
     missed = Missed(0)
-    for revision in range(1, feed.MEMORY):
+    for revision in range(1, feed_missed.MEMORY):
         missed.add(Applied(revision=revision, entries={str(revision): frozenset({ONE})}))
-    assert 0 < missed.since < feed.MEMORY
+    assert 0 < missed.since < feed_missed.MEMORY
     resume = missed.of(ONE, missed.since)
     assert resume is not None
-    assert len(resume.entries) == feed.MEMORY - 1 - missed.since
+    assert len(resume.entries) == feed_missed.MEMORY - 1 - missed.since
