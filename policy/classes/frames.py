@@ -51,13 +51,18 @@ class Frame:
 
 
 def in_frames(
-    judges: Sequence[Judge], mesh: Mesh, work: Work, ask: Callable[[Frame], Iterable[Found]], *, shadow: bool = True
+    judges: Sequence[Judge],
+    mesh: Mesh,
+    work: Work,
+    ask: Callable[[Frame], Iterable[Found]],
+    *,
+    protocols: Sequence[bool] = (True, False),
 ) -> Iterator[Found]:
-    """Asks in every frame that the judges' policies need. Where a token's principal and its parts are asked for, once
-    for requests that have it and once for others."""
-    shadows = (False, True) if shadow and any(p.shadow for judge in judges for p in judge.policies) else (False,)
+    """Asks in every frame that the judges' policies need, in those of HTTP (True) and of connections (False). Where a
+    token's principal and its parts are asked for, once for requests that have it and once for others."""
+    shadows = (False, True) if any(p.shadow for judge in judges for p in judge.policies) else (False,)
     for in_shadow in shadows:
-        for http in (True, False):
+        for http in protocols:
             try:
                 yield from list(ask(Frame(mesh, work, http=http, shadow=in_shadow)))
             except AskedBoth:

@@ -7,12 +7,22 @@ the request's principal where a token has both as texts (`Tokens.WHOLE`), and li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
 from policy.attributes import LISTS, SEPARATOR
-from policy.classes.patterns import Pattern, joined, part_of_request_principal, patterns_of, star
+from policy.classes.patterns import (
+    NO_SLASH,
+    Pattern,
+    joined,
+    literal,
+    part_of_request_principal,
+    patterns_of,
+    plus,
+    star,
+)
 from policy.matching import request_principal_parts, test_of
 from policy.model import Action, Attribute, Clause, IpNetwork, Match, MatchKind, Rule
 
@@ -167,20 +177,37 @@ class Literals:
                 return _part(clause, variable.key[0])
         if clause.attribute is not Attribute.HOST and all(match.kind is MatchKind.EXACT for match in clause.matches):
             texts = frozenset(match.text for match in clause.matches)
-            literal = Literal(variable, texts.__contains__, clause)
-            literal.texts = texts
-            return literal
-        literal = Literal(variable, _any([test_of(clause.attribute, match) for match in clause.matches]), clause)
+            made = Literal(variable, texts.__contains__, clause)
+            made.texts = texts
+            return made
+        made = Literal(variable, _any([test_of(clause.attribute, match) for match in clause.matches]), clause)
         if clause.attribute is Attribute.REQUEST_PRINCIPAL:
-            literal.texts = _pairs(clause.matches)
-        return literal
+            made.texts = _pairs(clause.matches)
+        return made
 
 
 def any_request_principal() -> Literal:
     """Whether there is one at all."""
-    literal = Literal(REQUEST_PRINCIPAL, lambda value: True, None)
-    literal.allow_only(tuple(map(Pattern, joined([[star()]], [[star()]]))))
-    return literal
+    made = Literal(REQUEST_PRINCIPAL, lambda value: True, None)
+    made.allow_only(tuple(map(Pattern, joined([[star()]], [[star()]]))))
+    return made
+
+
+USUAL = Pattern([*plus(NO_SLASH), *literal("/ns/"), *plus(NO_SLASH), *literal("/sa/"), *plus(NO_SLASH)])
+"""The form that SPIFFE IDs have in a mesh; others are possible, and may have several `/ns/` in them."""
+_USUAL = re.compile("[^/]+/ns/[^/]+/sa/[^/]+")
+
+
+def of_usual_form(principal: str) -> bool:
+    """Whether a principal is `domain/ns/namespace/sa/account`."""
+    return _USUAL.fullmatch(principal) is not None
+
+
+def usual_form() -> Literal:
+    """Whether there is a principal, and one of the usual form."""
+    made = Literal(PRINCIPAL, of_usual_form, None)
+    made.allow_only((USUAL,))
+    return made
 
 
 def _any(tests: list[Test]) -> Test:
@@ -199,6 +226,6 @@ def _pairs(matches: tuple[Match, ...]) -> frozenset[str] | None:
 def _part(clause: Clause, part: str) -> Literal:
     test = _any([test_of(clause.attribute, match) for match in clause.matches])
     at = 0 if part == "iss" else 2
-    literal = Literal(REQUEST_PRINCIPAL, lambda value: test(value.partition(SEPARATOR)[at]), clause)
-    literal.part = part
-    return literal
+    made = Literal(REQUEST_PRINCIPAL, lambda value: test(value.partition(SEPARATOR)[at]), clause)
+    made.part = part
+    return made

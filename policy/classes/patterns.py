@@ -7,7 +7,7 @@ decided. A state of a chain is the places in it at which a text's next character
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from policy.attributes import SEPARATOR
@@ -28,6 +28,8 @@ PCHAR: Chars = (
     frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()+,;:@"),
 )
 PCHAR_OR_SLASH: Chars = (False, PCHAR[1] | {"/"})
+_FILLINGS = (("any", "any"), ("any", "sa/any"), ("", ""))
+"""Of what may be anything, and of the last such place."""
 _OPERATORS = re.compile(f"({re.escape(MANY)}|{re.escape(ONE)})")
 
 
@@ -61,7 +63,7 @@ class Pattern:
         self.stars = sum(1 << n for n, (_, many) in enumerate(self.items) if many)
         self.accepting = 1 << len(self.items)
         self.start = self.closed(1)
-        self._samples: tuple[str, str] | None = None
+        self._samples: tuple[str, ...] | None = None
         self.forever = self._forever()
         """Places from which every text is accepted."""
 
@@ -81,12 +83,18 @@ class Pattern:
         return found
 
     @property
-    def samples(self) -> tuple[str, str]:
-        """Two texts that are likely in the set: something where anything may stand, and nothing."""
+    def samples(self) -> tuple[str, ...]:
+        """Texts that are likely in the set: with something where anything may stand, and with nothing."""
         if self._samples is None:
-            one, other = ("".join(_sample(item, filling) for item in self.items) for filling in ("any", ""))
-            self._samples = one, other
+            self._samples = tuple("".join(self._sample(*filling)) for filling in _FILLINGS)
         return self._samples
+
+    def _sample(self, filling: str, last: str) -> Iterator[str]:
+        for number, ((negated, chars), many) in enumerate(self.items):
+            if many:
+                yield (last if number == len(self.items) - 1 else filling) if (negated, chars) == ANY else ""
+            else:
+                yield ("x" if "x" not in chars else "y") if negated else min(chars, key=lambda c: (not c.islower(), c))
 
     def closed(self, state: int) -> int:
         """With the places that are reached by leaving out what may be left out."""
@@ -112,13 +120,6 @@ class Pattern:
             once, stay = self.table(character)
             state = self.closed(((state & once) << 1) | (state & stay))
         return bool(state & self.accepting)
-
-
-def _sample(item: Item, filling: str) -> str:
-    (negated, chars), many = item
-    if many:
-        return filling if (negated, chars) == ANY else ""
-    return ("x" if "x" not in chars else "y") if negated else min(chars, key=lambda c: (not c.islower(), c))
 
 
 @lru_cache(maxsize=65536)

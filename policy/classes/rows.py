@@ -16,11 +16,12 @@ from policy.compile import Block
 from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Rule, Scope, Target
 from policy.pieces import Row as IndexRow
-from policy.protocol import for_connections
+from policy.protocol import for_connections, looks_at_http
 from policy.snapshot import Judge, compile_set
 
 MAX_ROWS_PER_RULE = 4096
 MAX_VALUES = 64
+MAX_PLAIN = 16
 
 Ref = tuple[Policy, int]
 """A rule: its policy and its number in it."""
@@ -53,6 +54,8 @@ class Rows:
         """Those of a rule as it was written: of HTTP something may be in it that connections have not."""
         if self.http:
             return self.of(policy, number)
+        if policy.action is Action.ALLOW and looks_at_http((policy.rules or ())[number]):
+            return ()
         seen = for_connections(replace(policy, rules=((policy.rules or ())[number],)))
         return tuple(self._rows(policy, number, seen.rules[0])) if seen.rules else ()
 
@@ -139,11 +142,24 @@ class Side:
         if self.opens:
             yield EVERYTHING
             return
+        yield from self._in(box, self.allowing, Action.ALLOW)
+
+    def denying_in(self, box: Box) -> Iterator[Row]:
+        """The same of those that deny."""
+        custom = [policy for policy in self.denying if policy.action is Action.CUSTOM]
+        yield from self.rows(refs(custom))
+        yield from self._in(box, [policy for policy in self.policies if policy.action is Action.DENY], Action.DENY)
+
+    def _in(self, box: Box, policies: Sequence[Policy], action: Action) -> Iterator[Row]:
+        """Few rules are looked at as they are, and for connections all: most have nothing for them."""
+        if not self._rows.http or sum(len(policy.rules or ()) for policy in policies) <= MAX_PLAIN:
+            yield from self.rows(refs(policies))
+            return
         seen = set()
         for block in self._evaluator.blocks:
             for found in possible(block, box):
                 key = (id(found.policy), found.number)
-                if found.policy.action is Action.ALLOW and key not in seen:
+                if found.policy.action is action and key not in seen:
                     seen.add(key)
                     yield from self._rows.of(self._originals.get(key[0], found.policy), found.number)
 

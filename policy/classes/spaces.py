@@ -17,7 +17,8 @@ from policy.classes.texts import Work, text_in
 Values = tuple[str, ...]
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 _DOMAIN: Chars = (False, frozenset(f"{_LOWER}0123456789-._"))
-_SEGMENTS: Chars = (False, _DOMAIN[1] | frozenset(f"{_LOWER.upper()}/"))
+_SEGMENT: Chars = (False, _DOMAIN[1] | frozenset(_LOWER.upper()))
+_SEGMENTS: Chars = (False, _SEGMENT[1] | {"/"})
 _IN_PATH: Chars = (False, (PCHAR[1] | {"/"}) - {"%"})
 _PRINTABLE: Chars = (False, frozenset(map(chr, range(0x21, 0x7F))))
 
@@ -34,18 +35,24 @@ def _ending(text: str) -> Pattern:
 
 
 _DOTS = (_containing("//"), _containing("/./"), _containing("/../"), _ending("/."), _ending("/.."))
-_NICE: dict[Variable, tuple[tuple[Pattern, ...], tuple[Pattern, ...]]] = {
+Look = tuple[tuple[Pattern, ...], tuple[Pattern, ...]]
+"""Values of one of these patterns, and none of those."""
+_ID: Look = (
+    (Pattern([*plus(_DOMAIN), *literal("/"), *plus(_SEGMENTS)]), Pattern(plus(_DOMAIN))),
+    (*_DOTS, _ending("/")),
+)
+_LOOKS: dict[Variable, tuple[Look, ...]] = {
     PRINCIPAL: (
-        (Pattern([*plus(_DOMAIN), *literal("/"), *plus(_SEGMENTS)]), Pattern(plus(_DOMAIN))),
-        (*_DOTS, _ending("/")),
+        ((Pattern([*plus(_DOMAIN), *literal("/ns/"), *plus(_SEGMENT), *literal("/sa/"), *plus(_SEGMENT)]),), _DOTS),
+        _ID,
     ),
-    PATH: ((Pattern([*literal("/"), star(_IN_PATH)]),), _DOTS),
-    HOST: ((Pattern(plus((False, _DOMAIN[1] | {":"}))),), ()),
-    METHOD: ((Pattern(plus((False, frozenset(_LOWER.upper())))),), ()),
-    REQUEST_PRINCIPAL: ((Pattern([*plus(_PRINTABLE), *literal(SEPARATOR), *plus(_PRINTABLE)]),), ()),
+    PATH: (((Pattern([*literal("/"), star(_IN_PATH)]),), _DOTS),),
+    HOST: (((Pattern(plus((False, _DOMAIN[1] | {":"}))),), ()),),
+    METHOD: (((Pattern(plus((False, frozenset(_LOWER.upper())))),), ()),),
+    REQUEST_PRINCIPAL: (((Pattern([*plus(_PRINTABLE), *literal(SEPARATOR), *plus(_PRINTABLE)]),), ()),),
 }
-"""What such values look like in the world: (patterns, but not these)."""
-_OTHERS_NICE: tuple[tuple[Pattern, ...], tuple[Pattern, ...]] = ((Pattern(plus(_PRINTABLE)),), ())
+"""What such values look like in the world, the most usual first."""
+_OTHERS_LOOK: tuple[Look, ...] = (((Pattern(plus(_PRINTABLE)),), ()),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +153,22 @@ def _points(literals: Iterable[Literal]) -> Iterator[str]:
 
 def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal], work: Work) -> str | None:
     """Exact: what is guessed is tried, and what is not found by guessing is looked for."""
-    nice, but_not = _NICE.get(variable, _OTHERS_NICE)
+    looks = _LOOKS.get(variable, _OTHERS_LOOK)
+    usual, unusual = looks[0]
     for value in _guesses(must):
         if (
             all(one.test(value) for one in must)
             and not any(one.test(value) for one in never)
-            and any(pattern.accepts(value) for pattern in nice)
-            and not any(pattern.accepts(value) for pattern in but_not)
+            and any(pattern.accepts(value) for pattern in usual)
+            and not any(pattern.accepts(value) for pattern in unusual)
         ):
             return value
     sets = [one.patterns for one in must]
-    found = _searched([*sets, nice], but_not, never, work)
-    return found if found is not None else _searched(sets, (), never, work)
+    for some, but_not in (*looks, ((), ())):
+        found = _searched([*sets, some] if some else sets, but_not, never, work)
+        if found is not None:
+            return found
+    return None
 
 
 def _guesses(must: Sequence[Literal]) -> Iterator[str]:

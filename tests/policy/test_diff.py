@@ -58,7 +58,7 @@ def contradicted(
                 ), (kind, provider, target, request)
 
 
-@settings(max_examples=3000 if LONG else 60, deadline=None, suppress_health_check=HURRIED)
+@settings(max_examples=800 if LONG else 40, deadline=None, suppress_health_check=HURRIED)
 @given(POLICY_SETS, POLICY_SETS, st.data())
 def test_agrees_with_every_request_that_is_drawn(
     before: tuple[Policy, ...], others: tuple[Policy, ...], data: st.DataObject
@@ -75,7 +75,7 @@ def test_agrees_with_every_request_that_is_drawn(
         assert within(change, change.request)
 
 
-@settings(max_examples=300 if LONG else 25, deadline=None, suppress_health_check=HURRIED)
+@settings(max_examples=100 if LONG else 10, deadline=None, suppress_health_check=HURRIED)
 @given(POLICY_SETS, st.randoms())
 def test_the_same_in_another_order_is_equivalent(policies: tuple[Policy, ...], random: object) -> None:
     shuffled = list(policies)
