@@ -117,6 +117,9 @@ class Feed(Protocol):
     def kinds(self) -> tuple[str, ...]:
         """What is acknowledged: what a server that does not know of policies never sent is not."""
 
+    def not_known(self) -> None:
+        """The server refused a word on a kind that it does not know: one that is older than what was here before."""
+
     def on_snapshot(self, snapshot: Snapshot) -> None: ...
 
     def on_change(self, change: Change) -> None: ...

@@ -57,6 +57,10 @@ class Follower:
         """Policies once there were any: a server that does not know of them is told nothing of them."""
         return (ENTRY, BUNDLE, POLICY) if self.policies.told else (ENTRY, BUNDLE)
 
+    def not_known(self) -> None:
+        """Policies stay in force as they are; nothing more is said of them until some come."""
+        self.policies.told = False
+
     def restore(self, snapshot: Snapshot) -> None:
         """Begin with what was saved by an earlier run; the server is then asked only for what came after."""
         self._cache.apply(snapshot)

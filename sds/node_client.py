@@ -34,6 +34,8 @@ from sds.wire import bundle_from_wire, status_error
 
 PART = "sync"
 PUSH, POLL = "push", "poll"
+UNKNOWN_KIND = "ACK_KIND"
+"""What a server says to a word on a kind that it does not know."""
 MAX_BATCH = 500
 """CSRs in one BatchNewX509SVID, the server's own limit."""
 
@@ -221,7 +223,10 @@ class NodeClient:
         try:
             await following
         except grpc.aio.AioRpcError as error:
-            return await link.explain(error)
+            explained = await link.explain(error)
+            if explained.reason == UNKNOWN_KIND:
+                self._feed.not_known()
+            return explained
         except BurgeeError as error:
             return error
         except Exception as error:

@@ -96,6 +96,7 @@ class FakeServer:
     federated: dict[str, TrustBundle] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
     policies: bytes | None = None
+    unknown_kinds: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.polled = FakeEntries(entries=lambda: [entry_to_wire(e) for e in self.entries.values()], called=self.called)
@@ -326,7 +327,8 @@ class _Node(node_pb2_grpc.NodeServicer):
         fake.called("Sync")
         subscribe = (await anext(requests)).subscribe
         fake.subscriptions.append(subscribe)
-        reader = asyncio.create_task(self._read_acks(requests))
+        unknown: list[str] = []
+        reader = asyncio.create_task(self._read_acks(requests, unknown))
         try:
             position = subscribe.revision - 1
             if subscribe.store_epoch != fake.epoch or not 0 <= position <= len(fake._log):
@@ -336,15 +338,21 @@ class _Node(node_pb2_grpc.NodeServicer):
                 async with fake._changed:
                     while len(fake._log) <= position:
                         await fake._changed.wait()
+                        if unknown:
+                            raise InvalidArgument("a kind that was not pushed", reason="ACK_KIND")
                 for message in fake._log[position:]:
                     yield message
                 position = len(fake._log)
         finally:
             reader.cancel()
 
-    async def _read_acks(self, requests: AsyncIterator[Any]) -> None:
+    async def _read_acks(self, requests: AsyncIterator[Any], unknown: list[str]) -> None:
         async for request in requests:
             self._fake.acks.append(request.ack)
+            if request.ack.kind in self._fake.unknown_kinds:
+                unknown.append(request.ack.kind)
+                async with self._fake._changed:
+                    self._fake._changed.notify_all()
 
     def _snapshot(self) -> node_pb2.SyncResponse:
         fake = self._fake

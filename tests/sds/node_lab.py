@@ -108,6 +108,9 @@ class RecordingFeed:
     def kinds(self) -> tuple[str, ...]:
         return ("entry", "bundle")
 
+    def not_known(self) -> None:
+        pass
+
     def held(self, kind: str) -> Held:
         return Held(consumers=self.numbers) if kind == "entry" else Held()
 

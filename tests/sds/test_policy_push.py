@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import grpc
 import pytest
 
+from ca.cli import explain_pages, explain_values
+from ca.proto.burgee import agent_pb2, agent_pb2_grpc
 from policy.envoy import Proxy
 from policy.envoy_jwt import jwt_filter
 from tests.policy.test_envoy_snippet import Issuer
@@ -65,6 +68,19 @@ def test_nothing_is_let_in_until_policies_come_and_then_what_they_say(world: Wor
     assert state.pid == web.envoy.process.pid
     ack = until("the server is told", lambda: a if (a := world.node.last_ack) and a.proxies[0].state == "acked" else 0)
     assert (ack.revision, ack.error, ack.proxies[0].unlogged) == (1, "", True)
+    assert web.envoy.process is not None
+    with grpc.insecure_channel(f"unix:{world.node.home}/a/a.sock") as channel:
+        stub = agent_pb2_grpc.AgentStub(channel)
+        answer = stub.ExplainWorkload(agent_pb2.ExplainWorkloadRequest(pid=web.envoy.process.pid), timeout=10)
+        status = stub.GetStatus(agent_pb2.GetStatusRequest(), timeout=10)
+        (client,) = stub.ListSdsClients(agent_pb2.ListSdsClientsRequest(), timeout=10).clients
+    explained = explain_values.workload_value(answer)
+    (matched,) = explained["policies"]
+    assert (matched["namespace"], matched["policies"], matched["revision"]) == ("a", ["a/p"], 1)
+    page = explain_pages.workload_page(explained)
+    assert "for spiffe://example.org/web (namespace a), revision 1" in page
+    assert (status.policy_revision, status.policy_detail) == (1, "")
+    assert [(r.name, r.state) for r in client.resources] == [("burgee.http.policy", "ACKED")]
 
 
 def test_each_proxy_has_the_policies_of_its_own_workload_and_of_no_other(world: World) -> None:
@@ -123,6 +139,27 @@ def test_the_last_good_policies_outlive_the_server_and_the_agent(world: World) -
     until("what comes later holds", lambda: web.status("/y") == 200, seconds=30)
     world.node.do(world.node.server.push_policies(None))
     until("what is taken away lets nobody in", lambda: web.status("/y") == 403)
+
+
+def test_an_older_server_that_knows_of_no_policies_is_told_nothing_of_them(world: World) -> None:
+    node = world.node
+    node.start(entry_for("/web", "unix:uid:0"))
+    node.write(WEB, allowing("p"))
+    until("the server is told", lambda: node.last_ack)
+    node.do(node.server.stop())
+    node.server.policies, node.server.unknown_kinds = None, {"policy"}
+    node.server.calls.clear()
+    node.do(node.server.start())
+    until("it came again", lambda: "Sync" in node.server.calls, seconds=30)
+    node.do(node.server.push(upsert=(entry_for("/first", "unix:uid:0"),)))
+    until("it was refused, and came again", lambda: node.server.calls.count("Sync") >= 2, seconds=30)
+    agent = node.agent
+    assert agent is not None
+    until("it is in step", lambda: node.ask(lambda: agent.client.connected))
+    node.do(node.server.push(upsert=(entry_for("/api", "unix:uid:0"),)))
+    until("what comes is taken", lambda: node.ask(lambda: len(agent.cache.entries())) == 3)
+    assert node.server.calls.count("Sync") == 2
+    assert node.ask(lambda: agent.policies.revision) == 1
 
 
 def test_no_request_is_refused_that_two_revisions_allow_nor_allowed_that_both_refuse(world: World) -> None:
