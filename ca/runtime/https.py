@@ -25,7 +25,7 @@ from ca.runtime.tls import load_chain
 
 MAX_SAID_CHARACTERS = 300
 MAX_IDLE = 4
-"""Connections kept for the next requests."""
+"""Connections kept for the next requests, unless told otherwise."""
 
 Connect = Callable[[float], socket.socket]
 """Opens the connection by other means than its name; given the seconds it may take."""
@@ -53,6 +53,7 @@ class HttpClient:
         context: ssl.SSLContext | None = None,
         timeout_seconds: float = 10.0,
         max_bytes: int = 1 << 20,
+        max_idle: int = MAX_IDLE,
         connect: Connect | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -65,6 +66,7 @@ class HttpClient:
         self._source = source
         self._timeout = timeout_seconds
         self._max_bytes = max_bytes
+        self._max_idle = max_idle
         self._connect = connect
         self._idle: list[http.client.HTTPConnection] = []
 
@@ -150,7 +152,7 @@ class HttpClient:
             raise Unavailable(
                 f"{self._source} answered with more than {self._max_bytes} bytes", reason="HTTP_TOO_LARGE"
             )
-        if response.will_close or len(self._idle) >= MAX_IDLE:
+        if response.will_close or len(self._idle) >= self._max_idle:
             connection.close()
         else:
             self._idle.append(connection)

@@ -36,7 +36,8 @@ from ca.runtime.kube_watch import (
 
 MAX_TOKEN_BYTES = 64 << 10
 MAX_AT_ONCE = 16
-"""Requests of one client at a time; the others wait for their turn."""
+"""Requests of one client at a time; the others wait for their turn. So many connections are kept: a new one costs more
+than a request."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -77,7 +78,9 @@ class KubeClient:
         self._source = source
         self._max_bytes = max_bytes
         self._watched = watched
-        self._new_http = partial(HttpClient, source=source, timeout_seconds=timeout_seconds, max_bytes=max_bytes)
+        self._new_http = partial(
+            HttpClient, source=source, timeout_seconds=timeout_seconds, max_bytes=max_bytes, max_idle=MAX_AT_ONCE
+        )
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
         self._load()
 

@@ -34,6 +34,7 @@ class Vouched:
     requester: str
 
 
+Servable = dict[tuple[SpiffeId, frozenset[Selector]], Sequence[RegistrationEntry]]
 Outcome = tuple[RegistrationEntry, IssuedX509] | BurgeeError
 
 
@@ -49,15 +50,16 @@ class VouchedIssuer:
         """One outcome for each request and its CSR, in order: the entry and the SVID, or InvalidArgument (CSR_*, KEY_*,
         TTL_OUT_OF_RANGE), Denied (AGENT_BANNED, VOUCHED_NO_ENTRY, VOUCHED_AMBIGUOUS), FailedPrecondition
         ENTRY_TTL_SHORT, Unavailable AUTHORITY_EXPIRES. What concerns all of them is raised."""
-        found = [self._entitled(wanted, csr) for wanted, csr in batch]
+        servable: Servable = {}
+        found = [self._entitled(wanted, csr, servable) for wanted, csr in batch]
         ready = [one for one in found if isinstance(one, EntryRequest)]
         issued = iter(await self._issuer.for_requesters(ready))
         return [_joined(one, next(issued)) if isinstance(one, EntryRequest) else one for one in found]
 
-    def _entitled(self, wanted: Vouched, csr: bytes) -> EntryRequest | BurgeeError:
+    def _entitled(self, wanted: Vouched, csr: bytes, servable: Servable) -> EntryRequest | BurgeeError:
         try:
             self._refuse_banned(wanted.agent_id)
-            entry = self._entry(wanted)
+            entry = self._entry(wanted, self._servable(wanted, servable))
             return EntryRequest(wanted.requester, entry, csr, self._ttl(entry, wanted))
         except BurgeeError as error:
             count_refused("x509", error.reason)
@@ -72,12 +74,20 @@ class VouchedIssuer:
                 hint="an administrator can evict it to lift the ban",
             )
 
-    def _entry(self, wanted: Vouched) -> RegistrationEntry:
-        servable, held = self._index.servable(wanted.agent_id, wanted.agent_selectors), wanted.selectors
-        fitting = [one for one in servable if one.selectors <= held and one.selectors and not _is_alias(one)]
+    def _servable(self, wanted: Vouched, known: Servable) -> Sequence[RegistrationEntry]:
+        """Looked up once for all that come from one node at a time."""
+        node = wanted.agent_id, wanted.agent_selectors
+        found = known.get(node)
+        if found is None:
+            found = known[node] = [one for one in self._index.servable(*node) if one.selectors and not _is_alias(one)]
+        return found
+
+    def _entry(self, wanted: Vouched, servable: Sequence[RegistrationEntry]) -> RegistrationEntry:
+        held = wanted.selectors
+        fitting = [one for one in servable if one.selectors <= held]
         chosen = [entry for entry in fitting if wanted.spiffe_id in (None, entry.spiffe_id)]
         if not chosen:
-            raise _no_entry(wanted, [one for one in servable if not _is_alias(one)], fitting)
+            raise _no_entry(wanted, servable, fitting)
         identities = sorted({str(entry.spiffe_id) for entry in chosen})
         if len(identities) > 1:
             raise Denied(
