@@ -203,9 +203,16 @@ def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe
     }
 
 
-def network_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe_id: str = "") -> dict[str, Any]:
-    """Filters before a TcpProxy, its access log, and the cluster they need."""
+def network_snippet(
+    proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe_id: str = "", connection_seconds: int = 0
+) -> dict[str, Any]:
+    """Filters before a TcpProxy, its access log, what else it needs, and the cluster of all that.
+
+    A connection keeps the policies that it was opened under; with `connection_seconds` it does not last longer.
+    """
+    lasting = {"max_downstream_connection_duration": f"{connection_seconds}s"} if connection_seconds else {}
     return {
+        "tcp_proxy": lasting,
         "filters": network_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
         "access_log": [_logged(cluster, prefix, spiffe_id, http=False)],
         "clusters": [agent_cluster(cluster, socket)],

@@ -255,10 +255,10 @@ def test_a_rule_on_tokens_is_pushed_with_the_filter_that_verifies_them(world: Wo
     assert notes["bare"].startswith("refused: what only 1 rule")
 
 
-def test_an_open_connection_goes_on_and_a_new_one_meets_the_new_policies(world: World) -> None:
+def test_an_open_connection_goes_on_to_its_end_and_a_new_one_meets_the_new_policies(world: World) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_echo, args=(listener,), daemon=True).start()
-    web = world.proxy("web", upstream=listener.getsockname()[1])
+    web = world.proxy("web", upstream=listener.getsockname()[1], connection_seconds=4)
     world.node.start(entry_for("/web", web.envoy.selector))
     try:
         web.start()
@@ -271,6 +271,8 @@ def test_an_open_connection_goes_on_and_a_new_one_meets_the_new_policies(world: 
             until("new ones are refused", lambda: not _echoed(web))
             connection.sendall(b"after")
             assert connection.recv(100) == b"after"
+            connection.settimeout(20)
+            assert connection.recv(100) == b""  # it has come to its end
     finally:
         listener.close()
 

@@ -28,6 +28,7 @@ class PolicyProxy(PolicyEnvoy):
         beside: Proxy | None = None,
         spiffe_id: str = "",
         upstream: int = 0,
+        connection_seconds: int = 0,
         api: str = "DELTA_GRPC",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ class PolicyProxy(PolicyEnvoy):
         self.envoy = Envoy(name, directory / "envoy")
         self.authority = Authority(directory)
         self._socket, self._beside, self._spiffe_id = socket, beside or Proxy(), spiffe_id
-        self._upstream, self._api = upstream, api
+        self._upstream, self._connection_seconds, self._api = upstream, connection_seconds, api
         self.port = self.tcp_port = 0
 
     def start(self, cases: Any = None) -> None:
@@ -92,9 +93,15 @@ class PolicyProxy(PolicyEnvoy):
         listeners, clusters = [self._listener("inbound", [inbound])], http["clusters"]
         if self._upstream:
             tcp = network_snippet(
-                self._beside, "agent", str(self._socket), prefix=self.name, spiffe_id=self._spiffe_id
+                self._beside,
+                "agent",
+                str(self._socket),
+                prefix=self.name,
+                spiffe_id=self._spiffe_id,
+                connection_seconds=self._connection_seconds,
             )
-            proxied = extension("t", "filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="t", cluster="up")
+            kind = "filters.network.tcp_proxy.v3.TcpProxy"
+            proxied = extension("t", kind, stat_prefix="t", cluster="up", **tcp["tcp_proxy"])
             listeners.append(self._listener("tcp", [*tcp["filters"], proxied]))
             clusters.append(upstream_cluster(self._upstream))
         return {
