@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy.findings import Finding
 from policy.problems import Problem
+
+if TYPE_CHECKING:  # which an agent has no use for
+    from policy.diff import Difference
 
 AUTHORIZATION, REQUEST, PEER, WORKLOAD = (
     "AuthorizationPolicy",
@@ -124,4 +127,4 @@ class Outcome:
     objects: tuple[Stored, ...] = ()
     warnings: tuple[Problem, ...] = ()
     findings: tuple[Finding, ...] = ()
-    difference: Any | None = None
+    difference: Difference | None = None

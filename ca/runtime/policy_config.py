@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.runtime.config import StrictModel
+from ca.runtime.decision_log_config import DecisionLogConfig
 
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _HOST = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?|[0-9a-f:.]+")
@@ -102,6 +103,9 @@ class PolicyConfig(StrictModel):
 
     jwks_plain_http: bool = False
     """Fetch from `http://` addresses, too: whoever is between could put keys of their own there."""
+
+    decision_log: DecisionLogConfig = DecisionLogConfig()
+    """What the server keeps of the decisions that it makes itself."""
 
     limits: PolicyLimitsConfig = PolicyLimitsConfig()
     """Limits."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61/proto/burgee/policy.proto\x12\x10\x62urgee.policy.v1\"\x96\x01\n\tPolicySet\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12$\n\x04mesh\x18\x02 \x01(\x0b\x32\x16.burgee.policy.v1.Mesh\x12)\n\x07objects\x18\x03 \x03(\x0b\x32\x18.burgee.policy.v1.Object\x12&\n\x04keys\x18\x04 \x03(\x0b\x32\x18.burgee.policy.v1.KeySet\"a\n\x04Mesh\x12\x15\n\rtrust_domains\x18\x01 \x03(\t\x12\x16\n\x0eroot_namespace\x18\x02 \x01(\t\x12\x17\n\x0fopen_namespaces\x18\x03 \x03(\t\x12\x11\n\tproviders\x18\x04 \x03(\t\"E\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"&\n\x06KeySet\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x0c\n\x04jwks\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63\x61/proto/burgee/policy.proto\x12\x10\x62urgee.policy.v1\"\xaa\x01\n\tPolicySet\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12$\n\x04mesh\x18\x02 \x01(\x0b\x32\x16.burgee.policy.v1.Mesh\x12)\n\x07objects\x18\x03 \x03(\x0b\x32\x18.burgee.policy.v1.Object\x12&\n\x04keys\x18\x04 \x03(\x0b\x32\x18.burgee.policy.v1.KeySet\x12\x12\n\nnamespaces\x18\x05 \x03(\t\"a\n\x04Mesh\x12\x15\n\rtrust_domains\x18\x01 \x03(\t\x12\x16\n\x0eroot_namespace\x18\x02 \x01(\t\x12\x17\n\x0fopen_namespaces\x18\x03 \x03(\t\x12\x11\n\tproviders\x18\x04 \x03(\t\"E\n\x06Object\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\"&\n\x06KeySet\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x0c\n\x04jwks\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ca.proto.burgee.policy_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POLICYSET']._serialized_start=51
-  _globals['_POLICYSET']._serialized_end=201
-  _globals['_MESH']._serialized_start=203
-  _globals['_MESH']._serialized_end=300
-  _globals['_OBJECT']._serialized_start=302
-  _globals['_OBJECT']._serialized_end=371
-  _globals['_KEYSET']._serialized_start=373
-  _globals['_KEYSET']._serialized_end=411
+  _globals['_POLICYSET']._serialized_end=221
+  _globals['_MESH']._serialized_start=223
+  _globals['_MESH']._serialized_end=320
+  _globals['_OBJECT']._serialized_start=322
+  _globals['_OBJECT']._serialized_end=391
+  _globals['_KEYSET']._serialized_start=393
+  _globals['_KEYSET']._serialized_end=431
 # @@protoc_insertion_point(module_scope)

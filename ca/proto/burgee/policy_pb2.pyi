@@ -28,17 +28,24 @@ class PolicySet(_message.Message):
     MESH_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Of the book of policies, in which what follows came to be as it is."""
     @_builtins.property
     def mesh(self) -> Global___Mesh: ...
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Object]:
-        """By kind, namespace and name."""
+        """Policies by namespace, kind and name; then Workload objects. Their order means nothing."""
 
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeySet]:
-        """Key sets of issuers whose tokens the objects speak of."""
+        """Key sets that the objects name, and that the server fetched."""
+
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The namespaces whose policies are all here; of a workload in another one the agent knows too little, and nobody may
+        call it. Empty: those of all namespaces are here.
+        """
 
     def __init__(
         self,
@@ -47,10 +54,11 @@ class PolicySet(_message.Message):
         mesh: Global___Mesh | None = ...,
         objects: _abc.Iterable[Global___Object] | None = ...,
         keys: _abc.Iterable[Global___KeySet] | None = ...,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mesh", b"mesh"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "mesh", b"mesh", "objects", b"objects", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "mesh", b"mesh", "namespaces", b"namespaces", "objects", b"objects", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

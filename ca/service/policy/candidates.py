@@ -76,21 +76,25 @@ class Candidates:
             wanted.update(told)
             everything = everything or not told
         chosen = sorted(self.policies if everything else wanted & self.policies.keys())
+        whole = () if everything else tuple(sorted(wanted))
         pieces = [self.policies[name] for name in chosen] + [self.workloads[name] for name in sorted(ids)]
         addresses = frozenset[str]().union(*(piece.addresses for piece in pieces))
         keys = tuple((address, key_sets[address]) for address in sorted(addresses) if address in key_sets)
-        need = (tuple(chosen), frozenset(ids), keys)
+        need = (whole, frozenset(ids), keys)
         if need not in self._made:
-            self._made[need] = self._set(pieces, keys)
+            self._made[need] = self._set(pieces, keys, whole)
         return self._made[need]
 
-    def _set(self, pieces: Sequence[_Piece], keys: tuple[tuple[str, str], ...]) -> CandidateSet:
-        known = pb.PolicySet(keys=[pb.KeySet(issuer=address, jwks=text) for address, text in keys]).SerializeToString()
+    def _set(
+        self, pieces: Sequence[_Piece], keys: tuple[tuple[str, str], ...], namespaces: tuple[str, ...]
+    ) -> CandidateSet:
+        sets = [pb.KeySet(issuer=address, jwks=text) for address, text in keys]
+        rest = pb.PolicySet(keys=sets, namespaces=namespaces).SerializeToString()
         digest = hashlib.sha256()
-        for part in (self.mesh, known, *(piece.digest for piece in pieces)):
+        for part in (self.mesh, rest, *(piece.digest for piece in pieces)):
             digest.update(hashlib.sha256(part).digest())
         number = pb.PolicySet(revision=self.revision).SerializeToString()
-        payload = b"".join((number, self.mesh, *(piece.data for piece in pieces), known))
+        payload = b"".join((number, self.mesh, *(piece.data for piece in pieces), rest))
         return CandidateSet(self.revision, digest.digest(), payload)
 
 

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from ca.errors import InvalidArgument
 from ca.service.policy.grants import Rights
-from ca.service.policy.refusals import InvariantBroken
+from ca.service.policy.refusals import InvariantBroken, PolicyInvalid
+from policy import invariants
+from policy.diff import Difference
+from policy.diff import difference as of_snapshots
 from policy.findings import Finding
+from policy.problems import Refused
 from policy.state import State
+
+
+class InvariantsInvalid(PolicyInvalid):
+    """A text that is no invariants."""
+
+    reason = "INVARIANTS_INVALID"
 
 
 def check_invariants(text: str, state: State) -> None:
     """Raises InvariantBroken, with every one that would not hold."""
     if not text:
         return
-    violations = _violations(text, state)
+    violations = invariants.check(invariants.read(text), state.snapshot)
     if violations:
         raise InvariantBroken(violations)
 
 
 def read_invariants(text: str) -> None:
-    """Raises InvalidArgument INVARIANTS_INVALID for what is none."""
-    raise InvalidArgument("invariants are not read yet", reason="INVARIANTS_INVALID")
+    """Raises InvariantsInvalid."""
+    try:
+        invariants.read(text)
+    except Refused as error:
+        raise InvariantsInvalid(error.problems) from None
 
 
 def findings(state: State, rights: Rights) -> tuple[Finding, ...]:
@@ -32,10 +43,6 @@ def findings(state: State, rights: Rights) -> tuple[Finding, ...]:
     return tuple(finding for finding in found if rights.may_read(finding.key.partition("/")[0]))
 
 
-def difference(before: State, after: State) -> Any:
+def difference(before: State, after: State) -> Difference:
     """What would be decided otherwise."""
-    return None
-
-
-def _violations(text: str, state: State) -> tuple[Any, ...]:
-    return ()
+    return of_snapshots(before.snapshot, after.snapshot)

@@ -64,7 +64,9 @@ class TestWhat:
         await write(server, *(put(allow("p", namespace=ns)) for ns in namespaces))
         _, shop = await opened(server, "k8s:ns:shop", "k8s:sa:x")
         assert held(shop) == {"AuthorizationPolicy shop/p", "AuthorizationPolicy istio-system/p"}
+        assert list(shop.policies[-1].namespaces) == ["istio-system", "shop"]
         _, unknown = await opened(server, "unix:uid:7", path="/vm")
+        assert list(unknown.policies[-1].namespaces) == []  # all of them
         assert held(unknown) == {f"AuthorizationPolicy {ns}/p" for ns in namespaces}
         await write(server, put(workload("vm", "spiffe://example.org/vm", "bank")))
         await unknown.next()
@@ -74,6 +76,7 @@ class TestWhat:
             "Workload bank/vm",
         }
         assert held(shop) == {"AuthorizationPolicy shop/p", "AuthorizationPolicy istio-system/p"}
+        assert list(unknown.policies[-1].namespaces) == ["bank", "istio-system"]
         (body,) = [one.body for one in shop.policies[-1].objects if one.namespace == "shop"]
         assert json.loads(body) == allow("p", namespace="shop")
 
