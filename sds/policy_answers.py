@@ -14,7 +14,7 @@ from sds.policy_filters import TYPE_URL, Made
 
 FOUND_BYTES = 512
 """What keeping an answer takes beside its bytes."""
-UNKNOWN = Missing("not a name of policies: see what `caadmin policy envoy-snippet` writes")
+UNKNOWN = Missing("not a name of policies: such are `burgee.http.policy` and `burgee.tcp.policy`")
 
 
 @dataclass(frozen=True, slots=True)
