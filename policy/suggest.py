@@ -13,15 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from policy.authorization import MAX_RULES
 from policy.decision_record import DecisionRecord
-from policy.documents import plain
 from policy.globs import NAMESPACE_MARK
 from policy.model import Target
 from policy.path_shapes import Shape, Thresholds, shapes, writable
 from policy.words import clean
+from policy.written import dumped
 
 NOT_LOOKED_AT = ("hosts", "headers", "tokens", "addresses")
 """No suggested rule limits these: whoever is allowed is allowed with any."""
@@ -30,17 +28,6 @@ _METHOD = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+")
 
 MAX_PATHS = 50_000
 """Different paths kept for one caller, target and method; what comes after is left out, and said so."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts into quotes what our reader would take for something else than a text."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain(text) == text else "'")
-
-
-_Dumper.add_representer(str, _text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +112,7 @@ class Suggestion:
 
     def yaml(self) -> str:
         """The policies alone, one document each."""
-        if not self.objects:
-            return ""
-        text: str = yaml.dump_all(self.objects, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=120)
-        return text
+        return dumped(self.objects)
 
     def summary(self) -> list[str]:
         """What the policies are made from, what they admit besides, what they lack."""

@@ -1,0 +1,1 @@
+"""Others' policies as ours, with everything that could not be said told as a loss."""
