@@ -128,12 +128,16 @@ def addresses_of(state: State) -> frozenset[str]:
 
 
 def _piece(found: Sequence[Stored], state: State, old: _Piece | None) -> _Piece:
-    stored = tuple(sorted(found, key=lambda one: one.key))
-    if old is not None and [(s.key, s.etag) for s in old.stored] == [(s.key, s.etag) for s in stored]:
+    stored = tuple(sorted(found, key=_place))
+    if old is not None and old.stored == stored:
         return old
     data = pb.PolicySet(objects=map(_object, stored)).SerializeToString()
     addresses = frozenset(address for one in stored for address in _addresses(one.key, state))
     return _Piece(stored, data, hashlib.sha256(data).digest(), addresses)
+
+
+def _place(stored: Stored) -> tuple[str, str]:
+    return stored.key.kind, stored.key.name
 
 
 def _addresses(key: Key, state: State) -> Iterable[str]:

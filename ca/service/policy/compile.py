@@ -158,7 +158,9 @@ def _next(
         raise invalid(first, "P002", f"{len(objects):,} objects, and at most {limits.max_objects:,} may be")
     parts = dict(state.parts)
     parts.update({step.key: (step.after.etag, read[step.key]) for step in steps if step.after is not None})
-    rules, before = _rules(parts[key][1] for key in objects), _rules(part for _, part in state.parts.values())
+    before = sum(len(policy.rules or ()) for policy in state.parsed.policies)
+    less = _rules(state.parts[step.key][1] for step in steps if step.before is not None)
+    rules = before - less + _rules(read[step.key] for step in steps if step.after is not None)
     if rules > max(limits.max_rules, before):
         raise invalid(first, "P002", f"{rules:,} rules, and at most {limits.max_rules:,} may be")
     known = State(
