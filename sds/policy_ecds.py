@@ -139,7 +139,10 @@ class EnvoyPolicies(EnvoyService):
             if self._held.taken_away:
                 return refusing(owner.resource, self._held.detail, lasting=lasting)
             return Missing(self._held.detail, pending=True)
-        return await self._make(policies.matched(owner.spiffe_id, caller.selectors), owner, share)
+        matched = policies.matched(owner.spiffe_id, caller.selectors)
+        if matched.unknown:
+            return refusing(owner.resource, matched.unknown, lasting=lasting)
+        return await self._make(matched, owner, share)
 
     async def _make(self, matched: Matched, owner: policy_answers.Owner, share: str) -> Found | Made:
         from sds.policy_filters import key_of, make, refusing

@@ -29,5 +29,5 @@ def _of(held: HeldPolicies, spiffe_id: str, selectors: frozenset[Selector]) -> p
         revision=held.revision,
         policies=[policy.id for policy in matched.policies[:SHOWN]],
         request_authentications=[one.id for one in matched.authentications[:SHOWN]],
-        detail=held.detail,
+        detail=matched.unknown or held.detail,
     )

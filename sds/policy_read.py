@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from ca.errors import InvalidArgument
 from ca.identity.selector import Selector
+from ca.identity.text import quote
 from ca.proto.burgee import policy_pb2
 from policy.authentication import JwtRule, RequestAuthentication
 from policy.described import described
@@ -33,13 +34,17 @@ Name = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Matched:
-    """What is for one workload. `policies` begin with the one that a STRICT PeerAuthentication is."""
+    """What is for one workload. `policies` begin with the one that a STRICT PeerAuthentication is.
+
+    `unknown`: why it is not known what is for it; then nobody may call it.
+    """
 
     target: Target
     policies: tuple[Policy, ...]
     authentications: tuple[RequestAuthentication, ...]
     mesh: Mesh
     keys: Mapping[str, str] = field(repr=False)
+    unknown: str = ""
 
     @property
     def rules(self) -> tuple[JwtRule, ...]:
@@ -55,6 +60,7 @@ class Policies:
         mesh = _mesh(message.mesh)
         self.mesh: Mesh = previous.mesh if previous is not None and previous.mesh == mesh else mesh
         self.keys = {item.issuer: item.jwks for item in message.keys}
+        self._namespaces = frozenset(message.namespaces)
         self._parts: dict[Name, tuple[bytes, PolicySet]] = _parts(
             message.objects, previous._parts if previous is not None else {}
         )
@@ -86,11 +92,14 @@ class Policies:
             authentications=tuple(one for one in self._requests if self._is_for(one, target)),
             mesh=self.mesh,
             keys=self.keys,
+            unknown=self._unknown(target),
         )
 
     def snapshot(self, matched: Matched) -> Snapshot:
-        """What decides for one workload, compiled when first asked for. Takes long for thousands of rules: not on the
-        event loop."""
+        """What decides for one workload, compiled when first asked for; one that is not known is no target of it. Takes
+        long for thousands of rules: not on the event loop."""
+        if matched.unknown:
+            return compile_set((), self.mesh, ())
         mine = self._scopes.of(matched.target)
         key = (matched.target, *map(id, mine))
         known = self._snapshots.get(key) or self._usable.get(key)
@@ -100,6 +109,12 @@ class Policies:
             self._snapshots.pop(next(iter(self._snapshots)), None)
         self._snapshots[key] = known
         return known[1]
+
+    def _unknown(self, target: Target) -> str:
+        """Of a namespace that the server did not tell all about, policies that deny may be missing here."""
+        if not self._namespaces or target.namespace in self._namespaces:
+            return ""
+        return f"the server has not sent this agent the policies of the namespace {quote(target.namespace)}"
 
     def _is_for(self, one: RequestAuthentication, target: Target) -> bool:
         stand_in = Policy(namespace=one.namespace, name=one.name, scope=one.scope)

@@ -16,7 +16,9 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
 from ca.identity.selector import Selector
+from policy.decision import Reason
 from policy.envoy import deny_all
+from policy.model import Request
 from sds.envoy_delta import DeltaStream
 from sds.policy_answers import FOUND_BYTES, Caller, PolicyAnswers, owner_of
 from sds.policy_ecds import LARGE_BYTES, MAX_LARGE
@@ -164,6 +166,22 @@ async def test_a_workload_is_known_by_what_was_attested(lab: Lab, client: Worklo
     for workload_ in list(lab.workloads._known.values()):
         await lab.workloads._again(workload_)
     assert "b/l#0" not in str((await answered(call))[HTTP])
+
+
+async def test_of_a_namespace_that_was_not_told_nobody_is_let_in(lab: Lab, client: WorkloadClient) -> None:
+    """Policies of it that deny may be missing here."""
+    everybody = allowing("everybody", "root")
+    await given(lab, policy_set(1, DESCRIBED, everybody, namespaces=["b", "root"]))
+    call = client.policies()
+    await call.ask(HTTP)
+    assert await answered(call) == {HTTP: deny_all()}
+    await eventually(lambda: "not sent this agent the policies of the namespace `a`" in states(lab)[HTTP][1])
+    in_force = lab.policies.in_force
+    assert in_force is not None
+    decision = in_force.snapshot(in_force.matched(A, [WEB])).decide(A, Request(principal="example.org/x"))
+    assert (decision.allowed, decision.reason) == (False, Reason.UNKNOWN_TARGET)
+    await given(lab, policy_set(2, DESCRIBED, everybody, namespaces=["a", "root"]))
+    assert "root/everybody#0" in str((await answered(call))[HTTP])
 
 
 async def test_names_that_mean_nothing_are_counted_and_the_stream_ends_when_they_are_too_many(

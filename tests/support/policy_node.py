@@ -62,6 +62,7 @@ def policy_set(revision: int, *objects: Object, keys: dict[str, str] | None = No
     message.mesh.root_namespace = "root"
     message.mesh.open_namespaces.extend(mesh.get("open_namespaces", ()))
     message.mesh.providers.extend(mesh.get("providers", ()))
+    message.namespaces.extend(mesh.get("namespaces", ()))
     for found in objects:
         names = found["metadata"]
         message.objects.add(
