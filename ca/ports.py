@@ -6,6 +6,7 @@ An implementation's promise stands in the docstring; `tests/contracts/` holds it
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -65,6 +66,15 @@ class RemoteSigner(Signer, Protocol):
     """A signer that may know why it would not sign now. `problem` looks at memory only; None: it may be tried."""
 
     def problem(self) -> BurgeeError | None: ...
+
+
+@runtime_checkable
+class ThreadedSigner(Signer, Protocol):
+    """A signer that signs in threads of its own, wherever it is called from. Who calls it in one of these spares a
+    switch; nothing that speaks TLS may run there."""
+
+    @property
+    def executor(self) -> Executor: ...
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from cryptography.hazmat.primitives import hashes
@@ -17,7 +18,7 @@ _SHA256_DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
 
 class Pkcs11Signer:
-    """Implements ca.ports.BatchSigner and ca.ports.RemoteSigner.
+    """Implements ca.ports.BatchSigner, ca.ports.RemoteSigner and ca.ports.ThreadedSigner.
 
     A batch is signed in one session, one after the other: tokens that sign in parallel do so for batches that come
     at the same time. The key is looked for anew whenever a session is.
@@ -43,6 +44,10 @@ class Pkcs11Signer:
     @property
     def public_key_der(self) -> bytes:
         return self._public_key_der
+
+    @property
+    def executor(self) -> Executor:
+        return self._token.threads.executor
 
     def problem(self) -> BurgeeError | None:
         return self._token.problem()

@@ -18,7 +18,7 @@ from ca.issuing.profile import AGENT, ISTIO, SERVER, WORKLOAD, minted
 from ca.issuing.spki import read_public_key
 from ca.issuing.token import IssuanceToken
 from ca.issuing.x509 import finish_all, sign_many
-from ca.ports import BatchSigner, Clock
+from ca.ports import BatchSigner, Clock, Signer, ThreadedSigner
 from ca.runtime import log, metrics
 from ca.service.issuance_jobs import IssuedX509, Job, entry_job, issued_of, prepare, sign
 from ca.service.signing import Authority, X509Signing, refuse_in_vain
@@ -174,9 +174,11 @@ class Issuer:
     async def in_pool(self, work: Callable[[T], R], argument: T) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, argument)
 
-    async def waiting(self, work: Callable[[T], R], argument: T) -> R:
-        """For what waits for somebody else: threads of their own, so that those that compute are never all taken."""
-        return await asyncio.get_running_loop().run_in_executor(self._waiting, work, argument)
+    async def waiting_for(self, signer: Signer, work: Callable[[T], R], argument: T) -> R:
+        """What waits for a signer elsewhere has threads of its own, so that those that compute are never all taken: the
+        signer's where it has some, for the way through one of ours would be a switch more."""
+        threads = signer.executor if isinstance(signer, ThreadedSigner) else self._waiting
+        return await asyncio.get_running_loop().run_in_executor(threads, work, argument)
 
     def now(self) -> datetime:
         return self._clock.now()
@@ -243,7 +245,7 @@ class Issuer:
         if not tokens:
             return []
         try:
-            signatures = await self.waiting(lambda some: sign_many(some, signer), tokens)
+            signatures = await self.waiting_for(signer, lambda some: sign_many(some, signer), tokens)
         except Unavailable as error:
             return [error for _ in tokens]
         return await self.in_pool(

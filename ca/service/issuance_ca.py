@@ -55,13 +55,17 @@ class DownstreamIssuer:
         token = self._prepare(csr, ttl_seconds if ttl_seconds > 0 else self._ttl_seconds, signing)
         await self._issuer.record([self._record(token, entry)])
         try:
-            run = self._issuer.waiting if signing.remote else self._issuer.in_pool
-            certificate = await run(lambda t: sign(t, signing.signer, remote=signing.remote), token)
+            certificate = await self._sign(token, signing)
         except Internal as error:
             logger.error("downstream authority could not be signed", reason=error.reason, detail=error.detail)
             raise
         self._report(token, entry)
         return IssuedCa(chain=(certificate, *signing.chain), not_after=token.not_after)
+
+    async def _sign(self, token: IssuanceToken, signing: X509Signing) -> bytes:
+        if signing.remote:
+            return await self._issuer.waiting_for(signing.signer, lambda t: sign(t, signing.signer, remote=True), token)
+        return await self._issuer.in_pool(lambda t: sign(t, signing.signer, remote=False), token)
 
     async def _require_room(self, signing: X509Signing) -> None:
         """RFC 5280 §6.1.4 (l), (m): nobody would believe what is issued below it."""

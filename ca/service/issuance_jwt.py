@@ -112,7 +112,8 @@ class JwtIssuer:
         """A local EC key signs in less time than a thread takes to hear of it; others block and get a thread."""
         try:
             if signing.remote:
-                return await self._issuer.waiting(lambda t: sign_jwt(t, signing.signer, remote=True), token)
+                signer = signing.signer
+                return await self._issuer.waiting_for(signer, lambda t: sign_jwt(t, signer, remote=True), token)
             if signing.key.key_type.startswith("rsa"):
                 return await self._issuer.in_pool(lambda t: sign_jwt(t, signing.signer, remote=False), token)
             return sign_jwt(token, signing.signer, remote=False)
