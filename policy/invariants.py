@@ -31,6 +31,8 @@ from policy.workload import names
 __all__ = ["Invariant", "Violation", "check", "read"]
 
 BY_PARTS = frozenset({Attribute.SOURCE_NAMESPACE, Attribute.SOURCE_SERVICE_ACCOUNT})
+MAX_VIOLATIONS = 10
+"""Of one invariant: more are of no more use."""
 Judges = tuple[Judge, ...]
 
 
@@ -68,37 +70,48 @@ class Violation:
         return f"{clean(self.invariant)}: {self.message}"
 
 
-def check(invariants: Iterable[Invariant], snapshot: Snapshot) -> tuple[Violation, ...]:
-    """Everything that does not hold: one of each invariant for targets that have the same policies."""
-    return tuple(violation for invariant in invariants for violation in _Check(invariant, snapshot).violations())
+def check(
+    invariants: Iterable[Invariant], snapshot: Snapshot, *, previous: Snapshot | None = None
+) -> tuple[Violation, ...]:
+    """What does not hold: one of each invariant for targets that have the same policies, up to MAX_VIOLATIONS. With
+    `previous`, of which it is known that they hold, only targets are looked at whose policies are not the same."""
+    return tuple(one for invariant in invariants for one in _Check(invariant, snapshot, previous).violations())
 
 
 class _Check:
     """One invariant against one revision."""
 
-    def __init__(self, invariant: Invariant, snapshot: Snapshot) -> None:
+    def __init__(self, invariant: Invariant, snapshot: Snapshot, previous: Snapshot | None) -> None:
         self.invariant, self.snapshot = invariant, snapshot
         self.rule = _as_policy(invariant, snapshot.mesh)
         groups: dict[Judges, list[str]] = defaultdict(list)
+        known = previous if previous is not None and previous.mesh == snapshot.mesh else None
         for name, described in snapshot.targets.items():
-            if any(_is_meant(whom, target) for whom in invariant.to for target in described):
+            same = (
+                known is not None and known.judges(name) == snapshot.judges(name) and known.targets[name] == described
+            )
+            if not same and any(_is_meant(whom, target) for whom in invariant.to for target in described):
                 groups[snapshot.judges(name)].append(name)
         self.groups = [(judges, tuple(found)) for judges, found in groups.items()]
 
     def violations(self) -> Iterator[Violation]:
         work = Work(MAX_STEPS_IN_ALL)
-        seen = set()
+        seen: set[tuple[str, ...]] = set()
         protocols = self.invariant.protocols
         for names_of, violation in in_frames((), self.snapshot.mesh, work, self._ask, protocols=protocols):
-            if names_of not in seen:
+            if names_of not in seen and len(seen) < MAX_VIOLATIONS:
                 seen.add(names_of)
                 yield violation
 
     def _ask(self, frame: Frame) -> Iterator[tuple[tuple[str, ...], Violation]]:
+        count = 0
         for row in frame.rows.written(self.rule, 0):
             for judges, found in self.groups:
+                if count == MAX_VIOLATIONS:
+                    return
                 violation = self._of(frame, row, frame.sides(judges), found)
                 if violation is not None:
+                    count += 1
                     yield found, violation
 
     def _of(self, frame: Frame, row: Row, sides: Sequence[Side], found: tuple[str, ...]) -> Violation | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from policy.classes.boxes import Box
 from policy.classes.literals import Literal, Literals, variable_of
 from policy.classes.texts import Undecided
-from policy.compile import Block
+from policy.compile import ORDER, Block
 from policy.evaluate import Evaluator
 from policy.model import Action, Mesh, Policy, Request, Rule, Scope, Target
 from policy.pieces import Row as IndexRow
@@ -150,9 +150,12 @@ class Side:
         yield from self.rows(refs(custom))
         yield from self._in(box, [policy for policy in self.policies if policy.action is Action.DENY], Action.DENY)
 
+    def _few(self, policies: Sequence[Policy]) -> bool:
+        return sum(len(policy.rules or ()) for policy in policies) <= MAX_PLAIN
+
     def _in(self, box: Box, policies: Sequence[Policy], action: Action) -> Iterator[Row]:
         """Few rules are looked at as they are, and for connections all: most have nothing for them."""
-        if not self._rows.http or sum(len(policy.rules or ()) for policy in policies) <= MAX_PLAIN:
+        if not self._rows.http or self._few(policies):
             yield from self.rows(refs(policies))
             return
         seen = set()
@@ -165,11 +168,21 @@ class Side:
 
     def hits(self, request: Request, box: Box) -> Iterator[Row]:
         """The rows that match the box's example, of which `request` was made; those that deny come before others."""
+        if not self._rows.http and self._few(self.policies):
+            yield from self._plain_hits(box)
+            return
         for found in self._evaluator.matches(request):
             policy = self._originals.get(id(found.policy), found.policy)
             row = next((row for row in self._rows.of(policy, found.number) if row.holds(box)), None)
             if row is not None:
                 yield row
+
+    def _plain_hits(self, box: Box) -> Iterator[Row]:
+        """Without an index, which for connections is made only when it is first asked for."""
+        for action in ORDER:
+            for row in self.rows(refs(policy for policy in self.policies if policy.action is action)):
+                if row.holds(box):
+                    yield row
 
     def denial(self, request: Request, box: Box) -> Row | None:
         """A row that denies the example."""

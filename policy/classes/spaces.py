@@ -5,6 +5,7 @@ A space is never empty: to be asked for one that is gives None. The value is one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -52,6 +53,15 @@ _LOOKS: dict[Variable, tuple[Look, ...]] = {
     REQUEST_PRINCIPAL: (((Pattern([*plus(_PRINTABLE), *literal(SEPARATOR), *plus(_PRINTABLE)]),), ()),),
 }
 """What such values look like in the world, the most usual first."""
+_READS_WELL = {
+    PRINCIPAL: re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)*/ns/[a-z0-9-]+/sa/[A-Za-z0-9_-]+"),
+    PATH: re.compile(r"/|(?:/[A-Za-z0-9_~!$&'()+,;:@=-][A-Za-z0-9_~!$&'()+,;:@=.-]*)+/?"),
+    HOST: re.compile("[a-z0-9.:-]+"),
+    METHOD: re.compile("[A-Z]+"),
+    REQUEST_PRINCIPAL: re.compile(f"[!-~]+{SEPARATOR}[!-~]+"),
+}
+"""Guesses that are not looked at more closely: all of them look as usual."""
+_PRINTABLE_TEXT = re.compile("[!-~]+")
 _OTHERS_LOOK: tuple[Look, ...] = (((Pattern(plus(_PRINTABLE)),), ()),)
 
 
@@ -154,14 +164,9 @@ def _points(literals: Iterable[Literal]) -> Iterator[str]:
 def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal], work: Work) -> str | None:
     """Exact: what is guessed is tried, and what is not found by guessing is looked for."""
     looks = _LOOKS.get(variable, _OTHERS_LOOK)
-    usual, unusual = looks[0]
+    reads_well = _READS_WELL.get(variable, _PRINTABLE_TEXT).fullmatch
     for value in _guesses(must):
-        if (
-            all(one.test(value) for one in must)
-            and not any(one.test(value) for one in never)
-            and any(pattern.accepts(value) for pattern in usual)
-            and not any(pattern.accepts(value) for pattern in unusual)
-        ):
+        if reads_well(value) and all(one.test(value) for one in must) and not any(one.test(value) for one in never):
             return value
     sets = [one.patterns for one in must]
     for some, but_not in (*looks, ((), ())):

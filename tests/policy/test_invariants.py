@@ -104,6 +104,15 @@ def test_always() -> None:
     assert (violation.request.path or "").endswith("/refund")
 
 
+def test_only_what_changed_is_looked_at_again() -> None:
+    policies = parse(f"{POLICY}spec: {{rules: [{{}}]}}", "p.yaml").policies
+    before = compile_set(policies, MESH, [DB])
+    same = compile_set(policies, MESH, [DB], previous=before)
+    assert check([said(NEVER)], same, previous=before) == ()
+    assert check([said(NEVER)], same, previous=compile_set((), MESH, [DB]))
+    assert check([said(NEVER)], same, previous=compile_set(policies, MESH, []))
+
+
 def test_what_is_too_much_work_counts_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policy.classes.frames.MAX_STEPS", 1)
     (violation,) = check([said(NEVER)], snapshot("{rules: [{}]}"))
