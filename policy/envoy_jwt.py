@@ -1,6 +1,7 @@
 """RequestAuthentication as Envoy's filter that verifies tokens, without which a rule on their claims is not pushed.
 
 Key sets are written into it: a proxy fetches nothing, and an issuer whose keys are not known has its tokens refused.
+JWT-SVIDs of trust domains whose keys are known need no rule, if they were meant for the target.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from policy.attributes import SPACE_DELIMITED
 from policy.authentication import JwtRule
 from policy.envoy_predicates import JWT_KEY
 
+SPIFFE = "spiffe://"
 NO_KEYS = (
     '{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"nobody",'
     '"x":"_qf-9dxMg4VFdO14vj7jh-SQonNu3DZ_92U_twA2oXk","y":"EePHwKL_quikUJ1EfyNB5p4HmPoqqAHuttO4bHre7-c"}]}'
@@ -28,19 +30,52 @@ NO_KEYS = (
 """Envoy refuses a set without keys. The point's x is SHA-256 of "nobody has this key 4": nobody knows its logarithm."""
 
 
-def jwt_filter(rules: Sequence[JwtRule], keys: Mapping[str, str]) -> JwtAuthentication:
+def jwt_filter(
+    rules: Sequence[JwtRule],
+    keys: Mapping[str, str],
+    *,
+    domains: Mapping[str, str] | None = None,
+    audience: str = "",
+) -> JwtAuthentication:
     """The filter for the rules that are for a target. A token that is not valid is refused; a request without one goes
-    on, without claims. `keys` has the key set, JSON, of each issuer or address whose rule brings none."""
+    on, without claims. `keys` has the key set, JSON, of each issuer or address whose rule brings none.
+
+    `domains` has the key sets of trust domains by name, and `audience` is whom their JWT-SVIDs must be meant for.
+    Without rules nobody asked for tokens, and what is no such JWT-SVID is passed over.
+    """
     made = JwtAuthentication()
-    if not rules:
+    svids = dict(sorted((domains or {}).items()))
+    if not rules and not svids:
         return made
+    known = {**keys, **{f"{SPIFFE}{domain}": jwks for domain, jwks in svids.items() if f"{SPIFFE}{domain}" not in keys}}
     names = [f"issuer-{number}" for number in range(len(rules))]
     for name, rule in zip(names, rules, strict=True):
-        made.providers[name].CopyFrom(_provider(rule, keys))
-    everywhere = RequirementRule(requires=_one_or_none(names))
+        made.providers[name].CopyFrom(_provider(rule, known))
+    for domain, jwks in svids.items():
+        made.providers[domain].CopyFrom(_svids(domain, jwks, audience))
+    everywhere = RequirementRule(requires=_required(names, [*svids]))
     everywhere.match.prefix = "/"
     made.rules.append(everywhere)
     return made
+
+
+def _svids(domain: str, jwks: str, audience: str) -> JwtProvider:
+    """JWT-SVIDs of one trust domain (JWT-SVID §4): an issuer they need not have, a time at which they end they must."""
+    made = JwtProvider(audiences=[audience], require_expiration=True, forward=True, payload_in_metadata=JWT_KEY)
+    made.subjects.prefix = f"{SPIFFE}{domain}/"
+    made.local_jwks.inline_string = jwks
+    made.normalize_payload_in_metadata.space_delimited_claims.extend(sorted(SPACE_DELIMITED))
+    made.from_headers.add(name="Authorization", value_prefix="Bearer ")
+    return made
+
+
+def _required(rules: Sequence[str], svids: Sequence[str]) -> JwtRequirement:
+    """A token that a rule's provider verifies, or a JWT-SVID, or none at all."""
+    if not svids:
+        return _one_or_none(rules)
+    each = [JwtRequirement(provider_name=name) for name in (*rules, *svids)]
+    rest = _one_or_none(rules) if rules else JwtRequirement(allow_missing_or_failed=Empty())
+    return _any([*each, rest])
 
 
 def _provider(rule: JwtRule, keys: Mapping[str, str]) -> JwtProvider:

@@ -11,6 +11,7 @@ from policy.envoy_names import Resource, parsed
 from sds.envoy_answers import Found, Missing
 from sds.memory import Room
 from sds.policy_filters import TYPE_URL, Made
+from sds.views import BundleForms
 
 FOUND_BYTES = 512
 """What keeping an answer takes beside its bytes."""
@@ -19,10 +20,12 @@ UNKNOWN = Missing("not a name of policies: such are `burgee.http.policy` and `bu
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as it matters: the IDs that it holds, in their order, and what was attested of it."""
+    """Who asks, as far as it matters: the IDs that it holds, in their order, what was attested of it, and the bundles
+    of the trust domains whose tokens it may verify."""
 
     ids: tuple[str, ...]
     selectors: frozenset[Selector]
+    bundles: tuple[BundleForms, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sds import policy_answers
     from sds.policy_filters import Key, Made
     from sds.policy_read import Matched, Policies
+    from sds.views import BundleForms
 
 LARGE_BYTES = 256 << 10
 """Answers beyond it are written to one stream of a workload after the other: whoever does not read them makes the
@@ -95,7 +96,7 @@ class EnvoyPolicies(EnvoyService):
 
         content = self._cache.content(subscription.view)
         ids = sorted({str(entry.spiffe_id) for entry in content.entries})
-        return Caller(tuple(ids), subscription.view.selectors)
+        return Caller(tuple(ids), subscription.view.selectors, content.bundles)
 
     async def _answers(
         self, basis: object, caller: policy_answers.Caller, stream: Subscriber, share: str
@@ -142,13 +143,15 @@ class EnvoyPolicies(EnvoyService):
         matched = policies.matched(owner.spiffe_id, caller.selectors)
         if matched.unknown:
             return refusing(owner.resource, matched.unknown, lasting=lasting)
-        return await self._make(matched, owner, share)
+        return await self._make(matched, owner, caller.bundles, share)
 
-    async def _make(self, matched: Matched, owner: policy_answers.Owner, share: str) -> Found | Made:
+    async def _make(
+        self, matched: Matched, owner: policy_answers.Owner, bundles: tuple[BundleForms, ...], share: str
+    ) -> Found | Made:
         from sds.policy_filters import key_of, make, refusing
 
         lasting = bool(self._lasting_seconds)
-        key = key_of(matched, owner.resource, lasting=lasting)
+        key = key_of(matched, owner.resource, bundles, lasting=lasting)
         known = self._made.get(key)
         if known is not None:
             return known
@@ -158,7 +161,7 @@ class EnvoyPolicies(EnvoyService):
             return refusing(owner.resource, why, lasting=lasting)
         making = self._making.get(key)
         if making is None:
-            making = asyncio.create_task(asyncio.to_thread(make, matched, owner.resource, lasting=lasting))
+            making = asyncio.create_task(asyncio.to_thread(make, matched, owner.resource, bundles, lasting=lasting))
             self._making[key] = making
             making.add_done_callback(lambda _: self._making.pop(key, None))
         # Whoever hangs up must not take it from the others who wait for the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from google.protobuf.message import Message
@@ -13,6 +14,7 @@ from policy.envoy_names import Resource
 from policy.envoy_snippet import any_of
 from sds.envoy_answers import Found
 from sds.policy_read import Matched
+from sds.views import BundleForms
 
 TYPE_URL = f"type.googleapis.com/{TypedExtensionConfig.DESCRIPTOR.full_name}"
 JWT_FIRST, POLICY = 0, 1
@@ -32,29 +34,35 @@ class Made:
         self.beside: object = None
 
 
-def key_of(matched: Matched, resource: Resource, *, lasting: bool) -> Key:
+def key_of(matched: Matched, resource: Resource, bundles: Sequence[BundleForms], *, lasting: bool) -> Key:
     """The same for workloads with the same policies: what is made for one is made for all of them."""
     target = matched.target
     if resource.what == "jwt":
         keys = tuple((rule, matched.keys.get(rule.jwks_uri or rule.issuer)) for rule in matched.rules)
-        return (str(resource), lasting, keys)
+        return (str(resource), lasting, keys, matched.target.spiffe_id, *map(id, bundles))
     is_open = target.namespace in matched.mesh.open_namespaces
     return (str(resource), lasting, id(matched.mesh), target.normalized, is_open, *map(id, matched.policies))
 
 
-def make(matched: Matched, resource: Resource, *, lasting: bool) -> Made:
+def make(matched: Matched, resource: Resource, bundles: Sequence[BundleForms], *, lasting: bool) -> Made:
     """Takes long for thousands of rules: not on the event loop. `lasting`: it has an end unless it is renewed."""
     note = ""
     filters: Message
     if resource.what == "jwt":
-        filters = jwt_filter(matched.rules, matched.keys)
+        domains = {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in bundles if _has_keys(forms)}
+        filters = jwt_filter(matched.rules, matched.keys, domains=domains, audience=matched.target.spiffe_id)
     else:
         build = http_filter if resource.protocol == "http" else network_filter
         filters, unsaid = build(matched.target, matched.policies, matched.mesh, resource.proxy)
         if unsaid:
             what = "asked about" if resource.proxy.ext_authz else "refused"
             note = f"{what}: what only {len(unsaid)} rules can decide, such as {unsaid[0].policy}#{unsaid[0].rule}"
-    return Made(_found(filters, resource, lasting=lasting, note=note), matched)
+    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles))
+
+
+def _has_keys(forms: BundleForms) -> bool:
+    """Envoy refuses a set without keys."""
+    return bool(forms.bundle.jwt_authorities)
 
 
 def refusing(resource: Resource, why: str, *, lasting: bool) -> Found:

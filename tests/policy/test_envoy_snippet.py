@@ -217,3 +217,35 @@ def test_a_proxy_without_the_filter_asks_about_rules_on_tokens() -> None:
     )
     assert [u.reason for u in unsaid] == ["the proxy has no filter that verifies tokens"]
     assert envoy.ASK.encode() in made.SerializeToString()
+
+
+@pytest.mark.parametrize("ruled", [False, True], ids=["without rules", "beside a rule"])
+def test_jwt_svids_meant_for_the_target_count_without_a_rule(tmp_path: Path, issuer: Issuer, ruled: bool) -> None:
+    """And no others: not of a domain under another's keys, nor for another audience, nor without end."""
+    foreign = Issuer()
+    rules = [JwtRule(issuer="https://i", audiences=("us",)), JwtRule(issuer="spiffe://td")] if ruled else []
+    domains = {"td": issuer.jwks, "other": foreign.jwks}
+    made = jwt_filter(rules, {"https://i": foreign.jwks}, domains=domains, audience=TARGET.spiffe_id)
+    found = PolicyEnvoy(tmp_path, before=[{"name": "jwt", "typed_config": MessageToDict(any_of(made))}])
+    refused = (401, 403) if ruled else (403,)
+
+    def svid(by: Issuer = issuer, **claims: Any) -> str:
+        return by.token(**{"sub": "spiffe://td/a", "aud": [TARGET.spiffe_id], "exp": 4_000_000_000, **claims})
+
+    try:
+        found.start({"sub": rules_on(clause(Attribute.CLAIM, "spiffe://td/a", "spiffe://other/a", key=("sub",)))})
+        assert status(found, "sub", svid()) == 200
+        assert status(found, "sub", svid(foreign, sub="spiffe://other/a")) == 200
+        assert status(found, "sub", svid(sub="spiffe://td/b")) == 403
+        assert status(found, "sub", None) == 403
+        assert status(found, "sub", svid(foreign)) in refused
+        assert status(found, "sub", svid(sub="spiffe://other/a")) in refused
+        assert status(found, "sub", svid(aud=["spiffe://td/another"])) in refused
+        assert status(found, "sub", svid(exp=1)) in refused
+        assert status(found, "sub", issuer.token(sub="spiffe://td/a", aud=[TARGET.spiffe_id])) in refused
+        if ruled:
+            named = issuer.token(iss="spiffe://td", sub="spiffe://td/a", exp=4_000_000_000)
+            assert status(found, "sub", named) == 200
+            assert status(found, "sub", foreign.token(iss="https://i", aud="us", sub="spiffe://td/a")) == 200
+    finally:
+        found.stop()
