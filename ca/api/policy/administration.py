@@ -8,11 +8,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ca.api.policy.bodies import read_model
+from ca.api.policy.bodies import read_model, read_text
 from ca.api.policy.conditions import Condition, for_change, for_write, unchanged, unsaid
 from ca.api.policy.desk import Desk, DryRun, NamePath
 from ca.api.policy.etags import quoted
-from ca.api.policy.media import JSON
+from ca.api.policy.media import JSON, YAML, media_type
 from ca.api.policy.models import GrantDocument, GrantList, GrantTold, InvariantsAsked, InvariantsDocument
 from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH
 from ca.api.policy.told import grant_document
@@ -84,7 +84,7 @@ class AdministrationRoutes:
                 endpoint=self.put_invariants,
                 summary="Replace the invariants",
                 answer=InvariantsDocument,
-                bodies={JSON: InvariantsAsked},
+                bodies={JSON: InvariantsAsked, YAML: {"type": "string"}},
                 headers=ETAG,
                 asks=IF_MATCH,
                 refusals=(409, 412, 428),
@@ -150,18 +150,18 @@ class AdministrationRoutes:
         `If-Match`."""
         desk = self._desk
         rights = await desk.admin("write the invariants")
-        asked = await read_model(request, InvariantsAsked)
+        wanted = await _invariants(request)
         text, etag = await desk.book.get_invariants(rights=rights)
         condition = for_write(request, etag)
         if condition.if_match is None and (text or condition.said):
             raise changed("what is there") if condition.said else unsaid()
         if dry_run:
-            await asyncio.to_thread(_rehearse_invariants, asked.text, desk.book.state)
-            return answer({"text": asked.text, "etag": ""})
+            await asyncio.to_thread(_rehearse_invariants, wanted, desk.book.state)
+            return answer({"text": wanted, "etag": etag})
         made = await desk.book.set_invariants(
-            asked.text, rights=rights, if_match=condition.if_match or etag or None, **desk.author()
+            wanted, rights=rights, if_match=condition.if_match or etag or None, **desk.author()
         )
-        return answer({"text": asked.text, "etag": made}, headers={"ETag": quoted(made)})
+        return answer({"text": wanted, "etag": made}, headers={"ETag": quoted(made)})
 
 
 def _told(request: Request, document: dict[str, Any], etag: str) -> Response:
@@ -178,6 +178,13 @@ def _rehearse(grant: Grant, before: Grant | None, condition: Condition, rights: 
         raise condition.refusal(AlreadyExists("there is such a grant"))
     if not condition.must_be_new and (before is None or before.etag != condition.if_match):
         raise changed("the grant")
+
+
+async def _invariants(request: Request) -> str:
+    header, encoding = (request.headers.get(name, "") for name in ("content-type", "content-encoding"))
+    if media_type(header, (JSON, YAML), encoding=encoding.strip().lower()) == YAML:
+        return await read_text(request)
+    return (await read_model(request, InvariantsAsked)).text
 
 
 def _rehearse_invariants(text: str, state: State) -> None:

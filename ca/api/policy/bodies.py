@@ -24,8 +24,10 @@ OBJECT_BYTES = 4 << 20
 """One object, or a patch of one."""
 MANY_BYTES = 16 << 20
 """Many changes at once."""
-QUESTION_BYTES = 256 << 10
-"""A question about one request."""
+QUESTION_BYTES = 1 << 20
+"""A question about one request; a grant; the invariants."""
+DROPPED_BYTES = 32 << 20
+"""What is larger than it may be, and not larger than this, is read all the same."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,6 +48,18 @@ async def read_body(request: Request, *, accepted: Sequence[str] = (JSON,), most
     data = await _bytes(request, most)
     value = await asyncio.to_thread(_yaml if media == YAML else read_json, data)
     return Body(media, data, value)
+
+
+async def read_text(request: Request, *, most: int = QUESTION_BYTES) -> str:
+    """A body of YAML as it is. Raises HttpRefusal, Faulty (BODY_MALFORMED)."""
+    data = await _bytes(request, most)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise malformed("P001", f"not UTF-8, at byte {error.start}") from None
+    if "\0" in text:
+        raise malformed("P001", "a text with NUL")
+    return text
 
 
 async def read_model(request: Request, model: type[M], *, most: int = QUESTION_BYTES) -> M:
@@ -102,30 +116,37 @@ def _inside(node: Node, step: str) -> Node | None:
 
 
 async def _bytes(request: Request, most: int) -> bytes:
+    """What is too large is read to its end and dropped, so that the client hears why; unless it is far too large."""
     from starlette.requests import ClientDisconnect
 
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or len(declared) > 18 or int(declared) > most:
-        raise _too_large(most)
-    parts, size = [], 0
+    if not declared.isdecimal() or len(declared) > 18 or int(declared) > DROPPED_BYTES:
+        raise _too_large(most, hang_up=True)
+    parts: list[bytes] = []
+    size = 0
     try:
         async for part in request.stream():
             size += len(part)
+            if size > DROPPED_BYTES:
+                raise _too_large(most, hang_up=True)
             if size > most:
-                raise _too_large(most)
-            parts.append(part)
+                parts.clear()
+            else:
+                parts.append(part)
     except ClientDisconnect:
         raise malformed("P001", "the body ends before its end") from None
+    if size > most:
+        raise _too_large(most, hang_up=False)
     return b"".join(parts)
 
 
-def _too_large(most: int) -> HttpRefusal:
+def _too_large(most: int, *, hang_up: bool) -> HttpRefusal:
     return HttpRefusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the body is larger than {most >> 10} KiB",
         reason="BODY_TOO_LARGE",
         hint="send less at once",
-        headers={"Connection": "close"},
+        headers={"Connection": "close"} if hang_up else {},
     )
 
 

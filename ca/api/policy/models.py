@@ -100,7 +100,7 @@ class GrantDocument(Asked):
 
 
 class InvariantsAsked(Asked):
-    """What no policy may ever allow, in the language of invariants."""
+    """What no policy may ever allow: objects of kind `Invariant`, in YAML."""
 
     text: Annotated[str, StringConstraints(max_length=200_000)]
 

@@ -132,6 +132,8 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     if route.not_modified:
         found[304] = {"description": "It still has the entity tag of `If-None-Match`", "headers": headers}
     statuses = {400, 403, 406, 429, 500, 503, *route.refusals, *((413, 415) if route.bodies else ())}
+    if "{" in route.path:
+        statuses.add(404)
     for status in sorted(statuses):
         found[status] = {
             "description": _SAID[status],

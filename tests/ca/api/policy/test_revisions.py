@@ -98,14 +98,17 @@ async def test_invariants_guard_every_write(local: Client) -> None:
     await local("POST", "/apply", changes(workload(), workload("db"), policy()))
     shown = await local("GET", "/invariants")
     assert (shown.status, shown.body["text"]) == (200, "")
-    text = f"never {ID}/ns/shop/sa/frontend -> {ID}/ns/shop/sa/db\n"
-    wrong = await local("PUT", "/invariants?dry_run=true", {"text": "sometimes x"})
-    assert (wrong.status, wrong.reason) == (400, "INVARIANTS_INVALID")
+    head = "apiVersion: burgee.io/v1\nkind: Invariant\nmetadata: {name: i}\n"
+    text = f"{head}spec: {{never: shop/frontend -> shop/db}}\n"
+    for query in ("", "?dry_run=true"):
+        wrong = await local("PUT", f"/invariants{query}", {"text": f"{head}spec: {{never: x}}"})
+        assert (wrong.status, wrong.reason) == (400, "INVARIANTS_INVALID")
+        assert (wrong.body["errors"][0]["code"], wrong.body["errors"][0]["line"]) == ("I002", 4)
     rehearsed = await local("PUT", "/invariants?dry_run=true", {"text": text})
     assert rehearsed.status == 200, rehearsed.data
     assert (await local("GET", "/invariants")).body["text"] == ""
-    made = await local("PUT", "/invariants", {"text": text})
-    assert made.status == 200
+    made = await local("PUT", "/invariants", raw=text.encode(), media="application/yaml")
+    assert (made.status, made.body["text"]) == (200, text)
     assert (await local("PUT", "/invariants", {"text": ""})).status == 428
     breaking = policy("db", selector={"matchLabels": {"app": "db"}}, rules=[{}])
     for query in ("", "?dry_run=true"):
