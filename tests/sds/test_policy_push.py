@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from ca.cli import explain_pages, explain_values
+from ca.identity.bundle import TrustBundle
 from ca.proto.burgee import agent_pb2, agent_pb2_grpc
 from policy.envoy import Proxy
 from policy.envoy_jwt import jwt_filter
 from tests.policy.test_envoy_snippet import Issuer
+from tests.sds.lab import Authority
 from tests.support.pair import until
 from tests.support.policy_envoy import read_answer
 from tests.support.policy_node import PolicyNode, allowing, authorization, entry_for, policy_node, workload
@@ -253,6 +256,32 @@ def test_a_rule_on_tokens_is_pushed_with_the_filter_that_verifies_them(world: Wo
     notes = {s.proxy: s.detail for s in world.node.proxies if s.resource.startswith("burgee.http.policy")}
     assert notes["web"] == ""
     assert notes["bare"].startswith("refused: what only 1 rule")
+
+
+def test_jwt_svids_count_by_the_keys_of_the_trust_bundle(world: World) -> None:
+    web = world.proxy("web", beside=Proxy(jwt=True))
+    one, two = Authority(), Authority()
+    server = world.node.server
+
+    def trusting(authority: Authority, number: int) -> TrustBundle:
+        authorities = authority.bundle().jwt_authorities
+        return replace(server.trust_bundle, jwt_authorities=authorities, sequence_number=number)
+
+    def asked(authority: Authority) -> int:
+        claims = {"sub": "spiffe://example.org/x", "aud": ["spiffe://example.org/web"], "exp": int(time.time()) + 60}
+        return web.status("/", authorization=f"Bearer {authority.token(claims)}")
+
+    server.bundle = trusting(one, 2)
+    world.node.start(entry_for("/web", web.envoy.selector))
+    web.start()
+    subject = {"when": [{"key": "request.auth.claims[sub]", "values": ["spiffe://example.org/x"]}]}
+    world.node.write(WEB, authorization("s", rules=[subject]))
+    until("a JWT-SVID is believed", lambda: asked(one) == 200)
+    assert asked(two) == 403
+    server.bundle = trusting(two, 3)
+    world.node.do(server.push_bundle())
+    until("a new key is believed", lambda: asked(two) == 200)
+    assert asked(one) == 403
 
 
 def test_an_open_connection_goes_on_to_its_end_and_a_new_one_meets_the_new_policies(world: World) -> None:
