@@ -140,6 +140,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             issuance_batches=done.issuance_batches,
             audit_records=done.audit_records,
             changes=done.changes,
+            policy_revisions=done.policy_revisions,
         )
 
     async def ExplainAgent(self, request: pb.ExplainAgentRequest, context: Context) -> pb.AgentExplanation:

@@ -53,6 +53,7 @@ def prune(
         "issuance_batches": done.issuance_batches,
         "audit_records": done.audit_records,
         "changes": done.changes,
+        "policy_revisions": done.policy_revisions,
     }
     rows = [
         ("Agents", list(done.agents) or 0),
@@ -62,6 +63,7 @@ def prune(
         ("Issuance batches", done.issuance_batches),
         ("Audit records", done.audit_records),
         ("Changes", done.changes),
+        ("Revisions of policies", done.policy_revisions),
     ]
     head = "would be forgotten:" if dry_run else "forgotten:"
     emit(data, output, lambda: f"{head}\n{fields(rows)}")

@@ -722,12 +722,15 @@ class PruneResponse(_message.Message):
     AUDIT_RECORDS_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     USED_EVIDENCE_FIELD_NUMBER: _builtins.int
+    POLICY_REVISIONS_FIELD_NUMBER: _builtins.int
     join_tokens: _builtins.int
     issuance_batches: _builtins.int
     audit_records: _builtins.int
     changes: _builtins.int
     used_evidence: _builtins.int
     """What served once and has ended by itself."""
+    policy_revisions: _builtins.int
+    """Revisions of policies that can be shown and rolled back to no more."""
     @_builtins.property
     def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SPIFFE IDs of agents and IDs of entries."""
@@ -744,10 +747,11 @@ class PruneResponse(_message.Message):
         audit_records: _builtins.int = ...,
         changes: _builtins.int = ...,
         used_evidence: _builtins.int = ...,
+        policy_revisions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "audit_records", b"audit_records", "changes", b"changes", "entries", b"entries", "issuance_batches", b"issuance_batches", "join_tokens", b"join_tokens", "used_evidence", b"used_evidence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "audit_records", b"audit_records", "changes", b"changes", "entries", b"entries", "issuance_batches", b"issuance_batches", "join_tokens", b"join_tokens", "policy_revisions", b"policy_revisions", "used_evidence", b"used_evidence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -792,6 +796,8 @@ class AgentExplanation(_message.Message):
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    MORE_OTHERS_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     """Empty where no such agent is known and there are attempts alone."""
     attestation_type: _builtins.str
@@ -805,6 +811,8 @@ class AgentExplanation(_message.Message):
     """Whether it follows this server now."""
     entry_count: _builtins.int
     """What it may serve: how many entries, and the first of them."""
+    more_others: _builtins.int
+    """How many more there are."""
     @_builtins.property
     def verdict(self) -> Global___AgentVerdict: ...
     @_builtins.property
@@ -814,6 +822,12 @@ class AgentExplanation(_message.Message):
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttestationAttempt]:
         """This server's memory of them, the newest first."""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentExplanation]:
+        """Other nodes that came from the address which was asked for: those in trouble before the rest, and this one before
+        all of them. They have none themselves.
+        """
 
     def __init__(
         self,
@@ -831,10 +845,12 @@ class AgentExplanation(_message.Message):
         entry_count: _builtins.int = ...,
         entries: _abc.Iterable[Global___AgentEntry] | None = ...,
         attempts: _abc.Iterable[Global___AttestationAttempt] | None = ...,
+        others: _abc.Iterable[Global___AgentExplanation] | None = ...,
+        more_others: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempts", b"attempts", "attestation_type", b"attestation_type", "banned", b"banned", "can_reattest", b"can_reattest", "connected", b"connected", "entries", b"entries", "entry_count", b"entry_count", "selectors", b"selectors", "spiffe_id", b"spiffe_id", "svid_not_after", b"svid_not_after", "svid_serial", b"svid_serial", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "attempts", b"attempts", "attestation_type", b"attestation_type", "banned", b"banned", "can_reattest", b"can_reattest", "connected", b"connected", "entries", b"entries", "entry_count", b"entry_count", "more_others", b"more_others", "others", b"others", "selectors", b"selectors", "spiffe_id", b"spiffe_id", "svid_not_after", b"svid_not_after", "svid_serial", b"svid_serial", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from ca.service.policy.grants import Rights
 from ca.service.policy.refusals import InvariantBroken, PolicyInvalid
 from policy import invariants
+from policy.book_values import AUTHORIZATION, Key
 from policy.diff import Difference
 from policy.diff import difference as of_snapshots
 from policy.findings import Finding
+from policy.lint import lint
 from policy.problems import Refused
 from policy.state import State
 
@@ -37,9 +39,10 @@ def read_invariants(text: str) -> None:
         raise InvariantsInvalid(error.problems) from None
 
 
-def findings(state: State, rights: Rights) -> tuple[Finding, ...]:
-    """What lint says of a revision, as far as the caller may read it."""
-    found: Iterable[Finding] = ()
+def findings(before: State, after: State, written: Iterable[Key], rights: Rights) -> tuple[Finding, ...]:
+    """What lint says of the policies that are written, beside all others, as far as the caller may read it."""
+    only = {f"{key.namespace}/{key.name}" for key in written if key.kind == AUTHORIZATION}
+    found = lint(after.parsed, after.mesh, after.targets, snapshot=after.snapshot, before=before.snapshot, only=only)
     return tuple(finding for finding in found if rights.may_read(finding.key.partition("/")[0]))
 
 

@@ -148,7 +148,7 @@ class Writing:
             revision=None,
             objects=made.objects,
             warnings=made.warnings,
-            findings=gate.findings(made.state, wanted.rights),
+            findings=gate.findings(self._held.state, made.state, (step.key for step in made.steps), wanted.rights),
             difference=gate.difference(self._held.state, made.state),
         )
 

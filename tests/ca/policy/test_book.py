@@ -272,6 +272,15 @@ class TestRevisions:
         assert made.book.state.objects == {}
         assert await made.store.audit.find(AuditFilter()) == []
 
+    async def test_a_dry_run_tells_what_lint_finds_and_what_would_be_decided_otherwise(self, made: Lab) -> None:
+        await made.write(put(allow("one")), put(workload("web", WEB)))
+        lost = body("lost", selector={"matchLabels": {"app": "none"}}, action="DENY", rules=[{}])
+        outcome = await made.write(put(lost), put(allow("two", "b")), dry_run=True)
+        assert {finding.key for finding in outcome.findings} == {"shop/lost"}  # which is for nobody
+        (change,) = outcome.difference.document()["changes"]
+        assert "example.org/b" in str(change)
+        assert (await made.write(put(allow("again")), dry_run=True)).difference.empty
+
     async def test_warnings_are_told(self, made: Lab) -> None:
         outcome = await made.write(put(body("one", selector={"matchLabels": {}})))
         assert [warning.code for warning in outcome.warnings] == ["W001"]
