@@ -16,6 +16,7 @@ from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
 from ca.api.http import HttpSide
 from ca.api.interceptor import AccessInterceptor
 from ca.api.limits import Limits
+from ca.api.policy.check import CheckService
 from ca.api.policy.parts import PolicyParts
 from ca.api.rest import application
 from ca.api.services import register
@@ -25,6 +26,7 @@ from ca.ports import AuthorityHost, Clock, Connected
 from ca.runtime import log
 from ca.runtime.admin_group import warn_if_alone
 from ca.runtime.clock import SystemClock
+from ca.runtime.decision_log import DecisionLog
 from ca.runtime.files import make_private_dir, unusable
 from ca.runtime.gate import Gate, PeerCred
 from ca.runtime.health import Health
@@ -279,8 +281,16 @@ class Server:
         self.attestation = self._attestation()
         self.started_at = self.clock.now()
         self.limits = Limits(self.config.limits, self.clock)
+        self.decisions = self._decision_log()
         made = servicers(self)
         self.admin, self._services = made.admin, made.all
+
+    def _decision_log(self) -> DecisionLog:
+        config = self.config.policy.decision_log
+        found = DecisionLog(config, config.directory or self.config.data_dir / "decisions", now=self.clock.now)
+        found.start()
+        self._stack.push_async_callback(asyncio.to_thread, found.close)
+        return found
 
     def _attestation(self) -> NodeAttestation:
         host = Host(self.trust, self.store, self.clock)
@@ -304,7 +314,13 @@ class Server:
             admin_ids=admin_ids(config),
             auditor=self.auditor,
         )
-        policy = PolicyParts(book=self.policy, acks=self.guarding.acks, auditor=self.auditor, clock=self.clock)
+        policy = PolicyParts(
+            book=self.policy,
+            acks=self.guarding.acks,
+            auditor=self.auditor,
+            clock=self.clock,
+            decisions=self.decisions,
+        )
         self.gate = Gate(
             grpc_socket=str(private),
             http_protocol_factory=HttpSide(
@@ -324,6 +340,10 @@ class Server:
             max_streams_per_connection=MAX_STREAMS_PER_CONNECTION,
         )
         register(rpc, self._services)
+        self.checks = CheckService(
+            book=self.policy, trust=self.trust, index=self.index, log=self.decisions, clock=self.clock
+        )
+        rpc.add_generic_rpc_handlers((self.checks.handler(),))
         await rpc.start()
         self._stack.push_async_callback(lambda: rpc.stop(self.config.stop_grace_seconds))
         if self.sign_on.done:

@@ -164,13 +164,28 @@ def record_of(
 ) -> DecisionRecord:
     """The record of a decision of ours; `more` are further fields of a DecisionRecord: `revision`, `agent`, …"""
     shadow = decision.shadow
+    known: dict[str, Any] = {
+        "allowed": decision.allowed,
+        "reason": str(decision.reason),
+        "policy": decision.policy,
+        "rule": decision.rule,
+        "providers": decision.providers,
+        "shadow": None if shadow is None else shadow.allowed,
+        "shadow_policy": None if shadow is None else shadow.policy,
+        "shadow_rule": None if shadow is None else shadow.rule,
+    }
+    return _record(request, id=id, at=at, source=source, target=target, **{**known, **more})
+
+
+def refused_record(
+    reason: str, request: Request, *, id: str, at: datetime, source: Source, target: str, **more: Any
+) -> DecisionRecord:
+    """The record of a request that was refused before any rule was asked, with what had been read of it."""
+    return _record(request, id=id, at=at, source=source, target=target, allowed=False, reason=str(reason), **more)
+
+
+def _record(request: Request, **known: Any) -> DecisionRecord:
     return DecisionRecord(
-        id=id,
-        at=at,
-        source=source,
-        target=target,
-        allowed=decision.allowed,
-        reason=str(decision.reason),
         principal=request.principal,
         http=request.http,
         method=request.method,
@@ -184,11 +199,5 @@ def record_of(
         headers=request.headers,
         claims=request.claims,
         metadata=request.metadata,
-        policy=decision.policy,
-        rule=decision.rule,
-        providers=decision.providers,
-        shadow=None if shadow is None else shadow.allowed,
-        shadow_policy=None if shadow is None else shadow.policy,
-        shadow_rule=None if shadow is None else shadow.rule,
-        **more,
+        **known,
     )

@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from policy.authentication import JwtRule
 from policy.callers import NotNamed, spiffe_id_of
 from policy.decision import Decision
-from policy.decision_record import DecisionRecord, Source, record_of
+from policy.decision_record import DecisionRecord, Source, record_of, refused_record
 from policy.envoy_predicates import JWT_FILTER, JWT_KEY
 from policy.jwks import NotVerified
 from policy.model import Action, Attribute, Request, Target
@@ -112,22 +112,14 @@ class Verdict:
         known = {"id": id, "at": at, "source": Source.EXT_AUTHZ, "target": target, "revision": revision, **more}
         if self.detail:
             known["detail"] = self.detail
-        if self.decision is not None:
-            return replace(record_of(self.decision, self.request, **known), allowed=self.allowed, reason=self.reason)
-        return DecisionRecord(
-            **known,
-            allowed=False,
-            reason=self.reason,
-            principal=self.request.principal,
-            http=self.request.http,
-            method=self.request.method,
-            path=self.request.path,
-            host=self.request.host,
-            port=self.request.destination_port,
-            source_ip=self.request.source_ip,
-            destination_ip=self.request.destination_ip,
-            headers=self.request.headers,
-        )
+        if self.decision is None:
+            return refused_record(self.reason, self.request, **known)
+        return record_of(self.decision, self.request, allowed=self.allowed, reason=str(self.reason), **known)
+
+
+def refused(verdict: Verdict, detail: str, reason: Refusal = Refusal.PROVIDER_UNAVAILABLE) -> Verdict:
+    """What the policies allow, and a provider does not, or could not be asked."""
+    return replace(verdict, allowed=False, reason=reason, detail=detail)
 
 
 def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:

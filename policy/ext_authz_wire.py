@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from google.protobuf.message import DecodeError
 
 from policy.ext_authz import Said, Verdict
 
@@ -50,6 +51,15 @@ def said_by(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Said, str]:
         metadata=frozenset(left.split(",")[:_MAX_FILTERS]) if left else frozenset(),
     )
     return said, found.get(TARGET, "")
+
+
+def parsed(raw: bytes, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Any, Said, str]:
+    """A CheckRequest, and what `said_by` gives. Raises ValueError."""
+    said, wanted = said_by(metadata)
+    try:
+        return CheckRequest.FromString(raw), said, wanted
+    except DecodeError:
+        raise ValueError("not a CheckRequest") from None
 
 
 _NOTHING = (Said(), "")

@@ -6,17 +6,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Protocol
-
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-from google.protobuf.message import DecodeError
 
 from ca.errors import InvalidArgument, Unavailable
 from ca.ports import Clock
 from ca.runtime.decision_log import DecisionLog
-from policy.ext_authz import Bound, Refusal, Verdict, decide
-from policy.ext_authz_wire import answer, said_by
+from policy.ext_authz import Bound, Refusal, Verdict, decide, refused
+from policy.ext_authz_wire import answer, parsed
 from policy.tokens import Vouchers
 from sds.askers import Asker, target_of
 from sds.policy_held import HeldPolicies
@@ -50,9 +46,8 @@ class Checks:
     async def check(self, raw: bytes, metadata: Iterable[tuple[str, str | bytes]], asker: Asker) -> bytes:
         """The answer, serialized. Raises InvalidArgument, Denied (TARGET_…, NO_IDENTITY), Unavailable: refusals all."""
         try:
-            said, wanted = said_by(metadata)
-            request = CheckRequest.FromString(raw)
-        except (ValueError, DecodeError) as error:
+            request, said, wanted = parsed(raw, metadata)
+        except ValueError as error:
             raise InvalidArgument(f"no check: {error}", reason="CHECK_MALFORMED") from None
         bound = await self._bound(asker, target_of(asker.ids, wanted))
         now = self._clock.now()
@@ -71,14 +66,13 @@ class Checks:
             provider = known.get(name)
             if provider is None:
                 detail = f"the provider `{name}` is not configured on this agent"
-                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_UNAVAILABLE, detail=detail)
+                return refused(verdict, detail)
             try:
                 agrees = await provider.agrees(raw)
             except Unavailable as error:
-                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_UNAVAILABLE, detail=error.detail)
+                return refused(verdict, error.detail)
             if not agrees:
-                detail = f"the provider `{name}` refused"
-                return replace(verdict, allowed=False, reason=Refusal.PROVIDER_REFUSED, detail=detail)
+                return refused(verdict, f"the provider `{name}` refused", Refusal.PROVIDER_REFUSED)
         return verdict
 
     async def _bound(self, asker: Asker, target: str) -> Bound:

@@ -28,6 +28,8 @@ from ca.api.svid import SvidService
 from ca.api.trust_domain import TrustDomainService
 from ca.ports import Checked, Clock, TokenVerifier
 from ca.runtime.debug_report import DebugReport
+from ca.runtime.decision_log import DecisionLog
+from ca.runtime.decision_service import DecisionsApi
 from ca.runtime.health import Health
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.server_config import ServerConfig
@@ -79,6 +81,7 @@ class Parts(Protocol):
     server_svid: ServerSvid
     pruner: Pruner
     policy: PolicyBook
+    decisions: DecisionLog
     guarding: GuardParts
     longest_ttl: LongestTtls
     upstream: UpstreamLink | None
@@ -118,6 +121,7 @@ def servicers(parts: Parts) -> Servicers:
         _foresight(parts),
         _report(parts),
         HealthService(parts.health),
+        DecisionsApi(parts.decisions),
     ]
     if parts.config.push_service:
         made.append(_node(parts, limits))

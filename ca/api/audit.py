@@ -25,7 +25,7 @@ from ca.store.authorized import AuthorizedIndex
 T = TypeVar("T")
 logger = log.get("audit")
 
-READS = ("Get", "List", "Count", "Explain")
+READS = ("Get", "List", "Count", "Explain", "Watch")
 _NEVER = ("/grpc.health.v1.", "/grpc.reflection.")
 
 DENIALS_BURST = 50

@@ -31,7 +31,9 @@ class AccessInterceptor(LayerInterceptor):
     ) -> Handler | None:
         async def parsed_by_us(details: Any) -> Handler | None:
             handler = await continuation(details)
-            return handler if handler is None or handler.unary_unary is None else self._parse(details.method, handler)
+            if handler is None or handler.unary_unary is None or handler.request_deserializer is None:
+                return handler
+            return self._parse(details.method, handler)
 
         return await super().intercept_service(parsed_by_us, handler_call_details)
 

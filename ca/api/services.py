@@ -31,6 +31,8 @@ from ca.proto.burgee import (
     authority_pb2_grpc,
     debug_pb2,
     debug_pb2_grpc,
+    decisions_pb2,
+    decisions_pb2_grpc,
     exchange_pb2,
     exchange_pb2_grpc,
     foresight_pb2,
@@ -59,6 +61,7 @@ from ca.proto.spire import (
     server_trustdomain_pb2_grpc,
 )
 from ca.runtime.debug_report import DebugReport
+from ca.runtime.decision_service import DecisionsApi
 from ca.runtime.reflection import Reflection, pool_of
 
 _KINDS: dict[type[Any], tuple[Any, Callable[[Any, grpc.aio.Server], None]]] = {
@@ -68,6 +71,7 @@ _KINDS: dict[type[Any], tuple[Any, Callable[[Any, grpc.aio.Server], None]]] = {
     AgentService: (server_agent_pb2, server_agent_pb2_grpc.add_AgentServicer_to_server),
     BundleService: (server_bundle_pb2, server_bundle_pb2_grpc.add_BundleServicer_to_server),
     DebugReport: (debug_pb2, debug_pb2_grpc.add_DebugServicer_to_server),
+    DecisionsApi: (decisions_pb2, decisions_pb2_grpc.add_DecisionsServicer_to_server),
     DebugService: (server_debug_pb2, server_debug_pb2_grpc.add_DebugServicer_to_server),
     EntryService: (server_entry_pb2, server_entry_pb2_grpc.add_EntryServicer_to_server),
     ExchangeService: (exchange_pb2, exchange_pb2_grpc.add_ExchangeServicer_to_server),

@@ -39,6 +39,7 @@ _AUTHORITIES = "/burgee.authority.v1.Authorities/"
 _EXCHANGE = "/burgee.exchange.v1.Exchange/"
 _FORESIGHT = "/burgee.foresight.v1.Foresight/"
 _ISSUING = "/burgee.issuing.v1.Issuing/"
+_DECISIONS = "/burgee.decisions.v1.Decisions/"
 _POLICY = "/v1/policy"
 _OBJECTS = _POLICY + "/{kind}"
 
@@ -138,6 +139,10 @@ TIERS: dict[str, Tier] = {
     _FORESIGHT + "GetOutageBudget": MANAGERS,
     _FORESIGHT + "CheckUpstream": MANAGERS,
     "/burgee.debug.v1.Debug/GetReport": MANAGERS,
+    _DECISIONS + "Get": Tier.LOCAL,
+    _DECISIONS + "List": Tier.LOCAL,
+    _DECISIONS + "Watch": Tier.LOCAL,
+    "/envoy.service.auth.v3.Authorization/Check": Tier.SVID,
     "GET /version": Tier.ANYONE,
     "GET /v1/status": MANAGERS,
     f"GET {_OBJECTS}": GRANTED,
@@ -165,6 +170,12 @@ TIERS: dict[str, Tier] = {
     f"GET {_POLICY}/invariants": GRANTED,
     f"PUT {_POLICY}/invariants": GRANTED,
     f"GET {_POLICY}/openapi.json": GRANTED,
+    "POST /access/v1/evaluation": GRANTED,
+    "POST /access/v1/evaluations": GRANTED,
+    "POST /access/v1/search/subject": GRANTED,
+    "POST /access/v1/search/resource": GRANTED,
+    "POST /access/v1/search/action": GRANTED,
+    "GET /.well-known/authzen-configuration": Tier.ANYONE,
 }
 """gRPC methods by their full names, HTTP ones by verb and route."""
 

@@ -72,7 +72,7 @@ class DecisionsApi(decisions_pb2_grpc.DecisionsServicer):
         self._watchers += 1
         self._log.watchers.append(show)
         try:
-            await context.send_initial_metadata(())
+            yield wire.WatchResponse()  # from here on nothing goes by unseen
             while True:
                 record = await waiting.get()
                 gone, missed = missed, 0

@@ -71,6 +71,9 @@ class PolicyLimitsConfig(StrictModel):
     questions_per_second_per_caller: Annotated[float, Field(gt=0)] = 100.0
     """Reads and questions of one caller; an analysis counts as ten."""
 
+    checks_per_second_per_caller: Annotated[float, Field(gt=0)] = 1_000.0
+    """Checks (ext_authz) of one caller on the server; an agent's socket has no such limit."""
+
     burst_seconds: Annotated[float, Field(ge=1, le=600)] = 10.0
     """So many seconds' worth of writes, and of questions, may come at once."""
 

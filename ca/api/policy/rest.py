@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from ca.api.policy import authzen
 from ca.api.policy.administration import AdministrationRoutes
 from ca.api.policy.analyses import AnalysisRoutes
 from ca.api.policy.decisions import DecisionRoutes
@@ -24,6 +25,7 @@ def mount(app: FastAPI, parts: PolicyParts) -> None:
     described = OpenApiRoute(app, routes, app.version)
     for route in (*routes, described.route()):
         add(app, route, desk.enter)
+    authzen.mount(app, desk)
 
 
 def all_routes(desk: Desk) -> tuple[Route, ...]:

@@ -36,7 +36,7 @@ class DecisionsStub:
     List: _grpc.UnaryUnaryMultiCallable[_decisions_pb2.ListRequest, _decisions_pb2.ListResponse]
     """The newest first, as many as were asked for and could be looked through in time."""
     Watch: _grpc.UnaryStreamMultiCallable[_decisions_pb2.WatchRequest, _decisions_pb2.WatchResponse]
-    """Decisions as they are made, those that the log does not keep included."""
+    """Decisions as they are made, those that the log does not keep included. The first answer is empty: it has begun."""
 
 @_typing.type_check_only
 class DecisionsAsyncStub(DecisionsStub):
@@ -46,7 +46,7 @@ class DecisionsAsyncStub(DecisionsStub):
     List: _aio.UnaryUnaryMultiCallable[_decisions_pb2.ListRequest, _decisions_pb2.ListResponse]  # type: ignore[assignment]
     """The newest first, as many as were asked for and could be looked through in time."""
     Watch: _aio.UnaryStreamMultiCallable[_decisions_pb2.WatchRequest, _decisions_pb2.WatchResponse]  # type: ignore[assignment]
-    """Decisions as they are made, those that the log does not keep included."""
+    """Decisions as they are made, those that the log does not keep included. The first answer is empty: it has begun."""
 
 class DecisionsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -71,6 +71,6 @@ class DecisionsServicer(metaclass=_abc_1.ABCMeta):
         request: _decisions_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decisions_pb2.WatchResponse], _abc.AsyncIterator[_decisions_pb2.WatchResponse]]:
-        """Decisions as they are made, those that the log does not keep included."""
+        """Decisions as they are made, those that the log does not keep included. The first answer is empty: it has begun."""
 
 def add_DecisionsServicer_to_server(servicer: DecisionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -93,7 +93,7 @@ async def test_who_watches_sees_what_fits_and_is_told_what_was_missed(
 ) -> None:
     monkeypatch.setattr(decision_service, "MAX_UNREAD", 2)
     watching = lab.stub.Watch(wire.WatchRequest(filter=wire.Filter(allowed=False)))
-    await watching.initial_metadata()
+    assert await watching.read() == wire.WatchResponse()
     lab.log.add(record(0, allowed=True))
     for number in range(1, 6):
         lab.log.add(record(number))
@@ -109,6 +109,6 @@ async def test_who_watches_sees_what_fits_and_is_told_what_was_missed(
 async def test_watchers_are_few(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision_service, "MAX_WATCHERS", 1)
     first = lab.stub.Watch(wire.WatchRequest())
-    await first.initial_metadata()
+    await first.read()
     assert await reason(lab.stub.Watch(wire.WatchRequest()).read()) == "WATCHERS"
     first.cancel()
