@@ -70,7 +70,10 @@ class HeldPolicies:
         return "the policies are being read" if self._came else NONE_YET
 
     def take(self, payload: bytes | None) -> None:
-        """The server's last word; None: there are none any more."""
+        """The server's last word; None: there are none any more. A server repeats it with each stream that begins."""
+        looked_at = self.in_force is not None or bool(self.problem)
+        if payload and payload == self._came and looked_at and not self._waits.is_set():
+            return
         self._came, self.told = payload or b"", True
         if payload is None:
             self._forgotten += 1
