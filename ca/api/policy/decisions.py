@@ -52,7 +52,7 @@ class DecisionRoutes:
                 endpoint=self.list,
                 summary="Query the decision log",
                 answer=DecisionList,
-                headers={"Link": 'The next page, with `rel="next"` (RFC 8288).'},
+                headers={"Link": 'the next page, with `rel="next"` (RFC 8288)'},
                 cost=5,
             ),
         )

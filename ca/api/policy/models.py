@@ -142,7 +142,8 @@ class ExplainDocument(Asked):
 
 
 class ProblemDocument(BaseModel):
-    """A refusal (RFC 9457). `reason` is stable; `errors` say what is wrong where."""
+    """A refusal (RFC 9457). `reason` is stable; `errors` say what is wrong where, `violations` which invariants
+    would not hold, each with a request that shows it."""
 
     type: str
     title: str
@@ -151,6 +152,7 @@ class ProblemDocument(BaseModel):
     reason: str
     hint: str | None = None
     errors: list[FaultDocument] | None = None
+    violations: list[dict[str, Any]] | None = None
 
 
 class FaultDocument(BaseModel):

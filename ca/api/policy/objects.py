@@ -31,12 +31,12 @@ Force = Annotated[bool, Query(description="Take the object over from who applies
 
 IF_MATCH = {"If-Match": "The entity tag that it must still have; required to change what is there."}
 IF_NONE_MATCH = {"If-None-Match": "`*`: only create, change nothing that is there."}
-ETAG = {"ETag": "The strong entity tag of the object."}
+ETAG = {"ETag": "the strong entity tag"}
 _ONE = "/{kind:kind}/{namespace}/{name}"
-_PATCH: dict[str, Any] = {"type": "object", "description": "RFC 7396: null takes a field away."}
+_PATCH: dict[str, Any] = {"type": "object", "title": "a merge patch (RFC 7396)"}
 _OPERATIONS: dict[str, Any] = {
     "type": "array",
-    "description": "RFC 6902.",
+    "title": "a JSON patch (RFC 6902)",
     "maxItems": 1000,
     "items": {
         "type": "object",
@@ -59,7 +59,7 @@ class ObjectRoutes:
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
-        link = {"Link": 'The next page, with `rel="next"` (RFC 8288).'}
+        link = {"Link": 'the next page, with `rel="next"` (RFC 8288)'}
         return (
             Route(
                 verb="GET",
@@ -83,7 +83,8 @@ class ObjectRoutes:
                 endpoint=self.show,
                 summary="Show an object",
                 answer=PolicyObject,
-                headers=ETAG | {"Burgee-Revision": "In which it came to be so.", "Burgee-Owner": "Its owner mark."},
+                headers=ETAG
+                | {"Burgee-Revision": "the one in which it came to be so", "Burgee-Owner": "its owner mark"},
                 asks={"If-None-Match": "Entity tags that the caller has: 304 where the object still has one of them."},
                 refusals=(404,),
                 not_modified=True,

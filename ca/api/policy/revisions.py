@@ -54,7 +54,7 @@ class RevisionRoutes:
                 endpoint=self.list,
                 summary="List revisions, the newest first",
                 answer=RevisionList,
-                headers={"Link": 'The next page, with `rel="next"` (RFC 8288).'},
+                headers={"Link": 'the next page, with `rel="next"` (RFC 8288)'},
             ),
             Route(
                 verb="GET",

@@ -138,6 +138,7 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
         found[status] = {
             "description": _SAID[status],
             "content": {PROBLEM: {"schema": {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}}},
+            **({"headers": _RETRY} if status in (429, 503) else {}),
         }
     return found
 
@@ -159,6 +160,7 @@ def _schema(model: type[BaseModel] | Mapping[str, Any]) -> Mapping[str, Any]:
     return model if isinstance(model, Mapping) else {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
+_RETRY = {"Retry-After": {"description": "Seconds, where they are known.", "schema": {"type": "integer"}}}
 _SAID = {
     400: "The request is malformed",
     403: "The caller may not; the grant that is missing is named",
