@@ -21,6 +21,7 @@ PROTOS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "ca/proto").glob("*/*.
 # What is printed by a module of ours: file → module and arguments.
 PRINTED = {
     "docs/reference/cli.md": ["ca.cli.reference"],
+    "docs/policy/rest.md": ["ca.api.policy.reference"],
     "docs/reference/server-config.md": ["ca.runtime.server_config", "table"],
     "docs/reference/server-config.schema.json": ["ca.runtime.server_config", "schema"],
     "docs/reference/vault-config.md": ["ca.vault.config", "table"],
