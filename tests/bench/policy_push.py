@@ -1,7 +1,7 @@
 """From a write to the last of a hundred proxies that have taken it over: `python -m tests.bench.policy_push`.
 
-A hundred workloads on one node, each with a stream of its own and ten rules of its own, among ten thousand that are for
-others. What is written is for all of them. The time ends when the agent has told the server of the last one.
+A real server and a real agent; a hundred workloads, each with a stream of its own and ten rules of its own, among ten
+thousand that are for others. What is written is for all of them. The time ends when the server knows of the last one.
 """
 
 from __future__ import annotations
@@ -15,70 +15,82 @@ import sys
 import time
 from typing import Any
 
+import httpx
+
 from tests.bench.load import Figures
-from tests.support.pair import until
-from tests.support.policy_node import (
-    Object,
-    PolicyNode,
-    allowing,
-    authorization,
-    entry_for,
-    policy_node,
-    policy_set,
-    workload,
-)
+from tests.support.pair import TRUST_DOMAIN, Pair, pair, until
+from tests.support.policy_node import Object, allowing, authorization
 
 PROXIES = 100
 RULES = 10
 OTHERS = 1_000
 """Policies of ten rules each that are for nobody here."""
+API = "http://server/v1/policy"
 
 
-def policies() -> list[Object]:
+def objects() -> list[Object]:
     """All but what is written."""
-    found = [workload(f"w{n}", f"/w{n}", f"n{n}") for n in range(PROXIES)]
+    found = [_workload(number) for number in range(PROXIES)]
     for number in range(PROXIES + OTHERS):
-        rules = [_rule(number, rule) for rule in range(RULES)]
-        found.append(authorization("p", f"n{number}", rules=rules))
+        found.append(authorization("p", f"n{number}", rules=[_rule(number, rule) for rule in range(RULES)]))
     return found
 
 
-def _rule(number: int, rule: int) -> dict[str, Any]:
-    source = {"principals": [f"example.org/ns/n{number}/sa/caller-{rule}"]}
+def _id(number: int) -> str:
+    return f"spiffe://{TRUST_DOMAIN}/w{number}"
+
+
+def _workload(number: int) -> Object:
     return {
-        "from": [{"source": source}],
-        "to": [{"operation": {"methods": ["GET"], "paths": [f"/api/{rule}/*"]}}],
+        "apiVersion": "burgee.io/v1",
+        "kind": "Workload",
+        "metadata": {"name": f"w{number}", "namespace": f"n{number}"},
+        "spec": {"spiffeId": _id(number), "normalized": True},
     }
 
 
-def told(node: PolicyNode, revision: int) -> bool:
-    """Whether the server has heard that all have taken a revision over."""
-    ack = node.last_ack
-    if ack is None or ack.revision != revision or len(ack.proxies) < PROXIES:
-        return False
-    return all(state.state == "acked" and state.revision == revision for state in ack.proxies)
+def _rule(number: int, rule: int) -> dict[str, Any]:
+    source = {"principals": [f"{TRUST_DOMAIN}/ns/n{number}/sa/caller-{rule}"]}
+    return {"from": [{"source": source}], "to": [{"operation": {"methods": ["GET"], "paths": [f"/api/{rule}/*"]}}]}
+
+
+def apply(client: httpx.Client, *found: Object) -> int:
+    """One revision with these objects more."""
+    answer = client.post(f"{API}/apply", json={"changes": [{"object": one} for one in found]}, timeout=120)
+    if answer.is_error:
+        raise RuntimeError(answer.text[:500])
+    return int(answer.json()["revision"])
+
+
+def acknowledged(client: httpx.Client, revision: int) -> bool:
+    """Whether the server knows that all have taken a revision over."""
+    proxies = client.get(f"{API}/rollout").json()["proxies"]
+    return len(proxies) == PROXIES and all(p["state"] == "acked" and p["revision"] == revision for p in proxies)
+
+
+def writes(nodes: Pair, rounds: int) -> list[float]:
+    """Milliseconds of each."""
+    taken = []
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(nodes.admin_socket))) as client:
+        revision = apply(client, *objects())
+        until("all have the first", lambda: acknowledged(client, revision), seconds=60)
+        for number in range(rounds):
+            begin = time.perf_counter()
+            revision = apply(client, allowing("written", "istio-system", paths=[f"/health/{number}"]))
+            until("all have it", lambda r=revision: acknowledged(client, r), every=0.01)  # type: ignore[misc]
+            taken.append(1000 * (time.perf_counter() - begin))
+    return taken
 
 
 def policy_push(rounds: int) -> Figures:
-    """Milliseconds, the median of some writes."""
-    everybody = policies()
-    with policy_node(workload_attestors={"unix": {}}) as node:
-        node.start(*(entry_for(f"/w{n}", f"unix:uid:{os.getuid()}") for n in range(PROXIES)))
-        ids = [f"spiffe://example.org/w{n}" for n in range(PROXIES)]
-        command = [sys.executable, "-m", "tests.support.policy_crowd", str(node.socket), *ids]
-        crowd = subprocess.Popen(command)
+    """Milliseconds, the median and the worst of some writes."""
+    with pair(agent={"workload_attestors": {"unix": {}}}) as nodes:
+        for number in range(PROXIES):
+            nodes.create_entry(f"/w{number}", f"unix:uid:{os.getuid()}")
+        ids = map(_id, range(PROXIES))
+        crowd = subprocess.Popen([sys.executable, "-m", "tests.support.policy_crowd", str(nodes.workload_socket), *ids])
         try:
-            revision = node.write(*everybody)
-            until("all have the first", lambda: told(node, revision), seconds=60)
-            taken = []
-            for number in range(rounds):
-                change = allowing("written", "root", paths=[f"/health/{number}"])
-                revision += 1
-                payload = policy_set(revision, *everybody, change)
-                begin = time.perf_counter()
-                node.push(payload)
-                until("all have it", lambda r=revision: told(node, r), seconds=60, every=0.005)  # type: ignore[misc]
-                taken.append(1000 * (time.perf_counter() - begin))
+            taken = writes(nodes, rounds)
         finally:
             crowd.kill()
             crowd.wait()
