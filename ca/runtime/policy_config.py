@@ -56,6 +56,9 @@ class PolicyLimitsConfig(StrictModel):
     max_object_bytes: Annotated[int, Field(ge=1_024, le=16 << 20)] = 1 << 20
     """The largest object, as JSON without spaces."""
 
+    max_bytes: Annotated[int, Field(ge=1_024, le=48 << 20)] = 32 << 20
+    """All objects together, as JSON: an agent gets those that it may need in one message."""
+
     max_objects: Annotated[int, Field(gt=0, le=1_000_000)] = 20_000
     """Objects in the book."""
 

@@ -119,6 +119,7 @@ async def _spawn(parts: Parts, tasks: Tasks, store_watch: StoreWatch, maintenanc
     essential("store-watch", tasks.spawn("store-watch", store_watch.run))
     tasks.spawn("maintenance", maintenance.run)
     tasks.spawn("policy", parts.policy.held.run)
+    tasks.spawn("policy-targets", parts.policy.held.run_entries)
     tasks.spawn("policy-key-sets", parts.policy.key_sets.run)
     if parts.leftovers is not None:
         tasks.spawn("leftover-keys", parts.leftovers.run)

@@ -149,6 +149,38 @@ class PolicyBook:
             ),
         )
 
+    async def change(
+        self,
+        key: Key,
+        make: Callable[[Stored], Change],
+        *,
+        request: bytes,
+        actor: str,
+        rights: Rights,
+        note: str = "",
+        dry_run: bool = False,
+        idempotency_key: str = "",
+        origin: str = "",
+    ) -> Outcome:
+        """A write that follows from what is there: `make` makes it of the object, and of what `request` is a digest of.
+        Raises what `write` and `make` raise."""
+        await self._admit([Change(key=key, body=None)], actor, rights, origin)
+
+        async def made() -> Sequence[Change]:
+            return [make(await self.get(key))]
+
+        return await self._writing.write(
+            made,
+            Wanted(
+                author=Author(name=actor, origin=origin),
+                rights=rights,
+                note=note,
+                dry_run=dry_run,
+                idempotency_key=idempotency_key,
+                request=request,
+            ),
+        )
+
     async def rollback(
         self,
         number: int,

@@ -65,6 +65,11 @@ class Candidates:
     """Of each ID that Workload objects name, theirs."""
     _made: dict[tuple[object, ...], CandidateSet] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of it, which an agent gets in one message."""
+        return sum(len(piece.data) for some in (self.policies, self.workloads) for piece in some.values())
+
     def of(self, concerns: Iterable[Concern], key_sets: Mapping[str, str]) -> CandidateSet:
         """For an agent with these entries. The same value for the same need."""
         ids, wanted = set[str](), {self.root_namespace}

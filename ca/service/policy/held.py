@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from ca.runtime import log, metrics
 from ca.runtime.health import Problem
 from ca.runtime.threads import to_thread
 from ca.service.follower import Applied
-from ca.service.policy.candidates import Candidates, candidates
+from ca.service.policy.candidates import Candidates, addresses_of, candidates
 from ca.service.policy.compile import Settings, Targets, book_state
 from ca.service.policy.targets import Made, all_targets, made_by
 from ca.store.authorized import AuthorizedIndex
@@ -27,6 +27,7 @@ T = TypeVar("T")
 logger = log.get("policy")
 
 SETTLE_SECONDS = 0.2
+RETRY_SECONDS = 1.0
 SHARE = 10.0
 """What entries make is looked at again no sooner than so many times what it took the last time."""
 
@@ -57,26 +58,27 @@ class Held:
         self._unreadable = ""
         self._listeners: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
-        self._wake = asyncio.Event()
+        self._heard = asyncio.Event()
         self._news: set[str] = set()
-        self._entries_moved = False
+        self._entries_moved = asyncio.Event()
         self._spent = 0.0
 
     @property
     def state(self) -> State:
         """What is in force. Raises Unavailable while there is nothing that could be read."""
         if self._state is None:
-            raise Unavailable(
-                f"policies cannot be read: {self._unreadable}",
-                reason="POLICY_UNREADABLE",
-                hint="was the store written by a newer version?",
-            )
+            raise self._cannot_be_read()
         return self._state
 
     @property
     def candidates(self) -> Candidates | None:
         """What agents are sent of it; None while there is nothing."""
         return self._candidates
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Where the key sets are that are needed."""
+        return frozenset() if self._state is None else addresses_of(self._state)
 
     @property
     def targets(self) -> Targets:
@@ -145,28 +147,37 @@ class Held:
         return self._state.revision
 
     def on_applied(self, applied: Applied) -> None:
-        """The follower saw changes; what they are to policies is looked at by `run`."""
-        if applied.everything:
-            self._news.add("")
-        self._news |= applied.policies
+        """The follower saw changes; what they are to policies is looked at by `run` and `run_entries`."""
+        self._news |= applied.policies | ({""} if applied.everything else set())
+        if self._news:
+            self._heard.set()
         if applied.entries or applied.everything:
-            self._entries_moved = True
-        if self._news or self._entries_moved:
-            self._wake.set()
+            self._entries_moved.set()
 
     async def run(self) -> None:
-        """Until cancelled: takes over what other servers wrote, and what entries changed."""
+        """Until cancelled: takes over what other servers wrote."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._news:
-                await self.follow()
-            if self._entries_moved:
-                await self._clock.sleep(max(SETTLE_SECONDS, SHARE * self._spent))
-                await self._look_at_entries()
+            await self._heard.wait()
+            await self._surely(self.follow)
+
+    async def run_entries(self) -> None:
+        """Until cancelled: takes over what entries make of who can be called."""
+        while True:
+            await self._entries_moved.wait()
+            await self._clock.sleep(max(SETTLE_SECONDS, SHARE * self._spent))
+            await self._surely(self._look_at_entries)
+
+    async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A store that is away is no reason to end; what could not be done is done later."""
+        try:
+            await work()
+        except Unavailable as error:
+            logger.warning("cannot follow policies now", reason=error.reason, detail=error.detail)
+            await self._clock.sleep(RETRY_SECONDS)
 
     async def follow(self) -> None:
         """Reads what is newer than what is in force."""
+        self._heard.clear()
         news, self._news = self._news, set()
         try:
             async with self.lock:
@@ -176,23 +187,31 @@ class Held:
                     await self.load()
         except BaseException:
             self._news |= news
-            self._wake.set()
+            self._heard.set()
             raise
 
     async def catch_up(self, revision: int) -> None:
-        """Returns when what is in force is no older than a revision that the store has."""
+        """Returns when what is in force is no older than a revision that the store has. Raises Unavailable
+        POLICY_UNREADABLE where that cannot be read."""
         self._news.add(str(revision))
         await self.follow()
+        if self._unreadable:
+            raise self._cannot_be_read()
 
     async def _look_at_entries(self) -> None:
         """Recompiles where entries make other targets than before."""
-        self._entries_moved = False
+        self._entries_moved.clear()
         made = await to_thread(made_by, self._index.all_entries())
-        if made == self._made:
-            return
         async with self.lock:
-            self._made, state = made, self._state
-            if state is not None:
-                await self.compiled(
-                    lambda: book_state(state.revision, state.objects, self.settings, self.targets, state)
-                )
+            state = self._state
+            if made == self._made or state is None:
+                return
+            self._made = made
+            await self.compiled(lambda: book_state(state.revision, state.objects, self.settings, self.targets, state))
+
+    def _cannot_be_read(self) -> Unavailable:
+        return Unavailable(
+            f"policies cannot be read: {self._unreadable}",
+            reason="POLICY_UNREADABLE",
+            hint="was the store written by a newer version?",
+        )

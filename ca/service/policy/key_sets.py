@@ -21,9 +21,9 @@ from ca.runtime.https import HttpClient, context_of
 from ca.runtime.policy_config import PolicyConfig
 from ca.store.store import Store
 
-MAX_BYTES = 256 << 10
-MAX_ADDRESSES = 500
-"""Fetched; of more in the book those that come first."""
+MAX_BYTES = 64 << 10
+MAX_ADDRESSES = 100
+"""Fetched; of more in the book those that are known, and then those that come first. An agent may get all of them."""
 AT_ONCE = 4
 REFRESH_SECONDS = 300.0
 FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS = 5.0, 300.0
@@ -85,11 +85,16 @@ class KeySets:
         while True:
             self._wake.clear()
             self._take_wanted()
-            await self._fetch_due()
+            try:
+                await self._fetch_due()
+                await self._forget()
+            except Unavailable as error:  # the store is away
+                logger.warning("cannot keep key sets now", reason=error.reason, detail=error.detail)
             await self._pause()
 
     def _take_wanted(self) -> None:
-        wanted = sorted(set(self._wanted()))[:MAX_ADDRESSES]
+        known = {**self._due, **self.sets}  # who is there already gives way to nobody
+        wanted = sorted(set(self._wanted()), key=lambda address: (address not in known, address))[:MAX_ADDRESSES]
         self._due = {address: self._due.get(address) or _Due(self._clock.monotonic()) for address in wanted}
 
     async def _fetch_due(self) -> None:
@@ -122,6 +127,13 @@ class KeySets:
         self.sets = {**self.sets, address: text}
         await self._store.policies.put_key_set(address, text, self._clock.now())
         return True
+
+    async def _forget(self) -> None:
+        """What nobody wants any more goes when there is too much of it; it might be wanted again."""
+        unwanted = sorted(self.sets.keys() - self._due.keys())
+        for address in unwanted[: max(0, len(self.sets) - MAX_ADDRESSES)]:
+            await self._store.policies.delete_key_set(address)
+            self.sets = {known: text for known, text in self.sets.items() if known != address}
 
     async def _ask(self, address: str) -> str:
         parts = urlsplit(address)

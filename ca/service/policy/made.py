@@ -7,7 +7,6 @@ from ca.ports import Clock
 from ca.runtime.policy_config import PolicyConfig
 from ca.runtime.server_config import ServerConfig
 from ca.service.policy.book import PolicyBook
-from ca.service.policy.candidates import addresses_of
 from ca.service.policy.compile import Settings
 from ca.service.policy.held import Held
 from ca.service.policy.key_sets import KeySets
@@ -21,7 +20,7 @@ async def policy_book(
 ) -> PolicyBook:
     """With what the store has in force."""
     held = Held(store=store, index=index, settings=settings_of(config), clock=clock)
-    key_sets = KeySets(store=store, config=config.policy, clock=clock, wanted=lambda: addresses_of(held.state))
+    key_sets = KeySets(store=store, config=config.policy, clock=clock, wanted=lambda: held.addresses)
     await key_sets.load()
     await held.load()
     held.on_changed(key_sets.wake)

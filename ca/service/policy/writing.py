@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,15 +20,18 @@ from ca.service.policy.compile import Draft, draft
 from ca.service.policy.grants import Rights
 from ca.service.policy.held import Held
 from ca.service.policy.records import Author, named, record, written
-from ca.service.policy.refusals import changed
+from ca.service.policy.refusals import changed, invalid
 from ca.service.rates import TokenBuckets
 from ca.store.policies import Answer, Moved
 from ca.store.store import Store
 from policy.book_values import Change, Outcome, Revision
+from policy.state import State
 
 ATTEMPTS = 20
 ANSWERS_KEPT = timedelta(hours=24)
 """A write that is sent again with its key within this time is not made again."""
+REHEARSALS = 2
+"""Dry runs at once; they do not keep anybody from writing."""
 MAX_KEY_CHARACTERS = 255
 MAX_NOTE_CHARACTERS = 1024
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
@@ -62,6 +66,7 @@ class Writing:
         self._held = held
         self._clock = clock
         self._server = server
+        self._rehearsals = asyncio.Semaphore(REHEARSALS)
         self._refusals = TokenBuckets(
             per_second=REFUSALS_PER_SECOND, burst_seconds=REFUSALS_AT_ONCE / REFUSALS_PER_SECOND
         )
@@ -97,7 +102,7 @@ class Writing:
 
     async def _write(self, make: Make, wanted: Wanted) -> Outcome:
         for _ in range(ATTEMPTS):
-            async with self._held.lock:
+            async with self._rehearsals if wanted.dry_run else self._held.lock:
                 done = await self._once(make, wanted)
             if done is not None:
                 return done
@@ -118,9 +123,9 @@ class Writing:
             changes = await make()
         except Moved:
             return None
-        made, pieces = await to_thread(self._draft, changes, wanted, invariants, self._held.candidates)
+        made, pieces = await to_thread(self._draft, changes, state, invariants, self._held.candidates)
         if wanted.dry_run:
-            return await to_thread(self._rehearsed, made, wanted)
+            return await to_thread(_rehearsed, made, state, wanted)
         try:
             if not made.steps:
                 await self._remember(answer)
@@ -134,23 +139,18 @@ class Writing:
             return None
 
     def _draft(
-        self, changes: Sequence[Change], wanted: Wanted, invariants: str, before: Candidates | None
+        self, changes: Sequence[Change], state: State, invariants: str, before: Candidates | None
     ) -> tuple[Draft, Candidates | None]:
-        held = self._held
-        made = draft(changes, held.state, held.settings, held.targets)
+        settings = self._held.settings
+        made = draft(changes, state, settings, self._held.targets)
         if not made.steps:
             return made, None
+        pieces = candidates(made.state, before)
+        if pieces.size > max(settings.limits.max_bytes, 0 if before is None else before.size):
+            most = settings.limits.max_bytes
+            raise invalid(made.steps[0].key, "P002", f"{pieces.size:,} bytes of policies, and at most {most:,} may be")
         gate.check_invariants(invariants, made.state)
-        return made, None if wanted.dry_run else candidates(made.state, before)
-
-    def _rehearsed(self, made: Draft, wanted: Wanted) -> Outcome:
-        return Outcome(
-            revision=None,
-            objects=made.objects,
-            warnings=made.warnings,
-            findings=gate.findings(self._held.state, made.state, (step.key for step in made.steps), wanted.rights),
-            difference=gate.difference(self._held.state, made.state),
-        )
+        return made, pieces
 
     async def _commit(
         self, made: Draft, pieces: Candidates | None, wanted: Wanted, invariants: str, answer: Answer | None
@@ -204,6 +204,16 @@ class Writing:
     async def _remember(self, answer: Answer | None) -> None:
         if answer is not None:
             await self._store.policies.remember(answer, self._clock.now())
+
+
+def _rehearsed(made: Draft, state: State, wanted: Wanted) -> Outcome:
+    return Outcome(
+        revision=None,
+        objects=made.objects,
+        warnings=made.warnings,
+        findings=gate.findings(state, made.state, (step.key for step in made.steps), wanted.rights),
+        difference=gate.difference(state, made.state),
+    )
 
 
 def request_digest(changes: Sequence[Change], note: str, expected_revision: int | None) -> bytes:

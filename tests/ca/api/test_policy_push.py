@@ -14,6 +14,7 @@ from ca.service.policy.book import PolicyBook
 from policy.book_values import Change
 from tests.ca.api.test_node import Stream, delete
 from tests.ca.policy.lab import ADMIN, allow, gone, put, workload
+from tests.ca.policy.test_grants import Caller as Calling
 from tests.support.server import RunningServer, entry, eventually, running_server
 
 
@@ -147,6 +148,20 @@ class TestWhen:
         await stream.open()
         assert held(stream) == {"AuthorizationPolicy shop/one"}
         assert stream.policies[-1].revision == 1
+
+
+async def test_the_first_admins_are_told_by_the_configuration_and_may_change_at_run_time() -> None:
+    async with running_server(policy={"admins": ["spiffe://example.org/ops"]}) as server:
+
+        def admins() -> set[str]:
+            rights = server.server.policy.rights_of
+            return {path for path in ("/ops", "/other") if rights(Calling(path)).is_admin}
+
+        assert admins() == {"/ops"}
+        changed = server.config.policy.model_copy(update={"admins": ("spiffe://example.org/other",)})
+        server.server.reconfigure(server.config.model_copy(update={"policy": changed}))
+        assert admins() == {"/other"}
+        assert server.server.health.ready
 
 
 @pytest.mark.xdist_group("policy-crowd")

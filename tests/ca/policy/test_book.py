@@ -13,12 +13,14 @@ import pytest
 from ca.errors import AlreadyExists, BurgeeError, Exhausted, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from ca.service.policy.refusals import Conflict, PolicyInvalid
 from ca.store.audit import AuditFilter
-from policy.book_values import Change
+from policy.book_values import Change, Grant, Role
 from policy.decision import Reason
 from policy.model import Request
 from tests.ca.policy.lab import ADMIN, Lab, allow, body, gone, key, lab, put, url_in, workload
+from tests.support.server import eventually
 
 WEB = "spiffe://example.org/web"
+GRANT = Grant(name="g", spiffe_id="spiffe://example.org/a", role=Role.READER, namespaces=("shop",))
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ class TestWrite:
                 await made.write(put(body("one", **spec)))
 
     async def test_limits(self, tmp_path: Path) -> None:
-        limits = {"max_objects": 2, "max_rules": 3, "max_object_bytes": 1024}
+        limits = {"max_objects": 2, "max_rules": 3, "max_object_bytes": 1024, "max_bytes": 1500}
         async with lab(url_in(tmp_path), policy={"limits": limits}) as made:
             await made.write(put(allow("one")), put(allow("two")))
             with pytest.raises(PolicyInvalid, match="3 objects, and at most 2"):
@@ -121,6 +123,9 @@ class TestWrite:
                 await made.write(put(body("two", rules=[rule] * 3)))
             with pytest.raises(PolicyInvalid, match="bytes, and at most"):
                 await made.write(put(allow("two", "p" * 1024)))
+            await made.write(put(allow("two", "p" * 700)))
+            with pytest.raises(PolicyInvalid, match="bytes of policies, and at most 1,500"):
+                await made.write(put(allow("one", "p" * 700)))
 
     async def test_a_caller_who_writes_too_fast(self, tmp_path: Path) -> None:
         limits = {"writes_per_second_per_caller": 1, "burst_seconds": 3}
@@ -179,6 +184,39 @@ class TestTwoWriters:
             assert one.book.state.revision == other.book.state.revision == 20
             assert list(one.book.state.objects)
             assert one.book.state.objects == other.book.state.objects
+
+    async def test_what_another_server_writes_comes_into_force_here(self, made: Lab) -> None:
+        other = await _beside(made)
+        running = asyncio.ensure_future(made.book.held.run())
+        try:
+            await other.write(put(allow("one")), put(workload("web", WEB)))
+            await other.book.write_grant(GRANT, actor="uid:0", rights=ADMIN)
+            await made.follower.catch_up()
+            assert await asyncio.wait_for(made.book.wait_changed(0), 5) == 1
+            await eventually(lambda: "g" in made.book.held.grants)
+            assert decided(made)
+        finally:
+            running.cancel()
+
+    async def test_a_store_that_is_away_for_a_while_does_not_end_the_following(
+        self, made: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = await _beside(made)
+        running = asyncio.ensure_future(made.book.held.run())
+
+        async def fail() -> None:
+            raise Unavailable("away")
+
+        try:
+            await other.write(put(allow("one")))
+            with monkeypatch.context() as patched:
+                patched.setattr(made.store.policies, "load", fail)
+                await made.follower.catch_up()
+                await asyncio.sleep(0.1)
+            await made.clock.advance(2)
+            assert await asyncio.wait_for(made.book.wait_changed(0), 5) == 1
+        finally:
+            running.cancel()
 
     async def test_the_revision_that_is_expected(self, made: Lab) -> None:
         await made.write(put(allow("one")), expected_revision=0)
@@ -345,7 +383,10 @@ class TestStore:
 
         with monkeypatch.context() as patched:
             patched.setattr(held, "book_state", refuse)
-            await made.book.held.catch_up(2)
+            with pytest.raises(Unavailable):
+                await made.book.state_at(1 + 1)
+            with pytest.raises(Unavailable):
+                await made.write(put(allow("three")))
         assert made.book.state.revision == 1
         problem = made.book.held.problem()
         assert problem is not None
@@ -392,9 +433,6 @@ async def _beside(made: Lab) -> Lab:
 
 
 async def test_grants_that_exist(made: Lab) -> None:
-    from policy.book_values import Grant, Role
-
-    grant = Grant(name="g", spiffe_id="spiffe://example.org/a", role=Role.READER, namespaces=("shop",))
-    await made.book.write_grant(grant, actor="uid:0", rights=ADMIN)
+    await made.book.write_grant(GRANT, actor="uid:0", rights=ADMIN)
     with pytest.raises(AlreadyExists):
-        await made.book.write_grant(grant, actor="uid:0", rights=ADMIN, must_be_new=True)
+        await made.book.write_grant(GRANT, actor="uid:0", rights=ADMIN, must_be_new=True)

@@ -64,7 +64,7 @@ def test_targets_are_those_of_entries_and_of_workload_objects_alone() -> None:
 
 
 async def test_entries_that_come_are_targets_soon(made: Lab) -> None:
-    running = asyncio.ensure_future(made.book.held.run())
+    running = asyncio.ensure_future(made.book.held.run_entries())
     try:
         await made.write(put(allow("one")))
         await made.store.entries.create([entry("/web", "k8s:ns:shop")])
