@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from ca.runtime import decision_reader
 from ca.service.policy.grants import Rights
 from ca.service.policy.refusals import PolicyInvalid, forbidden
 from ca.service.rates import TokenBuckets
-from policy.book_values import Change, Key, Outcome, Role
+from policy.book_values import Change, Key, Outcome, Role, Stored
 from policy.state import State
 
 DryRun = Annotated[bool, Query(description="Say what the write would do, and do nothing.")]
@@ -167,6 +167,33 @@ class Desk:
             places = {str(change.key): pointer for change, pointer in zip(changes, below, strict=False)}
             raise await invalid_at(error, places, body) from None
         return _told(outcome, dry_run=dry_run, created=created)
+
+    async def change(
+        self,
+        request: Request,
+        key: Key,
+        make: Callable[[Stored], Change],
+        rights: Rights,
+        *,
+        digest: bytes,
+        note: str,
+        dry_run: bool,
+    ) -> Response:
+        """Makes one change of what is there, and tells what came of it; `digest` is of all that was asked for."""
+        try:
+            outcome = await self.book.change(
+                key,
+                make,
+                request=digest,
+                rights=rights,
+                note=note,
+                dry_run=dry_run,
+                idempotency_key=idempotency_key(request),
+                **self.author(),
+            )
+        except PolicyInvalid as error:
+            raise await invalid_at(error, {}, None) from None
+        return _told(outcome, dry_run=dry_run, created=False)
 
     async def roll_back(
         self, request: Request, number: int, rights: Rights, *, note: str, dry_run: bool, expected_revision: int | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -166,7 +168,7 @@ class ObjectRoutes:
         condition = for_write(request, self._etag(key))
         change = Change(
             key=key,
-            body=await _for_key(body, key),
+            body=await _object(body, key),
             if_match=condition.if_match,
             must_be_new=condition.must_be_new,
             force=force,
@@ -192,13 +194,16 @@ class ObjectRoutes:
         key = Key(kind=PATHS[kind], namespace=namespace, name=name)
         rights = await self._desk.writer(key)
         body = await read_body(request, accepted=(MERGE_PATCH, JSON_PATCH))
-        stored = await self._desk.book.get(key)
-        condition = for_change(request, stored.etag)
-        if condition.if_match != stored.etag:
-            raise changed(str(key))
-        value = await _for_key(Body(JSON, b"", _patched(stored, body)), key)
-        change = Change(key=key, body=value, if_match=condition.if_match, force=force)
-        return await self._desk.write(request, [change], rights, note=note, dry_run=dry_run)
+        asked = [str(key), request.headers.get("if-match"), body.media, force, note]
+        digest = hashlib.sha256(json.dumps(asked).encode() + body.data).digest()
+
+        def make(stored: Stored) -> Change:
+            condition = for_change(request, stored.etag)
+            if condition.if_match != stored.etag:
+                raise changed(str(key))
+            return Change(key=key, body=_for_key(_patched(stored, body), key), if_match=stored.etag, force=force)
+
+        return await self._desk.change(request, key, make, rights, digest=digest, note=note, dry_run=dry_run)
 
     async def delete(
         self,
@@ -252,13 +257,19 @@ def _patched(stored: Stored, body: Body) -> Any:
     return changed
 
 
-async def _for_key(body: Body, key: Key) -> dict[str, Any]:
+async def _object(body: Body, key: Key) -> dict[str, Any]:
+    """The object of a body. Raises Faulty."""
+    try:
+        return _for_key(body.value, key)
+    except Faulty as error:
+        raise await located(body, error) from None
+
+
+def _for_key(value: Any, key: Key) -> dict[str, Any]:
     """The object, which must be the one that the path names; its name and namespace may be left to the path. Raises
     Faulty."""
-    value = body.value
     if not isinstance(value, dict) or not isinstance(value.get("metadata", {}), dict):
-        where = "/metadata" if isinstance(value, dict) else ""
-        raise await _mismatch(body, "must be a mapping", where)
+        raise _mismatch("must be a mapping", "/metadata" if isinstance(value, dict) else "")
     metadata = {"namespace": key.namespace, "name": key.name, **value.get("metadata", {})}
     found = {**value, "metadata": metadata}
     for pointer, said, wanted in (
@@ -267,10 +278,10 @@ async def _for_key(body: Body, key: Key) -> dict[str, Any]:
         ("/metadata/name", metadata["name"], key.name),
     ):
         if said != wanted:
-            raise await _mismatch(body, f"the path says `{wanted}`", pointer)
+            raise _mismatch(f"the path says `{wanted}`", pointer)
     return found
 
 
-async def _mismatch(body: Body, detail: str, pointer: str) -> Faulty:
+def _mismatch(detail: str, pointer: str) -> Faulty:
     fault = Fault(code="MISMATCH", detail=detail, pointer=pointer)
-    return await located(body, Faulty("the body is not the object of the path", [fault], reason="BODY_MISMATCH"))
+    return Faulty("the body is not the object of the path", [fault], reason="BODY_MISMATCH")

@@ -82,7 +82,6 @@ call -X PUT "$api/grants/shop-team" -H 'Content-Type: application/json' \\
   difference; nothing is written.
 - With `Idempotency-Key` the same request a second time, within a day, is answered as the first was, and writes nothing.
 - What `apply` marked with an `owner` is changed by others only with `force`.
-- A patch that was sent again after it had been made is refused (412): it was a patch of what is no longer there.
 
 ## Refusals
 

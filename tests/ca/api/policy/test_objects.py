@@ -134,6 +134,14 @@ async def test_patches(local: Client) -> None:
     assert (media.status, media.headers["accept-patch"]) == (415, f"{MERGE}, {PATCH}")
     done = await patch([{"op": "add", "path": "/spec/rules/-", "value": {}}], PATCH)
     assert len((await local("GET", ONE)).body["spec"]["rules"]) == 2
+    once = {"Idempotency-Key": "k", "If-Match": done.headers["etag"]}
+    add = [{"op": "add", "path": "/spec/rules/-", "value": {}}]
+    first, again = [await local("PATCH", ONE, add, once, media=PATCH) for _ in range(2)]
+    assert (first.status, again.status, again.body) == (200, 200, first.body)
+    other = await local("PATCH", ONE, [], once, media=PATCH)
+    assert (other.status, other.reason) == (400, "IDEMPOTENCY_KEY")
+    assert len((await local("GET", ONE)).body["spec"]["rules"]) == 3
+    done = again
     assert (await local("GET", ONE)).headers["etag"] == done.headers["etag"]
 
 
