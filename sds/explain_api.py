@@ -100,7 +100,7 @@ class Explainer:
         seen = self._seen(attested, refused.error, given, limit)
         return explanation(
             seen,
-            verdict_on_refusal(seen, refused.error),
+            verdict_on_refusal(seen, refused.error, pid=refused.pid),
             caller=caller(refused.pid, refused.uid, refused.gid, refused.share),
             attested_at=attested.at if attested is not None else None,
             status=self._status(),

@@ -90,15 +90,22 @@ def verdict(seen: Seen) -> Verdict:
     return _no_entry(seen)
 
 
-def verdict_on_refusal(seen: Seen, refusal: BurgeeError) -> Verdict:
-    """Of a call that was refused a while ago; `seen` is the caller as he was, and the entries as they are."""
+def verdict_on_refusal(seen: Seen, refusal: BurgeeError, *, pid: int) -> Verdict:
+    """Of a call that was refused a while ago; `seen` is the caller as he was, `pid` his process
+    then, and the entries are as they are now."""
     if refusal.reason != no_identity().reason:
         return _not_attested(seen, refusal)
     if not seen.given:
         return _no_entry(seen)
     entry = seen.given[0].entry
     detail = f"it had no identity then; entry {entry.id} (`{entry.spiffe_id}`) would give it one now"
-    return Verdict(told=refusal.reason, reason=Cause.MENDED_REASON, detail=detail)
+    return Verdict(
+        told=refusal.reason,
+        reason=Cause.MENDED_REASON,
+        detail=detail,
+        hint="most workloads ask again by themselves: restart one that does not, and ask with the pid that it has now",
+        command=f"caadmin explain workload --pid {pid}",
+    )
 
 
 def why_missing(selector: Selector, seen: Seen) -> str:

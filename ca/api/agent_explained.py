@@ -10,7 +10,17 @@ from ca.errors import InvalidArgument
 from ca.identity.entry import RegistrationEntry
 from ca.ports import Clock
 from ca.proto.burgee import admin_pb2 as pb
-from ca.service.agent_explained import OK, AgentSeen, agent_of, attempts_of, not_found, verdict
+from ca.service.agent_explained import (
+    OK,
+    SHOWN_ATTEMPTS,
+    AgentSeen,
+    Node,
+    agent_of,
+    attempts_of,
+    nodes_at,
+    not_found,
+    verdict,
+)
 from ca.service.attestation_ring import Attempt, AttestationRing
 from ca.service.heard import Heard
 from ca.service.peers import AgentTable
@@ -19,6 +29,10 @@ from ca.store.values import AttestedAgent
 
 MAX_NAME_CHARACTERS = 2048
 SHOWN_ENTRIES = 50
+SHOWN_NODES = 20
+
+TROUBLE = {"AGENT_NOT_FOUND": 1, OK: 2}
+"""What needs nobody comes last; all else is trouble."""
 
 
 class AgentExplainer:
@@ -38,16 +52,33 @@ class AgentExplainer:
         if not 0 < len(name.strip("/")) <= MAX_NAME_CHARACTERS:
             raise InvalidArgument("name the agent that is to be explained", reason="EXPLAIN_TARGET")
         every = list(self._ring)
+        nodes = nodes_at(name, every)
+        if sum(node.agent_id is not None for node in nodes) > 1:
+            return self._all(nodes)
         agent = agent_of(name, self._agents.agents, every)
         attempts = attempts_of(name, agent, every)
         if agent is None and not attempts:
             raise not_found(name)
-        entries = self._index.authorized(agent.id) if agent is not None else []
-        return self._answer(agent, attempts, entries)
+        answer = self._answer(agent, attempts)
+        if len(nodes) > 1 and answer.verdict.reason == OK and _later(nodes[1], nodes[0]):
+            return self._all(nodes)  # somebody else is refused there
+        return answer
 
-    def _answer(
-        self, agent: AttestedAgent | None, attempts: Sequence[Attempt], entries: Sequence[RegistrationEntry]
-    ) -> pb.AgentExplanation:
+    def _all(self, nodes: Sequence[Node]) -> pb.AgentExplanation:
+        """Of nodes that share an address: who is in trouble stands before the rest."""
+        answers = [
+            self._answer(
+                self._agents.agents.get(node.agent_id) if node.agent_id else None, node.attempts[:SHOWN_ATTEMPTS]
+            )
+            for node in nodes
+        ]
+        first, *others = sorted(answers, key=lambda answer: TROUBLE.get(answer.verdict.reason, 0))
+        first.others.extend(others[:SHOWN_NODES])
+        first.more_others = len(others[SHOWN_NODES:])
+        return first
+
+    def _answer(self, agent: AttestedAgent | None, attempts: Sequence[Attempt]) -> pb.AgentExplanation:
+        entries = self._index.authorized(agent.id) if agent is not None else []
         heard = agent is not None and self._heard(agent.id)
         seen = AgentSeen(agent=agent, attempts=attempts, entries=len(entries), heard=heard)
         found = verdict(seen, self._clock.now())
@@ -61,6 +92,12 @@ class AgentExplainer:
         if agent is not None:
             _describe(answer, agent)
         return answer
+
+
+def _later(refused: Node, attested: Node) -> bool:
+    """Whether the newest refusal came after the newest success."""
+    won = [made.newest_at for made in attested.attempts if made.error is None]
+    return not won or refused.attempts[0].newest_at > won[0]
 
 
 def _describe(answer: pb.AgentExplanation, agent: AttestedAgent) -> None:

@@ -16,13 +16,13 @@ from ca.api.audit import Auditor
 from ca.api.convert.svids import jwt_message, x509_message
 from ca.api.limits import Limits
 from ca.api.svid import audience, require_csr
-from ca.errors import BurgeeError
+from ca.errors import BurgeeError, Exhausted
 from ca.issuing.jwt import check_audience
 from ca.proto.burgee import exchange_pb2 as pb
 from ca.proto.burgee import exchange_pb2_grpc
 from ca.runtime import log
 from ca.runtime.notes import Note
-from ca.service.attestation_ring import AttestationRing
+from ca.service.attestation_ring import Attempt, AttestationRing
 from ca.service.exchange import Entitled, Exchanger, Signing, Wanted
 from ca.store.audit import AuditItem
 
@@ -48,8 +48,8 @@ class ExchangeService(exchange_pb2_grpc.ExchangeServicer):
     async def ExchangeX509SVID(
         self, request: pb.ExchangeX509SVIDRequest, context: Context
     ) -> pb.ExchangeX509SVIDResponse:
-        require_csr(request.csr)
-        async with self._limits.exchange(), self._explained():
+        async with self._explained(), self._limits.exchange():
+            require_csr(request.csr)
             csr = await self._exchanger.verify_csr(request.csr)
             entitled = await self._exchanger.entitled(_wanted(request))
             await self._exchanger.use_up(entitled, Signing.X509)
@@ -57,8 +57,8 @@ class ExchangeService(exchange_pb2_grpc.ExchangeServicer):
         return pb.ExchangeX509SVIDResponse(svid=x509_message(svid))
 
     async def ExchangeJWTSVID(self, request: pb.ExchangeJWTSVIDRequest, context: Context) -> pb.ExchangeJWTSVIDResponse:
-        names = check_audience(audience(request.audience))
-        async with self._limits.exchange(), self._explained():
+        async with self._explained(), self._limits.exchange():
+            names = check_audience(audience(request.audience))
             entitled = await self._exchanger.entitled(_wanted(request))
             await self._exchanger.use_up(entitled, Signing.JWT)
             svid = await self._recorded(JWT, entitled, lambda: self._exchanger.jwt(entitled, names))
@@ -80,25 +80,30 @@ class ExchangeService(exchange_pb2_grpc.ExchangeServicer):
 
     @asynccontextmanager
     async def _explained(self) -> AsyncIterator[None]:
-        """Which claim failed is for administrators alone."""
+        """Which claim failed is for administrators alone. Whoever is merely too fast makes no lines in the log."""
         try:
             with self._ring.attempt(RING_NAME) as attempt:
                 yield
         except BurgeeError as error:
-            fault = error.__cause__.reason if isinstance(error.__cause__, BurgeeError) else ""
-            logger.info(
-                "exchange refused",
-                reason=error.reason,
-                fault=fault or error.reason,
-                peer=attempt.peer,
-                compared=_compared(attempt.notes),
-            )
+            if not isinstance(error, Exhausted):
+                _log_refusal(error, attempt)
             raise
 
 
 def _wanted(request: pb.ExchangeX509SVIDRequest | pb.ExchangeJWTSVIDRequest) -> Wanted:
     return Wanted(
         token=request.token, issuer=request.issuer, spiffe_id=request.spiffe_id, ttl_seconds=request.ttl_seconds
+    )
+
+
+def _log_refusal(error: BurgeeError, attempt: Attempt) -> None:
+    fault = error.__cause__.reason if isinstance(error.__cause__, BurgeeError) else ""
+    logger.info(
+        "exchange refused",
+        reason=error.reason,
+        fault=fault or error.reason,
+        peer=attempt.peer,
+        compared=_compared(attempt.notes),
     )
 
 

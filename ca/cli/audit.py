@@ -102,7 +102,7 @@ def _follow(records: Any, output: Output) -> None:
 
 
 def _cells(record: dict[str, Any]) -> list[str]:
-    result = record["code"] if not record["reason"] else f"{record['code']} ({record['reason']})"
+    result, fine = _result(record)
     shown = [_item(item) for item in record["items"][:_SHOWN_ITEMS]]
     more = len(record["items"]) - len(shown)
     if more:
@@ -112,9 +112,21 @@ def _cells(record: dict[str, Any]) -> list[str]:
         record["actor"],
         record["origin"],
         record["call"].rpartition("/")[2],
-        result if record["code"] == "OK" else red(result),
+        result if fine else red(result),
         "; ".join(shown) or "-",
     ]
+
+
+def _result(record: dict[str, Any]) -> tuple[str, bool]:
+    """What became of it, and whether that is fine. A batch goes well as a call while its items fail: then it is theirs
+    that count, where it is the same for all of them, and else how many failed."""
+    items = record["items"]
+    failed = [item["code"] for item in items if item["code"] not in ("", "OK")]
+    if record["code"] != "OK" or not failed:
+        return f"{record['code']} ({record['reason']})" if record["reason"] else record["code"], record["code"] == "OK"
+    if len(failed) == len(items) and len(set(failed)) == 1:
+        return failed[0], False
+    return f"{len(failed)} of {len(items)} failed", False
 
 
 def _item(item: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from ca.cli import entry_options as opt
 from ca.cli.arguments import DURATION_HELP
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.entry_batches import Sent, batches, creating, outcome, send, show_batch, updating
+from ca.cli.entry_parents import note_lost, warn_lost
 from ca.cli.entry_warnings import warn
 from ca.cli.exits import exit_of_batch, leave
 from ca.cli.output import Output, OutputOption, columns, emit, fields, span, until
@@ -72,7 +73,7 @@ def create(
             expires_at=expires_at,
         )
         entries = [opt.new_entry(changes, entry_id)]
-    _finish(send(entries, "created", creating(), socket), output)
+    _finish(send(entries, "created", creating(), socket, after=note_lost), output)
 
 
 @app.command("list")
@@ -204,6 +205,7 @@ def _finish(sent: Sent, output: Output) -> None:
     """Show what became of the entries, say what of it is seldom meant, and leave."""
     code = show_batch(sent, output, _details)
     warn(sent)
+    warn_lost(sent)
     leave(code)
 
 

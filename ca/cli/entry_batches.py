@@ -15,6 +15,8 @@ from ca.cli.values import entry_value, id_text, status_value
 from ca.errors import BurgeeError
 
 if TYPE_CHECKING:
+    import grpc
+
     from ca.proto.spire import server_entry_pb2_grpc, types_pb2
 
 BATCH = 500
@@ -33,6 +35,8 @@ class Sent:
     entries: Sequence[types_pb2.Entry]
     results: list[Any] = field(default_factory=list)
     error: BurgeeError | None = None
+    lost: list[str] = field(default_factory=list)
+    """Parents that nobody is, as far as that was looked for."""
 
 
 def creating() -> Call:
@@ -53,8 +57,18 @@ def updating(mask: types_pb2.EntryMask | None) -> Call:
     )
 
 
-def send(entries: list[types_pb2.Entry], done: str, call: Call, socket: Path | None) -> Sent:
-    """All of them, batch by batch, with a bar where that takes a while. Raises only when the first batch fails."""
+def send(
+    entries: list[types_pb2.Entry],
+    done: str,
+    call: Call,
+    socket: Path | None,
+    *,
+    after: Callable[[grpc.Channel, Sent], None] | None = None,
+) -> Sent:
+    """All of them, batch by batch, with a bar where that takes a while. Raises only when the first batch fails.
+
+    `after` looks at what has been written, over the same connection.
+    """
     from ca.proto.spire import server_entry_pb2_grpc
 
     sent = Sent(done=done, entries=entries)
@@ -67,6 +81,8 @@ def send(entries: list[types_pb2.Entry], done: str, call: Call, socket: Path | N
             for some in batches(entries):
                 sent.results += call(stub, some).results
                 advance(len(sent.results))
+            if after is not None:
+                after(opened, sent)
     except BurgeeError as error:
         if not sent.results:
             raise

@@ -32,6 +32,18 @@ def workload_page(data: dict[str, Any]) -> str:
 
 def agent_page(data: dict[str, Any]) -> str:
     """Of `explain agent`."""
+    others = data["others"]
+    if not others:
+        return _node_page(data)
+    all_of_them = 1 + len(others) + data["more_others"]
+    pages = [plain(f"{all_of_them} nodes came from there, those in trouble first")]
+    pages += [_node_page(one) for one in (data, *others)]
+    if data["more_others"]:
+        pages.append(plain(f"and {data['more_others']} more: caadmin agent list"))
+    return "\n\n".join(pages)
+
+
+def _node_page(data: dict[str, Any]) -> str:
     verdict = data["verdict"]
     mark = green("OK") if verdict["reason"] == "OK" else red(verdict["reason"])
     paragraphs = [

@@ -36,7 +36,15 @@ def workload_value(answer: agent_pb2.WorkloadExplanation) -> dict[str, Any]:
 
 
 def agent_value(answer: admin_pb2.AgentExplanation) -> dict[str, Any]:
-    """Of `explain agent`."""
+    """Of `explain agent`; `others` are nodes that share the address which was asked for."""
+    return {
+        **_node(answer),
+        "others": [_node(one) for one in answer.others],
+        "more_others": answer.more_others,
+    }
+
+
+def _node(answer: admin_pb2.AgentExplanation) -> dict[str, Any]:
     verdict = answer.verdict
     return {
         "verdict": {

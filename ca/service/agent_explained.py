@@ -38,6 +38,24 @@ class AgentSeen:
     heard: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Who came from an address, and what it tried, the newest first. Without `agent_id` those that proved nobody."""
+
+    agent_id: SpiffeId | None
+    attempts: Sequence[Attempt]
+
+
+def nodes_at(address: str, every: Sequence[Attempt]) -> list[Node]:
+    """Each that attested from there, and who did not get so far; empty for what is no address of any attempt."""
+    here = [made for made in every if address in (made.peer, made.host, made.origin)]
+    known = dict.fromkeys(made.agent_id for made in here)
+    return [
+        Node(agent_id=one, attempts=[made for made in (every if one else here) if made.agent_id == one])
+        for one in sorted(known, key=lambda agent_id: agent_id is None)
+    ]
+
+
 def agent_of(
     name: str, agents: Mapping[SpiffeId, AttestedAgent], attempts: Sequence[Attempt] = ()
 ) -> AttestedAgent | None:

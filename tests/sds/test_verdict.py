@@ -141,15 +141,17 @@ def test_what_is_missing_says_why() -> None:
 
 class TestPastRefusals:
     def test_the_same_fault_has_the_same_reason(self) -> None:
-        found = verdict_on_refusal(FAULTS["it lacks a selector"][0], no_identity())
+        found = verdict_on_refusal(FAULTS["it lacks a selector"][0], no_identity(), pid=42)
         assert (found.told, found.reason) == ("NO_IDENTITY", "SELECTORS_MISSING")
 
     def test_one_that_is_mended_says_so(self) -> None:
-        found = verdict_on_refusal(seen(given=[Given(entry=entry("a"), not_after=None)]), no_identity())
+        found = verdict_on_refusal(seen(given=[Given(entry=entry("a"), not_after=None)]), no_identity(), pid=42)
         assert (found.identity, found.told, found.reason) == (False, "NO_IDENTITY", "MENDED_SINCE")
+        assert "ask again" in found.hint
+        assert found.command == "caadmin explain workload --pid 42"
 
     def test_any_other_is_its_own_reason(self) -> None:
-        found = verdict_on_refusal(seen(), Denied("the server banned this agent", reason="AGENT_BANNED"))
+        found = verdict_on_refusal(seen(), Denied("the server banned this agent", reason="AGENT_BANNED"), pid=42)
         assert (found.told, found.reason) == ("AGENT_BANNED", "AGENT_BANNED")
 
 

@@ -18,8 +18,8 @@ from ca.errors import Code
 from ca.identity.jwt_svid import verify_jwt_svid
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.svid import verify_x509_svid
+from ca.proto.burgee import admin_pb2, exchange_pb2_grpc
 from ca.proto.burgee import exchange_pb2 as pb
-from ca.proto.burgee import exchange_pb2_grpc
 from ca.proto.spire import server_entry_pb2, types_pb2
 from ca.runtime.rpc import error_of
 from ca.store.audit import AuditFilter
@@ -315,8 +315,35 @@ async def test_calls_from_one_address_have_a_rate(issuer: OidcIssuer, tmp_path: 
 
 async def test_where_no_issuer_is_configured_nothing_is_exchanged() -> None:
     async with running_server() as server:
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, reason="EXCHANGE_NOT_CONFIGURED"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, reason="EXCHANGE_NOT_CONFIGURED") as found:
             await given(await stranger(server), x509_request("a.b.c"))
+        assert found.error is not None
+        (attempt,) = await attempts(server, found.error.request_id)
+        assert (attempt.attestor, attempt.reason) == ("exchange", "EXCHANGE_NOT_CONFIGURED")
+
+
+async def attempts(server: RunningServer, name: str) -> list[admin_pb2.AttestationAttempt]:
+    answer = await server.local.admin.ExplainAgent(admin_pb2.ExplainAgentRequest(name=name), timeout=10)
+    return list(answer.attempts)
+
+
+async def test_what_is_refused_before_a_look_at_the_token_is_explained_too(issuer: OidcIssuer, tmp_path: Path) -> None:
+    limits = {"burst_seconds": 1, "exchanges_per_second_per_address": 4}
+    async with served(issuer, tmp_path, limits=limits) as server:
+        by = await stranger(server)
+        for request, reason in (
+            (pb.ExchangeX509SVIDRequest(token="a.b.c"), "CSR_MISSING"),
+            (pb.ExchangeJWTSVIDRequest(token="a.b.c"), "AUDIENCE_MISSING"),
+            (x509_request(""), "TOKEN_MALFORMED"),
+            (x509_request("a.b.c", ttl_seconds=-1), "TTL_NEGATIVE"),
+            (x509_request("a.b.c"), "RATE_LIMITED"),
+        ):
+            call = by.ExchangeX509SVID if isinstance(request, pb.ExchangeX509SVIDRequest) else by.ExchangeJWTSVID
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(request, timeout=20)
+            error = error_of(caught.value)
+            (attempt, *_) = await attempts(server, error.request_id)
+            assert (error.reason, attempt.reason, attempt.id) == (reason, reason, error.request_id)
 
 
 @pytest.mark.real("PostgreSQL")

@@ -93,3 +93,43 @@ async def test_a_server_that_is_well_says_so(server: RunningServer) -> None:
     answer = await server.local.admin.GetDoctorReport(doctor_pb2.DoctorRequest(), timeout=30)
     assert {finding.level for finding in answer.findings} == {"ok"}
     assert len(answer.findings) >= 8
+
+
+async def test_of_nodes_that_share_an_address_the_troubled_come_first(server: RunningServer) -> None:
+    well, banned = await server.attest(), await server.attest()
+    alone = await explained(server, well.path.rpartition("/")[2])
+    assert (alone.spiffe_id, list(alone.others)) == (f"spiffe://example.org{well.path}", [])
+    wire = types_pb2.SPIFFEID(trust_domain="example.org", path=banned.path)
+    await server.local.agents.BanAgent(server_agent_pb2.BanAgentRequest(id=wire))
+    both = await explained(server, "127.0.0.1")
+    assert (both.verdict.reason, both.spiffe_id) == ("AGENT_BANNED", f"spiffe://example.org{banned.path}")
+    assert [one.spiffe_id for one in both.others] == [f"spiffe://example.org{well.path}"]
+    assert [len(one.attempts) for one in (both, *both.others)] == [1, 1], "each its own"
+
+    await refused_attestation(server, "join_token", b"00000000-0000-0000-0000-000000000000")
+    found = await explained(server, "127.0.0.1")
+    reasons = {one.spiffe_id: one.verdict.reason for one in (found, *found.others)}
+    assert len(reasons) == 3
+    assert reasons[""] == "JOIN_TOKEN_UNKNOWN"
+
+
+async def test_a_node_that_is_well_does_not_hide_another_that_is_refused(server: RunningServer) -> None:
+    identity, agent = await server.agent()
+    stream = agent.node.Sync(timeout=30)
+    await stream.write(node_pb2.SyncRequest(subscribe=node_pb2.Subscribe(agent_version="1")))
+    await stream.read()
+    assert (await explained(server, "127.0.0.1")).verdict.reason == "OK"
+    told = await refused_attestation(server, "join_token", b"00000000-0000-0000-0000-000000000000")
+    found = await explained(server, "127.0.0.1")
+    assert (found.spiffe_id, found.verdict.reason) == ("", "JOIN_TOKEN_UNKNOWN")
+    assert found.attempts[0].id == told
+    assert [one.spiffe_id for one in found.others] == [f"spiffe://example.org{identity.path}"]
+    stream.cancel()
+
+
+async def test_a_crowd_at_one_address_is_counted(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ca.api.agent_explained.SHOWN_NODES", 1)
+    for _ in range(4):
+        await server.attest()
+    found = await explained(server, "127.0.0.1")
+    assert (len(found.others), found.more_others) == (1, 2)

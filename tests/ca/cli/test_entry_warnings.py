@@ -15,6 +15,12 @@ BASE = ("entry", "create", "--parent-id", f"{ID}/node")
 SAID = "is for a program, whoever runs it"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def node(running: Pair) -> None:
+    """The parent of most entries here."""
+    running.create_entry("/node")
+
+
 def log_lines(running: Pair) -> list[str]:
     text = (running.home / "server.log").read_text()
     return [line for line in text.splitlines() if "SELECTORS_PROGRAM_ALONE" in line]
@@ -78,3 +84,34 @@ def test_an_entry_that_was_not_written_is_not_warned_of(live: Caadmin) -> None:
     )
     assert ran.code != 0
     assert SAID not in ran.err
+
+
+def created(live: Caadmin, parent: str, name: str) -> str:
+    options = ("--parent-id", f"{ID}{parent}", "--spiffe-id", f"{ID}{name}", "--selector", "unix:uid:7")
+    ran = live("entry", "create", *options)
+    assert ran.code == 0
+    return ran.err
+
+
+def test_a_parent_that_nobody_is_is_told(live: Caadmin, running: Pair) -> None:
+    for parent in ("/nobody", "/spire/agent/x509pop/nobody"):
+        said = created(live, parent, f"/below{parent}")
+        assert f"warning: `{ID}{parent}` is the parent of an entry, and no agent and no entry is it" in said
+        assert "(ENTRY_PARENT_UNKNOWN)" in said
+        assert "caadmin agent list" in said
+    for parent in (running.agent_path(), "/node", "/spire/server"):
+        assert created(live, parent, f"/well/below{parent}") == ""
+    assert created(live, "/below/nobody", "/further/below") == "", "that entry was made above"
+
+
+def test_the_parents_of_a_file_are_told_once_and_may_be_in_it(live: Caadmin) -> None:
+    pairs = [("/file/node", "/spire/server"), ("/file/web", "/file/node"), ("/file/a", "/lost"), ("/file/b", "/lost")]
+    entries = [
+        {"spiffe_id": f"{ID}{name}", "parent_id": f"{ID}{parent}", "selectors": ["unix:uid:7"]}
+        for name, parent in pairs
+    ]
+    Path("entries.json").write_text(json.dumps({"entries": entries}))
+    ran = live("entry", "create", "--file", "entries.json")
+    assert ran.code == 0
+    assert ran.err.count("ENTRY_PARENT_UNKNOWN") == 1
+    assert f"`{ID}/lost`" in ran.err

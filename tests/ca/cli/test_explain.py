@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from ca.proto.burgee import agent_pb2, agent_pb2_grpc
+from ca.cli.explain_pages import agent_page
+from ca.cli.explain_values import agent_value
+from ca.proto.burgee import admin_pb2, agent_pb2, agent_pb2_grpc
 from tests.ca.cli.conftest import Caadmin
 from tests.support.pair import Pair, pair, until
 
@@ -226,6 +228,25 @@ class TestAgents:
     def test_the_address_names_the_attempts_from_it(self, live: Caadmin) -> None:
         said = live("explain", "agent", "127.0.0.1", "-o", "json")
         assert said.json["attempts"]
+
+    def test_nodes_that_share_an_address_are_all_shown_the_troubled_first(self) -> None:
+        one = agent_value(
+            admin_pb2.AgentExplanation(
+                verdict=admin_pb2.AgentVerdict(reason="AGENT_BANNED", detail="it is banned"),
+                spiffe_id="spiffe://pair.test/spire/agent/x/bad",
+                others=[
+                    admin_pb2.AgentExplanation(
+                        verdict=admin_pb2.AgentVerdict(reason="OK", detail="it is well"),
+                        spiffe_id="spiffe://pair.test/spire/agent/x/good",
+                    )
+                ],
+                more_others=3,
+            )
+        )
+        page = agent_page(one)
+        assert page.startswith("5 nodes came from there, those in trouble first\n\n")
+        assert page.index("x/bad") < page.index("AGENT_BANNED") < page.index("x/good") < page.index("it is well")
+        assert page.endswith("and 3 more: caadmin agent list")
 
     def test_one_that_nobody_knows(self, live: Caadmin) -> None:
         said = live("explain", "agent", "nobody-here")

@@ -67,6 +67,18 @@ class TestAudit:
         assert live("audit", "--limit", "0").err == ""
         assert live("audit", "--since", "2060-01-01T00:00:00Z").out == "no calls\n"
 
+    def test_a_batch_that_went_well_as_a_call_alone_is_not_ok(self, live: Caadmin) -> None:
+        entry_id = create(live, "/once")
+        assert live("entry", "delete", "no-such-entry").code != 0
+        assert live("entry", "delete", entry_id, "no-such-entry").code != 0
+        [alone, both] = live("audit", "--item", "no-such-entry").out.splitlines()[1:]
+        assert alone.split()[4] == "NotFound"
+        assert " 1 of 2 failed " in both
+        [fine] = live("audit", "--item", entry_id, "--call", "BatchCreateEntry").out.splitlines()[1:]
+        assert fine.split()[4] == "OK"
+        [record] = live("audit", "--item", "no-such-entry", "--limit", "1", "-o", "json").json["records"]
+        assert record["code"] == "OK", "programs see the call and its items"
+
     @pytest.mark.parametrize("since", ["soon", "1969-01-01"])
     def test_a_malformed_time(self, live: Caadmin, since: str) -> None:
         assert live("audit", "--since", since).code == 2
