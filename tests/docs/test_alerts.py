@@ -18,6 +18,7 @@ from tests.docs.promql import Scrapes, evaluate
 from tests.docs.reason_codes import ROOT
 
 for module in (
+    "ca.controller.controller",
     "ca.service.background",
     "ca.service.issuance",
     "ca.service.rotation_metrics",
@@ -49,6 +50,8 @@ STATES: dict[str, Case] = {
     "BurgeeRotationBlocked": ("rotation_blockers", ("x509",), 0, 2),
     "BurgeeServerOutOfStep": ("sync_lag_seconds", (), 3, 90),
     "BurgeeAgentDegraded": ("agent_state", ("DEGRADED",), 0, 1),
+    "BurgeeDeletionsHeld": ("controller_deletions_held", (), 0, 120),
+    "BurgeePodCertificatesWait": ("pod_certificates_waiting", (), 0, 1),
 }
 COUNTS: dict[str, Case] = {  # how often since the scrape before
     "BurgeeRotationOverdue": ("rotations_total", ("x509", "activate", "overdue"), 0, 1),

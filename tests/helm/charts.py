@@ -68,7 +68,10 @@ MATRIX: dict[str, Values] = {
         "csiDriver": {"enabled": False},
     },
     "watched": {
-        "monitoring": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "monitoring": {
+            kind: {"enabled": True, "labels": {"release": "prometheus"}}
+            for kind in ("serviceMonitor", "prometheusRule")
+        },
         "networkPolicy": {"monitoringNamespace": "monitoring", "agentCidrs": ["192.0.2.0/24", "2001:db8::/32"]},
         "imagePullSecrets": ["pull"],
         "image": {"repository": "registry.test/burgee", "digest": "sha256:" + "ab" * 32},

@@ -16,6 +16,8 @@ from ca.runtime.server_config import ServerConfig
 from ca.service.configured import check as check_server
 from sds.agent import check as check_agent
 from sds.config import AgentConfig
+from tests.docs.pages import blocks
+from tests.docs.reason_codes import ROOT
 from tests.helm.charts import CHART, MATRIX, Object, Values, config_of, helm, named, rendered, values_file
 from tests.support.helm_values import CHARTS_OWN, SCHEMA, defaults
 
@@ -181,3 +183,11 @@ def _objects(value: Any, name: str) -> Iterator[tuple[str, Object]]:
     elif isinstance(value, list):
         for item in value:
             yield from _objects(item, name)
+
+
+def test_the_alert_rules_of_the_page_are_the_charts(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs/alerts.md", "yaml")
+    rule = named(rendered(tmp_path, MATRIX["watched"]), "PrometheusRule", "burgee")
+    assert rule["spec"] == yaml.safe_load(block)
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    assert not [one for one in rendered(tmp_path, {}) if one["kind"] == "PrometheusRule"], "it is asked for"

@@ -11,9 +11,9 @@ import yaml
 
 from tests.conformance.programs import go_program
 from tests.helm.charts import MATRIX, Object, helm, named, rendered
+from tests.helm.prometheus_crds import CRDS
 from tests.helm.releases import Release
 from tests.helm.schemas import write_schemas
-from tests.helm.service_monitor_crd import CRD
 from tests.support.kube import Cluster, Refused, fresh
 from tests.support.kube_managed import Kubelets, managed_cluster, until
 
@@ -27,8 +27,9 @@ ELSEWHERE = (PRIVILEGED, "istio-system")
 @pytest.fixture(scope="module")
 def cluster() -> Cluster:
     cluster = managed_cluster()
-    cluster.apply(CRD, *({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ELSEWHERE))
-    until("it serves ServiceMonitors", lambda: _serves(cluster, "/apis/monitoring.coreos.com/v1"))
+    cluster.apply(*CRDS, *({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ELSEWHERE))
+    plurals = {crd["spec"]["names"]["plural"] for crd in CRDS}
+    until("it serves what Prometheus' operator reads", lambda: plurals <= _served(cluster, "monitoring.coreos.com/v1"))
     return cluster
 
 
@@ -152,8 +153,8 @@ def test_nothing_is_left_where_the_volume_may_go(cluster: Cluster, kubelets: Kub
     until("nothing is left", lambda: not release.left())
 
 
-def _serves(cluster: Cluster, path: str) -> bool:
+def _served(cluster: Cluster, group: str) -> set[str]:
     try:
-        return bool(cluster.admin.call("GET", path)["resources"])
+        return {one["name"] for one in cluster.admin.call("GET", f"/apis/{group}")["resources"]}
     except Refused:
-        return False
+        return set()

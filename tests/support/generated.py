@@ -29,6 +29,7 @@ PRINTED = {
     "docs/reference/agent-config.schema.json": ["sds.config", "schema"],
     "docs/reference/controller-config.md": ["ca.controller.config", "table"],
     "docs/reference/controller-config.schema.json": ["ca.controller.config", "schema"],
+    "helm/burgee/files/alerts.yaml": ["tests.support.helm_alerts"],
     "helm/burgee/values.schema.json": ["tests.support.helm_values", "schema"],
     "helm/burgee/values.yaml": ["tests.support.helm_values", "values"],
     "docs/reference/helm-values.md": ["tests.support.helm_values", "table"],
