@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ca.errors import Exhausted
+from ca.errors import Exhausted, Internal
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import Clock
 from ca.runtime.threads import to_thread
@@ -167,7 +167,10 @@ class PolicyBook:
         await self._admit([Change(key=key, body=None)], actor, rights, origin)
 
         async def made() -> Sequence[Change]:
-            return [make(await self.get(key))]
+            wanted = make(await self.get(key))
+            if wanted.key != key:  # of which nobody asked whether the caller may write it
+                raise Internal(f"a change of {key} became one of {wanted.key}")
+            return [wanted]
 
         return await self._writing.write(
             made,
