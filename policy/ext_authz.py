@@ -127,7 +127,8 @@ def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
     request = Request()
     try:
         request = read(check.attributes, said)
-        request = _with_caller(check.attributes, request)
+        if (principal := _caller(check.attributes)) is not None:
+            request = replace(request, principal=principal)
         _check_complete(check.attributes, request, bound, said)
         if request.http:
             request = _with_claims(check.attributes, request, bound, said, now)
@@ -184,7 +185,7 @@ def _metadata(attributes: Any) -> Mapping[str, Mapping[str, Any]]:
     return {name: MessageToDict(struct) for name, struct in context.items()} if context else {}
 
 
-def _with_caller(attributes: Any, request: Request) -> Request:
+def _caller(attributes: Any) -> str | None:
     """X509-SVID §2: exactly one name. Without a certificate there is no caller's name, and the proxy says none."""
     certificate, said = attributes.source.certificate, attributes.source.principal
     if not certificate:
@@ -193,14 +194,14 @@ def _with_caller(attributes: Any, request: Request) -> Request:
                 Refusal.CERTIFICATE_NOT_INCLUDED,
                 "the proxy does not send the caller's certificate: set `include_peer_certificate: true`",
             )
-        return request
+        return None
     try:
         spiffe_id = spiffe_id_of(certificate)
     except NotNamed as error:
         raise Refused(Refusal.CERTIFICATE_NAMES, str(error)) from None
     if said and said != spiffe_id:
         raise Refused(Refusal.PRINCIPAL_MISMATCH, "the proxy read another name in the caller's certificate")
-    return replace(request, principal=spiffe_id.removeprefix(SPIFFE))
+    return spiffe_id.removeprefix(SPIFFE)
 
 
 def _check_complete(attributes: Any, request: Request, bound: Bound, said: Said) -> None:

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
@@ -42,7 +43,7 @@ def said_by(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Said, str]:
         return _NOTHING
     decision, remote_ip = found.get(DECISION_HEADER, ""), found.get(REMOTE_IP)
     if remote_ip is not None:
-        remote_ip = str(ipaddress.ip_address(remote_ip))
+        remote_ip = _address(remote_ip)
     left = found.get(LEFT, "")
     said = Said(
         decision=decision if _ID.fullmatch(decision) else "",
@@ -60,6 +61,11 @@ def parsed(raw: bytes, metadata: Iterable[tuple[str, str | bytes]]) -> tuple[Any
         return CheckRequest.FromString(raw), said, wanted
     except DecodeError:
         raise ValueError("not a CheckRequest") from None
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
 
 
 _NOTHING = (Said(), "")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from ca.errors import InvalidArgument, Unavailable
 from ca.ports import Clock
@@ -55,8 +55,8 @@ class Checks:
         if verdict.decision is not None and verdict.decision.providers:
             verdict = await self._agreed(verdict, verdict.decision.providers, raw)
         name = said.decision or f"agent-{secrets.token_hex(16)}"
-        target = bound.target.spiffe_id
-        self._log.add(verdict.record(id=name, at=now, target=target, revision=bound.revision))
+        known: dict[str, Any] = {"target": bound.target.spiffe_id, "revision": bound.revision, "agent": self._log.agent()}
+        self._log.add(verdict.record(id=name, at=now, **known))
         answered: bytes = answer(verdict, name, revision=bound.revision).SerializeToString()
         return answered
 

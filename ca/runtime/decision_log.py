@@ -14,15 +14,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from prometheus_client import Counter
 
 from ca.runtime.decision_log_config import DecisionLogConfig
 from ca.runtime.files import make_private_dir
 from ca.runtime.log import get
 from ca.runtime.log_limit import Sparingly
 from ca.runtime.metrics import counter, gauge
-from policy.decision_record import MAX_LINE_BYTES, DecisionRecord
+from policy.decision_record import MAX_LINE_BYTES, DecisionRecord, Source
 
 FILE = "decisions.jsonl"
 MASK = "***"
@@ -72,7 +75,8 @@ class DecisionLog:
         self.config, self.directory = config, directory
         self.watchers: list[Callable[[DecisionRecord], None]] = []
         """Called with every record, those that are not kept included; must not raise or wait."""
-        self._agent, self._now, self._chance = agent, now, chance
+        self.agent = agent
+        self._now, self._chance = now, chance
         self._mask = Mask(config.mask_headers, config.mask_claims)
         self._waiting: deque[DecisionRecord] = deque()
         self._lost = 0
@@ -94,11 +98,11 @@ class DecisionLog:
 
     def add(self, record: DecisionRecord) -> None:
         """Count a decision, show it to who watches, and keep it; never waits."""
-        DECISIONS.labels(record.source, "allowed" if record.allowed else "denied").inc()
+        _counted(record.source, allowed=record.allowed).inc()
         if record.shadow is not None and record.shadow is not record.allowed:
             SHADOW.labels("allowed" if record.shadow else "denied").inc()
         record = self._mask.applied(record)
-        if not record.agent and (agent := self._agent()):
+        if not record.agent and (agent := self.agent()):
             record = replace(record, agent=agent)
         for watcher in self.watchers:
             watcher(record)
@@ -180,6 +184,11 @@ class DecisionLog:
                 log.error("decisions cannot be kept", reason="DECISION_LOG", cause=str(error), lost=self._lost, **more)
             return False
         return True
+
+
+@cache
+def _counted(source: Source, *, allowed: bool) -> Counter:
+    return DECISIONS.labels(source, "allowed" if allowed else "denied")
 
 
 def line_of(record: DecisionRecord) -> str:

@@ -21,6 +21,7 @@ from tests.bench import (
     bench_policy,
     controller,
     envoy_policy,
+    ext_authz,
     node_attestation,
     pod_certificates,
     policy_push,
@@ -220,6 +221,8 @@ def main() -> int:
         figures |= bench_policy.figures(rounds)
         say("policies in Envoy")
         figures |= envoy_policy.envoy_policy(rounds)
+        say("checks")
+        figures |= ext_authz.ext_authz(rounds)
         figures |= policy_push.policy_push(rounds)
     (CACHE / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(table(figures))

@@ -104,6 +104,10 @@ FIGURES = (
     Figure("policy_envoy_tree_10k_mesh_added_us", "10,000 rules in the mesh, pushed: added, p50", "µs"),
     Figure("policy_envoy_rules_1k_added_us", "1,000 rules in Istio's encoding: added, p50", "µs"),
     Figure("policy_envoy_ext_authz_added_us", "a trivial ext_authz in Python: added, p50", "µs"),
+    Figure(
+        "ext_authz_checks_per_s", "ext_authz checks answered by one agent", "/s", None, None, 1_500, 2_500, more=True
+    ),
+    Figure("ext_authz_check_cpu_us", "the agent's CPU for one of them", "µs", None, None, 667, 400),
     Figure("policy_tree_1k_percent", "1,000 pushed rules, of ext_authz", "%", None, None, 5, 1, True),
     Figure("policy_tree_10k_mesh_percent", "10,000 pushed in the mesh, of ext_authz", "%", None, None, 2),
     Figure(
