@@ -43,7 +43,7 @@ def warn_lost(sent: Sent) -> None:
         said = f"`{text}` is the parent of an entry, and no agent and no entry is it"
         print(f"warning: {plain(said)} ({UNKNOWN_REASON})", file=sys.stderr)
     if sent.lost:
-        hint = "nobody is served it until one is: `caadmin agent list` shows agents, `entry update --parent-id` mends it"
+        hint = "nobody is served it until one is: `caadmin agent list` shows agents, `caadmin entry update` mends it"
         print(f"hint: {hint}", file=sys.stderr)
 
 
