@@ -19,9 +19,10 @@ def policies_of(held: HeldPolicies, ids: Iterable[str], selectors: frozenset[Sel
 
 
 def _of(held: HeldPolicies, spiffe_id: str, selectors: frozenset[Selector]) -> pb.Policies:
-    if held.in_force is None:
+    policies = held.in_force
+    if policies is None:
         return pb.Policies(spiffe_id=spiffe_id, detail=held.detail)
-    matched = held.in_force.matched(spiffe_id, selectors)
+    matched = policies.matched(spiffe_id, selectors)
     return pb.Policies(
         spiffe_id=spiffe_id,
         namespace=matched.target.namespace,

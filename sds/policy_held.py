@@ -1,7 +1,8 @@
 """The policies that this agent was sent: what came last, and the last that could be used, which is in force.
 
 A set is read off the event loop and swapped as a whole. One that cannot be read leaves the one before in force, and the
-server is told why. The engine is loaded with the first set, not before.
+server is told why. The engine is loaded when the first object comes, or the first who asks: an agent without policies
+and without proxies has none of it in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from ca.errors import BurgeeError, InvalidArgument
+from ca.proto.burgee import policy_pb2
 from ca.runtime.log import get
 from ca.runtime.metrics import counter, gauge
 
@@ -31,7 +35,6 @@ class HeldPolicies:
     `on_verdict` after a set was looked at, whether it could be used or not."""
 
     def __init__(self) -> None:
-        self.in_force: Policies | None = None
         self.taken_away = False
         """The server said that there are none: everything is refused then."""
         self.problem = ""
@@ -40,10 +43,22 @@ class HeldPolicies:
         self.on_verdict: list[Callable[[], None]] = []
         self.told = False
         """Whether the server ever said anything of policies: it knows of them, then."""
+        self._policies: Policies | None = None
+        self._unread: int | None = None
+        """The revision of a set without objects that nobody asked for yet."""
+        self._asked = False
         self._good: bytes | None = None
         self._came = b""
         self._waits = asyncio.Event()
         self._forgotten = 0
+
+    @property
+    def in_force(self) -> Policies | None:
+        """Who looks at them wants them: a set that was put aside is read then."""
+        self._asked = True
+        if self._unread is not None and self._policies is None:
+            self._waits.set()
+        return self._policies
 
     @property
     def payload(self) -> bytes | None:
@@ -58,12 +73,12 @@ class HeldPolicies:
     @property
     def revision(self) -> int:
         """Of what is in force; 0 for nothing."""
-        return self.in_force.revision if self.in_force is not None else 0
+        return self._policies.revision if self._policies is not None else self._unread or 0
 
     @property
     def detail(self) -> str:
         """Why what came is not in force, or why there is nothing; empty where all is well."""
-        if self.problem or self.in_force is not None:
+        if self.problem or self._policies is not None or (self._unread is not None and not self._asked):
             return self.problem
         if self.taken_away:
             return TAKEN_AWAY
@@ -71,13 +86,17 @@ class HeldPolicies:
 
     def take(self, payload: bytes | None) -> None:
         """The server's last word; None: there are none any more. A server repeats it with each stream that begins."""
-        looked_at = self.in_force is not None or bool(self.problem)
+        looked_at = self._policies is not None or bool(self.problem)
         if payload and payload == self._came and looked_at and not self._waits.is_set():
             return
         self._came, self.told = payload or b"", True
         if payload is None:
             self._forgotten += 1
-            self.in_force, self.taken_away, self.problem, self._good = None, True, "", b""
+            self._policies = self._unread = None
+            self.taken_away, self.problem, self._good = True, "", b""
+            self._changed()
+        elif self._policies is None and not self._asked and (revision := _without_objects(payload)) is not None:
+            self._unread, self.taken_away, self.problem, self._good = revision, False, "", payload
             self._changed()
         else:
             self._waits.set()
@@ -86,7 +105,8 @@ class HeldPolicies:
         """Nothing of it is remembered."""
         self._came, self._good = b"", None
         self._forgotten += 1
-        self.in_force, self.taken_away, self.problem = None, False, ""
+        self._policies = self._unread = None
+        self.taken_away, self.problem = False, ""
         self._changed()
 
     async def run(self) -> None:
@@ -99,14 +119,15 @@ class HeldPolicies:
     async def _read(self) -> None:
         payload, forgotten = self._came, self._forgotten
         try:
-            policies = await asyncio.to_thread(_read, payload, self.in_force)
+            policies = await asyncio.to_thread(_read, payload, self._policies)
         except BurgeeError as error:
             if forgotten == self._forgotten:
                 self._refused(error)
             return
         if forgotten != self._forgotten:
             return  # what was read is not to be remembered
-        self.in_force, self.taken_away, self.problem, self._good = policies, False, "", payload
+        self._policies, self._unread = policies, None
+        self.taken_away, self.problem, self._good = False, "", payload
         log.info("policies are in force", revision=policies.revision)
         self._changed()
 
@@ -130,6 +151,15 @@ class HeldPolicies:
 def digest(payload: bytes) -> str:
     """A name for a set; empty for none."""
     return hashlib.sha256(payload).hexdigest() if payload else ""
+
+
+def _without_objects(payload: bytes) -> int | None:
+    """The revision of a set that has none; of others, and of what cannot be read, None."""
+    try:
+        message = policy_pb2.PolicySet.FromString(payload)
+    except DecodeError:
+        return None
+    return None if message.objects or not message.HasField("mesh") else int(message.revision)
 
 
 def _read(payload: bytes, previous: Policies | None) -> Policies:

@@ -58,6 +58,26 @@ async def test_what_cannot_be_used_leaves_the_one_before_in_force(held: HeldPoli
     assert told[-1] == (2, "")
 
 
+async def test_a_set_without_objects_is_read_when_somebody_asks(
+    held: HeldPolicies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    real = policy_held._read
+    monkeypatch.setattr(policy_held, "_read", lambda payload, old: read.append(payload) or real(payload, old))
+    empty = policy_set(7)
+    held.take(empty)
+    held.take(policy_set(8))
+    await asyncio.sleep(0.05)
+    assert (held.revision, held.detail, held.told, held.payload, read) == (8, "", True, policy_set(8), [])
+    assert held.in_force is None
+    await eventually(lambda: held.in_force is not None)
+    assert (held.revision, read) == (8, [policy_set(8)])
+    held.take(empty)
+    await eventually(lambda: held.revision == 7)
+    held.forget()
+    assert (held.revision, held.payload) == (0, None)
+
+
 async def test_what_is_forgotten_while_it_is_read_does_not_come_back(
     held: HeldPolicies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
