@@ -271,8 +271,9 @@ class VerdictDocument(Told):
 
 
 class DecisionDocument(Told):
-    """The answer to a question."""
+    """The answer to a question. By `id` the decision log has it, if it was asked by the newest revision."""
 
+    id: str
     target: str
     revision: int
     decision: VerdictDocument

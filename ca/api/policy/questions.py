@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,8 +26,22 @@ from ca.api.policy.web import Route, answer
 from ca.errors import NotFound
 from ca.service.policy.grants import Rights
 from policy import model
-from policy.decision_record import DecisionRecord
+from policy.authzen import looks_at_paths
+from policy.decision import Decision
+from policy.decision_record import DecisionRecord, Source, record_of, refused_record
 from policy.explain import explain
+from policy.paths import is_normal
+from policy.snapshot import Snapshot
+
+PATH_NOT_NORMAL = "PATH_NOT_NORMAL"
+NOT_NORMAL: dict[str, Any] = {
+    "allowed": False,
+    "reason": PATH_NOT_NORMAL,
+    "policy": None,
+    "rule": None,
+    "providers": [],
+    "shadow": None,
+}
 
 
 class QuestionRoutes:
@@ -63,8 +79,14 @@ class QuestionRoutes:
         asked = await read_model(request, EvaluateDocument)
         state = await self._desk.state(asked.revision)
         await self._desk.require_target(state, asked.target, rights)
-        decision = state.snapshot.decide(asked.target, as_request(asked.request))
-        return answer({"target": asked.target, "revision": state.revision, "decision": verdict_document(decision)})
+        request_asked, name = as_request(asked.request), f"evaluate-{secrets.token_hex(16)}"
+        decision = None
+        if not _is_ambiguous(state.snapshot, asked.target, request_asked):
+            decision = state.snapshot.decide(asked.target, request_asked)
+        if asked.revision is None:
+            self._keep(name, asked.target, request_asked, decision, state.revision)
+        verdict = NOT_NORMAL if decision is None else verdict_document(decision)
+        return answer({"id": name, "target": asked.target, "revision": state.revision, "decision": verdict})
 
     async def explain(self, request: Request) -> Response:
         """The decisive rule; for a default denial the nearest misses, ranked by conditions that failed. A decision of
@@ -79,6 +101,24 @@ class QuestionRoutes:
         record = await self._record(asked.decision or "", rights)
         revision = record.revision if asked.revision is None else asked.revision
         return await self._explained(rights, record.target, record.request, revision, record=record)
+
+    def _keep(self, name: str, target: str, request: model.Request, decision: Decision | None, revision: int) -> None:
+        """In the decision log, as any decision by what is in force."""
+        log = self._desk.parts.decisions
+        if log is None:
+            return
+        known: dict[str, Any] = {
+            "id": name,
+            "at": self._desk.parts.clock.now(),
+            "source": Source.EVALUATE,
+            "target": target,
+            "revision": revision,
+            "detail": f"asked by {self._desk.author()['actor']}",
+        }
+        if decision is None:
+            log.add(refused_record(PATH_NOT_NORMAL, request, **known))
+        else:
+            log.add(record_of(decision, request, **known))
 
     async def _explained(
         self,
@@ -114,6 +154,14 @@ class QuestionRoutes:
                 hint="an agent keeps the decisions of its proxies in a log of its own",
             )
         return page.records[0]
+
+
+def _is_ambiguous(snapshot: Snapshot, target: str, request: model.Request) -> bool:
+    """Whether proxies would read the path differently, and rules look at it: then it is refused before any rule."""
+    if not request.http or is_normal(request.path or ""):
+        return False
+    declared = all(one.normalized for one in snapshot.targets.get(target, ()))
+    return not declared and any(looks_at_paths(judge.policies) for judge in snapshot.judges(target))
 
 
 def as_request(asked: RequestDocument) -> model.Request:
