@@ -134,6 +134,10 @@ class ConsumerWaitsConfig(StrictModel):
     downstream_seconds: Wait = 120
     """Servers below this one, and what is behind them."""
 
+    istio_proxies_seconds: Wait | None = None
+    """Proxies that have a certificate by `istio`: they learn of roots with the next one. By default
+    `istio.max_ttl_seconds`; half of it is enough for proxies that renew then."""
+
 
 class PruneConfig(StrictModel):
     """How long what is over is kept. A pass runs soon after the start and then regularly."""

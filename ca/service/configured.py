@@ -93,7 +93,7 @@ def _check_waits(config: ServerConfig) -> None:
     waits = config.consumer_waits
     longest = config.ca_ttl_seconds // 3
     for name in sorted(waits.model_fields_set):
-        if (seconds := getattr(waits, name)) > longest:
+        if (seconds := getattr(waits, name) or 0) > longest:
             raise ConfigError(
                 f"consumer_waits.{name} of {seconds} cannot be kept with ca_ttl_seconds of {config.ca_ttl_seconds}: "
                 "an authority is public for a third of that before it signs",
@@ -143,7 +143,8 @@ def bundle_publishers(config: ServerConfig, host: AuthorityHost) -> dict[str, Bu
 def consumer_waits(config: ServerConfig) -> ConsumerWaits:
     """What those get who cannot acknowledge."""
     waits = config.consumer_waits
-    proxies = 0 if config.istio is None else config.istio.max_ttl_seconds
+    longest = 0 if config.istio is None else config.istio.max_ttl_seconds
+    proxies = longest if waits.istio_proxies_seconds is None else waits.istio_proxies_seconds
     return ConsumerWaits(
         istio_proxies=timedelta(seconds=proxies),
         workloads=timedelta(seconds=waits.workloads_seconds),

@@ -51,6 +51,18 @@ def test_a_wait_that_nobody_chose_is_no_reason_to_refuse() -> None:
     assert consumer_waits(short).downstream == timedelta(seconds=120)
 
 
+def test_proxies_of_istio_have_the_life_of_their_certificates_unless_somebody_says() -> None:
+    istio = {"dns_names": ["ca.test"], "clusters": {"a": {"namespaces": ["*"], "kube_config_file": "/k"}}}
+    assert consumer_waits(config()).istio_proxies == timedelta()
+    assert consumer_waits(config(istio={**istio, "max_ttl_seconds": 1800})).istio_proxies == timedelta(seconds=1800)
+    for seconds in (0, 900):
+        said = config(istio=istio, consumer_waits={"istio_proxies_seconds": seconds})
+        assert consumer_waits(said).istio_proxies == timedelta(seconds=seconds)
+    check(config(consumer_waits={"istio_proxies_seconds": None}))
+    with pytest.raises(ConfigError, match="istio_proxies_seconds"):
+        check(config(consumer_waits={"istio_proxies_seconds": DAY // 3 + 1}))
+
+
 def test_readers_of_any_copy_of_the_bundle_are_waited_for(tmp_path: Path) -> None:
     """They cannot say that they have a new authority, wherever the copy is: a ConfigMap is one, too."""
     assert not has_files(config())
