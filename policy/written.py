@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,12 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain(text) == text else "'")
 
 
+def _mapping(dumper: yaml.SafeDumper, mapping: OrderedDict[str, Any]) -> yaml.Node:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", mapping.items())
+
+
 _Dumper.add_representer(str, _text)
+_Dumper.add_representer(OrderedDict, _mapping)
 
 
 def dumped(objects: Sequence[dict[str, Any]]) -> str:

@@ -23,6 +23,7 @@ _NOUNS = {
     "token": "ca.cli.token:app",
     "bundle": "ca.cli.bundle:app",
     "ca": "ca.cli.ca:app",
+    "policy": "ca.cli.policy:app",
     "svid": "ca.cli.svid:app",
     "ttl": "ca.cli.foresight:ttl",
     "upstream": "ca.cli.foresight:upstream",

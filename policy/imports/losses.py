@@ -31,6 +31,7 @@ LOSSES: dict[str, str] = {
     "L08": "a reference to what is not in the text, or that policies cannot be for",
     "L09": "an object of a kind that is not read",
     "L10": "the cluster's default policy: ports without a `Server` are denied",
+    "L11": "two routes that match the same: which is older is not told, so neither lets anybody in",
     "E01": "a permission or principal that no rule can ask for",
     "E02": "a name in a certificate that is no SPIFFE ID",
     "E03": "the header `:path` with what might be its query, which rules do not see",

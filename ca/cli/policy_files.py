@@ -1,0 +1,214 @@
+"""Policies from files and directories, and the mesh that they are meant for, for the commands that need no server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ca.cli.exits import Exit
+from ca.cli.output import plain
+from ca.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from policy.decision_record import DecisionRecord
+    from policy.model import Mesh, Target
+    from policy.parse import PolicySet
+    from policy.problems import Refused
+    from policy.snapshot import Snapshot
+
+SUFFIXES = (".yaml", ".yml", ".json")
+MAX_FILES = 10_000
+MAX_BYTES = 16 << 20
+
+
+class Form(StrEnum):
+    """How a result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+FormOption = Annotated[Form, typer.Option("--output", "-o", help="For people or for programs.", show_choices=True)]
+FilesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file",
+        "-f",
+        metavar="FILE|DIR|-",
+        help="Policies: a file, all YAML and JSON files of a directory, or - for standard input; as often as needed.",
+        show_default=False,
+    ),
+]
+WorkloadsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--workloads",
+        metavar="FILE|DIR|-",
+        help="`Workload` objects beside those among the policies: who can be called.",
+        show_default=False,
+    ),
+]
+TrustDomainOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-domain",
+        help="The own trust domain, then its aliases. Default: that of the first workload.",
+        show_default=False,
+    ),
+]
+RootOption = Annotated[str, typer.Option("--root-namespace", help="Policies of this namespace are for the whole mesh.")]
+OpenOption = Annotated[
+    list[str] | None,
+    typer.Option("--open-namespace", help="A namespace with Istio's default, which is to allow.", show_default=False),
+]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option("--provider", help="A provider that CUSTOM policies may name.", show_default=False),
+]
+ROOT = "istio-system"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Where policies come from, and the mesh that they hold in."""
+
+    files: Sequence[Path] | None
+    workloads: Sequence[Path] | None = None
+    trust_domains: Sequence[str] | None = None
+    root_namespace: str = ROOT
+    open_namespaces: Sequence[str] | None = None
+    providers: Sequence[str] | None = None
+
+    def mesh(self, targets: Sequence[Target]) -> Mesh:
+        """What holds for all of them."""
+        from policy.model import Mesh
+
+        domains = tuple(self.trust_domains or ())
+        if not domains:
+            ids = (target.spiffe_id.removeprefix("spiffe://").partition("/")[0] for target in targets)
+            domains = (next(ids, "cluster.local"),)
+        return Mesh(
+            trust_domains=domains,
+            root_namespace=self.root_namespace,
+            open_namespaces=frozenset(self.open_namespaces or ()),
+            providers=frozenset(self.providers or ()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A set of policies, compiled. `revision` None: it is no revision of a server's."""
+
+    parsed: PolicySet
+    mesh: Mesh
+    targets: tuple[Target, ...]
+    snapshot: Snapshot
+    revision: int | None = None
+
+
+def load(given: Given, option: str = "--file") -> Loaded:
+    """Reads and compiles. Exits with 2 where something cannot be read."""
+    from policy.parse import parse_all
+    from policy.problems import Refused
+    from policy.snapshot import compile_set
+    from policy.state import ANY_HOST
+
+    if not given.files:
+        raise InvalidArgument(f"say with {option} which policies are meant", reason="USAGE")
+    texts = list(read_texts([*given.files, *(given.workloads or ())]))
+    try:
+        parsed = parse_all(texts, jwks_hosts=ANY_HOST)
+    except Refused as error:
+        refused(error)
+    targets = tuple(parsed.targets)
+    mesh = given.mesh(targets)
+    snapshot = compile_set(parsed.policies, mesh, targets, peers=parsed.peer_authentications)
+    return Loaded(parsed=parsed, mesh=mesh, targets=targets, snapshot=snapshot)
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of files, of the files of directories, and of standard input, each once. Raises
+    InvalidArgument."""
+    seen: set[Path] = set()
+    for path in paths:
+        for file in _files(path):
+            if file not in seen:
+                seen.add(file)
+                yield str(file), _content(file)
+
+
+def _files(path: Path) -> list[Path]:
+    if str(path) == "-" or not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    if not found:
+        raise InvalidArgument(f"`{path}` has no YAML or JSON files", reason="FILE")
+    if len(found) > MAX_FILES:
+        raise InvalidArgument(f"`{path}` has more than {MAX_FILES} files", reason="FILE")
+    return found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgument(f"cannot read `{path}`: {error.strerror}", reason="FILE") from error
+    return data
+
+
+def refused(error: Refused) -> NoReturn:
+    """Tells every problem, and ends with 2."""
+    for problem in error.problems:
+        print(plain(str(problem)), file=sys.stderr)
+    raise typer.Exit(Exit.USAGE)
+
+
+def target_of(loaded: Loaded, name: str) -> str:
+    """A SPIFFE ID, or that of the one workload whose ID ends with a name. Raises InvalidArgument."""
+    if name.startswith("spiffe://"):
+        return name
+    found = sorted({t.spiffe_id for t in loaded.targets if t.spiffe_id.endswith(f"/{name}")})
+    if len(found) == 1:
+        return found[0]
+    hint = "write its SPIFFE ID" if not found else f"one of {', '.join(found[:10])}"
+    what = "no workload is" if not found else f"{len(found)} workloads are"
+    raise InvalidArgument(f"{what} called `{name}`", reason="TARGET", hint=hint)
+
+
+def read_log(paths: Iterable[Path]) -> Iterator[DecisionRecord]:
+    """Records of decision logs; lines that are none are counted, and the count is told at the end."""
+    from policy.decision_record import MAX_LINE_BYTES, DecisionRecord
+
+    strange = 0
+    for path in paths:
+        try:
+            with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as stream:
+                while line := stream.readline(MAX_LINE_BYTES + 1):
+                    if not line.strip():
+                        continue
+                    try:
+                        yield DecisionRecord.from_json(line)
+                    except ValueError:
+                        strange += 1
+        except OSError as error:
+            raise InvalidArgument(f"cannot read `{path}`: {error.strerror}", reason="FILE") from error
+    if strange:
+        print(f"{strange} lines are no decisions, and were passed over", file=sys.stderr)
+
+
+def show(form: Form, document: Any, text: str) -> None:
+    """Either form."""
+    from ca.cli.output import Output, emit
+
+    emit(document, Output.JSON if form is Form.JSON else Output.TABLE, lambda: text)

@@ -1,0 +1,243 @@
+"""`caadmin policy` on files: what each command prints, and with what it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from policy.decision_record import DecisionRecord, Source
+from policy.ext_authz_wire import DECISION_HEADER
+from policy.parse import parse
+from tests.ca.cli.conftest import Caadmin
+
+ORDERS = "spiffe://example.org/ns/shop/sa/orders"
+WEB = "spiffe://example.org/ns/shop/sa/web"
+POLICIES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: orders-read, namespace: shop}
+spec:
+  selector: {matchLabels: {app: orders}}
+  rules:
+  - from: [{source: {principals: ["example.org/ns/shop/sa/web"]}}]
+    to: [{operation: {methods: ["GET"], paths: ["/orders/*"]}}]
+"""
+WORKLOADS = """
+apiVersion: burgee.io/v1
+kind: Workload
+metadata: {name: orders, namespace: shop, labels: {app: orders}}
+spec: {spiffeId: spiffe://example.org/ns/shop/sa/orders}
+"""
+INVARIANT = """
+apiVersion: burgee.io/v1
+kind: Invariant
+metadata: {name: no-web}
+spec: {never: shop/web -> shop/orders}
+"""
+TESTS = f"""
+tests:
+- {{name: read, target: "{ORDERS}", request: {{principal: "{WEB}", method: GET, path: /orders/7}}, expect: allow}}
+- {{name: write, target: "{ORDERS}", request: {{principal: "{WEB}", method: POST, path: /orders/7}}, expect: deny}}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "orders.yaml").write_text(POLICIES)
+    (tmp_path / "policies" / "notes.txt").write_text("not read")
+    (tmp_path / "workloads.yaml").write_text(WORKLOADS)
+    (tmp_path / "tests.yaml").write_text(TESTS)
+    (tmp_path / "wider.yaml").write_text(POLICIES.replace('"GET"', '"GET", "POST"'))
+    records = [record(number) for number in range(5)]
+    (tmp_path / "log").write_text("".join(f"{one.json_line()}\n" for one in records) + "nonsense\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def record(number: int) -> DecisionRecord:
+    return DecisionRecord(
+        id=f"d{number}",
+        at=datetime(2026, 11, 1, tzinfo=UTC),
+        source=Source.PUSHED,
+        target=ORDERS,
+        allowed=True,
+        reason="ALLOWED_BY_RULE",
+        principal=WEB.removeprefix("spiffe://"),
+        method="GET",
+        path=f"/orders/{number}",
+    )
+
+
+GIVEN = ("-f", "policies", "--workloads", "workloads.yaml")
+
+
+def test_without_files_it_is_said_what_is_missing(caadmin: Caadmin) -> None:
+    for command in (["lint"], ["explain", "orders"], ["validate"], ["graph"], ["diff"]):
+        ran = caadmin("policy", *command)
+        assert (ran.code, ran.out) == (2, "")
+        assert "--file" in ran.err
+
+
+def test_validate(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "validate", *GIVEN[:2])
+    assert (ran.code, ran.out) == (0, "valid: 1 AuthorizationPolicy\n")
+    (files / "policies" / "wrong.yaml").write_text(POLICIES.replace("methods", "metods").replace("orders-read", "b"))
+    ran = caadmin("policy", "validate", "-f", "policies")
+    assert ran.code == 1
+    assert "policies/wrong.yaml:9:" in ran.out
+    assert "P006" in ran.out
+    ran = caadmin("policy", "validate", "-f", "policies", "-o", "json")
+    assert ran.json["problems"][0]["pointer"] == "/spec/rules/0/to/0/operation/metods"
+    ran = caadmin("policy", "lint", "-f", "policies")
+    assert (ran.code, ran.out) == (2, "")
+    assert "policies/wrong.yaml:9:" in ran.err
+
+
+def test_standard_input_and_what_cannot_be_read(caadmin: Caadmin, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stdin:
+        buffer = io.BytesIO(POLICIES.encode())
+
+    monkeypatch.setattr(sys, "stdin", Stdin())
+    assert caadmin("policy", "validate", "-f", "-").out == "valid: 1 AuthorizationPolicy\n"
+    assert caadmin("policy", "validate", "-f", "nowhere").code == 2
+    (files / "empty").mkdir()
+    assert "no YAML or JSON files" in caadmin("policy", "validate", "-f", "empty").err
+
+
+def test_explain(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "explain", "orders", "--from", WEB, "--method", "POST", "--path", "/orders/7?x", *GIVEN)
+    assert ran.code == 0
+    assert "denied: no rule allows it" in ran.out
+    assert "ALLOW shop/orders-read#0 (policies/orders.yaml:8): 1 failed\n    method POST not in [GET]" in ran.out
+    ran = caadmin("policy", "explain", ORDERS, "--from", WEB, "--path", "/orders/7", *GIVEN, "-o", "json")
+    assert (ran.json["allowed"], ran.json["decisive"]["rule"]) == (True, 0)
+    assert caadmin("policy", "explain", "payments", *GIVEN).code == 2
+    assert caadmin("policy", "explain", "orders", *GIVEN, "--header", "x").code == 2
+
+
+def test_tests(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "test", "tests.yaml", *GIVEN)
+    assert (ran.code, ran.out) == (0, "2 passed, 0 failed\n")
+    ran = caadmin(
+        "policy", "test", "tests.yaml", "-f", "wider.yaml", "--workloads", "workloads.yaml", "--junit", "j.xml"
+    )
+    assert ran.code == 1
+    assert "FAILED  tests.yaml:4  write\n    want deny, got allow: ALLOW shop/orders-read#0" in ran.out
+    suite = ElementTree.parse(files / "j.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert suite.get("failures") == "1"
+    assert caadmin("policy", "test", "tests.yaml", *GIVEN, "-o", "junit").out.startswith("<?xml")
+    assert caadmin("policy", "test", "tests.yaml", *GIVEN, "-o", "json").json["passed"] == 2
+    (files / "bad.yaml").write_text(TESTS.replace("expect: allow", "expect: perhaps"))
+    ran = caadmin("policy", "test", "bad.yaml", *GIVEN)
+    assert (ran.code, ran.out) == (2, "")
+    assert "bad.yaml:3:" in ran.err
+
+
+def test_diff_and_lint(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "diff", "--before", "policies", "-f", "wider.yaml", "--workloads", "workloads.yaml")
+    assert ran.code == 1
+    assert "POST" in ran.out
+    same = caadmin("policy", "diff", "--before", "policies", *GIVEN, "-o", "json")
+    assert (same.code, same.json["equivalent"]) == (0, True)
+    assert caadmin("policy", "lint", *GIVEN).code == 0
+    (files / "policies" / "never.yaml").write_text(
+        POLICIES.replace("app: orders", "app: nobody").replace("orders-read", "b")
+    )
+    ran = caadmin("policy", "lint", *GIVEN, "-o", "json")
+    assert (ran.code, len(ran.json["findings"])) == (1, 1)
+    (files / "invariants.yaml").write_text(INVARIANT)
+    ran = caadmin("policy", "lint", "-f", "policies/orders.yaml", *GIVEN[2:], "--invariants", "invariants.yaml")
+    assert ran.code == 1
+    assert "orders" in ran.out
+
+
+def test_graph(caadmin: Caadmin, files: Path) -> None:
+    assert caadmin("policy", "graph", *GIVEN).out.startswith("<!doctype html>")
+    assert caadmin("policy", "graph", *GIVEN, "-o", "dot").out.startswith("digraph policies {")
+    ran = caadmin("policy", "graph", *GIVEN, "-o", "json", "--to", "graph.json")
+    assert ran.out == "graph.json: 1 services, 1 edges\n"
+    assert json.loads((files / "graph.json").read_text())["edges"][0]["caller"] == WEB
+    assert caadmin("policy", "graph", *GIVEN, "--to", "no/where").code == 2
+
+
+def test_replay_and_suggest(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "replay", "--log", "log", *GIVEN)
+    assert (ran.code, ran.out) == (0, "of 5 recorded requests: 0 newly denied, 0 newly allowed\n")
+    assert ran.err == "1 lines are no decisions, and were passed over\n"
+    (files / "narrow.yaml").write_text(POLICIES.replace("/orders/*", "/orders/1"))
+    ran = caadmin("policy", "replay", "--log", "log", "-f", "narrow.yaml", *GIVEN[2:], "--current", "policies")
+    assert ran.code == 1
+    assert "GET /orders/{*} (4)" in ran.out
+    ran = caadmin("policy", "suggest", "--log", "log", "--workloads", "workloads.yaml")
+    (made,) = parse(ran.out, "suggested").policies
+    assert (made.id, len(made.rules or ())) == ("shop/suggested-orders", 1)
+    ran = caadmin("policy", "suggest", "--log", "log", "--identifiers", "50", "-o", "json")
+    assert ran.json["over_permission"]["exact_share"] == 1.0
+    assert caadmin("policy", "suggest", "--log", "nowhere").code == 2
+
+
+INTENTIONS = {"Kind": "service-intentions", "Name": "orders", "Sources": [{"Name": "web", "Action": "allow"}]}
+
+
+def test_import(caadmin: Caadmin, files: Path) -> None:
+    (files / "i.json").write_text(json.dumps(INTENTIONS))
+    ran = caadmin("policy", "import", "consul", "i.json", "--trust-domain", "example.org", "--strict")
+    assert (ran.code, ran.err) == (0, "")
+    assert parse(ran.out, "imported").policies[0].id == "default/intentions-orders"
+    peer: dict[str, Any] = {**INTENTIONS, "Sources": [{"Name": "web", "Action": "allow", "Peer": "p"}]}
+    (files / "i.json").write_text(json.dumps(peer))
+    ran = caadmin("policy", "import", "consul", "i.json")
+    assert ran.code == 0
+    assert ran.err.startswith("i.json:1: C01 ")
+    ran = caadmin("policy", "import", "consul", "i.json", "--strict")
+    assert (ran.code, ran.out) == (1, "")
+    ran = caadmin("policy", "import", "consul", "i.json", "-o", "json")
+    assert ran.json["losses"][0]["code"] == "C01"
+    (files / "rbac.json").write_text(
+        '{"rules": {"policies": {"p": {"permissions": [{"any": true}], "principals": [{"any": true}]}}}}'
+    )
+    ran = caadmin("policy", "import", "envoy-rbac", "rbac.json", "--namespace", "shop", "--spiffe-id", ORDERS)
+    assert parse(ran.out, "imported").policies[0].id == "shop/rbac"
+    (files / "rbac.json").write_text("{")
+    assert caadmin("policy", "import", "envoy-rbac", "rbac.json").code == 2
+
+
+def test_export(caadmin: Caadmin, files: Path) -> None:
+    ran = caadmin("policy", "export", "envoy", "orders", *GIVEN)
+    assert ran.code == 0
+    assert "matcher" in ran.json
+    ran = caadmin("policy", "export", "cedar", "orders", *GIVEN)
+    assert ran.out.startswith('@id("shop/orders-read#0")\npermit')
+    (files / "policies" / "orders.yaml").write_text(POLICIES + "    burgee: {condition: \"request.host == 'a'\"}\n")
+    ran = caadmin("policy", "export", "cedar", "orders", *GIVEN)
+    assert ran.code == 1
+    assert "a CEL condition" in ran.err
+    ran = caadmin("policy", "export", "envoy", "orders", *GIVEN)
+    assert ran.code == 1
+    assert "shop/orders-read#0 is refused" in ran.err
+    assert caadmin("policy", "export", "envoy", "orders", *GIVEN, "--ask").code == 0
+    assert caadmin("policy", "export", "envoy", "spiffe://example.org/nobody", *GIVEN).code == 2
+
+
+def test_envoy_snippet(caadmin: Caadmin) -> None:
+    ran = caadmin("policy", "envoy-snippet", "--agent-socket", "/run/a.sock", "--prefix", "gw1")
+    assert ran.code == 0
+    found = yaml.safe_load(ran.out)
+    assert DECISION_HEADER in ran.out
+    assert "gw1-" in ran.out
+    assert [f["name"] for f in found["http_connection_manager"]["http_filters"]] == [
+        "burgee.http.policy+ask",
+        "burgee.http.ask",
+    ]
+    ran = caadmin("policy", "envoy-snippet", "--tcp", "--no-ask", "-o", "json", "--spiffe-id", ORDERS)
+    assert ran.json["filters"][0]["name"] == f"burgee.tcp.policy/{ORDERS}"
