@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakSet, WeakValueDictionary
 
+from ca.errors import Exhausted
 from ca.ports import Clock
 from sds.cache import Cache, Subscription
 from sds.envoy_answers import Answers, Found, Missing
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 LARGE_BYTES = 256 << 10
 """Answers beyond it are written to one stream of a workload after the other: whoever does not read them makes the
 agent hold one, not one for each of its streams."""
+READ_SECONDS = 30.0
+"""Who has not read a large answer by then makes way for the others."""
 MAX_LARGE = 4
 """So many of them are kept for one workload, whose proxies choose what stands beside the filter."""
 
@@ -77,7 +80,15 @@ class EnvoyPolicies(EnvoyService):
             return
         lock = self._turns.setdefault(subscription.share, asyncio.Lock())
         async with lock:
-            yield
+            try:
+                async with asyncio.timeout(READ_SECONDS):
+                    yield
+            except TimeoutError:
+                raise Exhausted(
+                    f"policies were sent and not read within {READ_SECONDS:g} s",
+                    reason="ANSWER_NOT_READ",
+                    hint="the proxy hangs, or it is no proxy",
+                ) from None
 
     async def answers(self, subscription: Subscription, stream: Subscriber) -> policy_answers.PolicyAnswers:
         """Made anew where the policies, or what the caller is, changed meanwhile."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -221,6 +223,27 @@ async def test_of_large_filters_few_are_kept_for_one_workload(lab: Lab, client: 
     found = await answered(other)
     assert found[f"{HTTP}/{A}"] == deny_all()
     assert found[HTTP] == first[HTTP]
+
+
+async def test_who_does_not_read_holds_up_large_answers_of_its_own_workload_for_a_while(
+    lab: Lab, client: WorkloadClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sds.policy_ecds.READ_SECONDS", 1.0)
+    paths = [f"/{'p' * 1000}/{number}" for number in range(1500)]
+    await given(lab, SET)
+    call = client.policies()
+    await call.ask(HTTP)
+    await answered(call)
+    stuck = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.support.policy_crowd", lab.socket, A)
+    try:
+        await eventually(lambda: [s for s, _ in states(lab).values()] == ["acked", "acked"], seconds=20)
+        stuck.send_signal(signal.SIGSTOP)
+        await given(lab, policy_set(2, DESCRIBED, allowing("p", paths=paths)))
+        assert len((await answered(call))[HTTP].SerializeToString()) > LARGE_BYTES
+        await eventually(lambda: len(lab.clients) == 1)
+    finally:
+        stuck.kill()
+        await stuck.wait()
 
 
 async def test_a_proxy_that_accepts_nothing_new_is_kept_alive_with_what_it_holds(lab: Lab) -> None:
