@@ -108,13 +108,13 @@ def _marks(common: Any, filter_name: str) -> dict[str, str]:
 
 def _http_verdict(marks: dict[str, str], details: str) -> _Verdict | None:
     if details.startswith("jwt_authn_access_denied"):
-        return _Verdict(False, "", "TOKEN_INVALID")
+        return _Verdict(False, "", reason="TOKEN_INVALID")
     name, result = marks.get(_ENFORCED, ""), marks.get(_ENFORCED_RESULT, "")
     if not result:
         return None
     if name == envoy.ASK:
         # Who was asked has written it down, unless nobody could be asked, or not in time.
-        return _Verdict(False, "", "ASK_FAILED") if details.startswith("ext_authz_error") else None
+        return _Verdict(False, "", reason="ASK_FAILED") if details.startswith("ext_authz_error") else None
     return _Verdict(result == "allowed", name)
 
 

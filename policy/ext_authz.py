@@ -84,6 +84,8 @@ class Bound:
     target: Target
     rules: tuple[JwtRule, ...] = ()
     vouchers: Vouchers = field(default=Vouchers(), repr=False)
+    unknown: str = ""
+    """Why it is not known what is for the target; then it is none of the snapshot's."""
 
     @cached_property
     def looks_at(self) -> frozenset[Attribute]:
@@ -135,7 +137,9 @@ def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
     except Refused as refused:
         return Verdict(allowed=False, reason=refused.reason, request=request, detail=str(refused))
     decision = bound.snapshot.decide(bound.target.spiffe_id, request)
-    return Verdict(allowed=decision.allowed, reason=decision.reason, request=request, decision=decision)
+    return Verdict(
+        allowed=decision.allowed, reason=decision.reason, request=request, decision=decision, detail=bound.unknown
+    )
 
 
 def read(attributes: Any, said: Said) -> Request:

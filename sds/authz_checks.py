@@ -91,6 +91,7 @@ class Checks:
                 snapshot=await asyncio.to_thread(policies.snapshot, matched),
                 target=matched.target,
                 rules=matched.rules,
+                unknown=matched.unknown,
                 vouchers=Vouchers(issuers=matched.keys, domains=_keys(content)),
             )
             if len(memo.bound) >= MAX_BOUND:

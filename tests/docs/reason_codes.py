@@ -30,7 +30,7 @@ def reason_codes() -> dict[str, set[str]]:
     """Code → the files that give it.
 
     A reason is what stands in an argument `reason`, by name or by place; in an attribute `reason`; or in a constant
-    whose name says that it holds reasons.
+    whose name says that it holds reasons, or in an enumeration of them.
     """
     trees = {path: parse(path) for path in _files()}
     places = _reason_places(trees.values())
@@ -69,6 +69,8 @@ def _values(node: ast.AST, places: dict[str, set[int]]) -> Iterator[ast.expr]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(_holds_reasons(getattr(target, "id", "")) for target in targets):
             yield node.value
+    elif isinstance(node, ast.ClassDef) and node.name in ("Reason", "Refusal"):
+        yield from (inner.value for inner in node.body if isinstance(inner, ast.Assign))
     elif isinstance(node, ast.Tuple):
         yield from filter(_has_underscore, node.elts)
     elif isinstance(node, ast.Return) and node.value is not None:

@@ -69,7 +69,7 @@ class DecisionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Decisions as they are made, those that the log does not keep included.
+        """Decisions as they are made, those that the log does not keep included. The first answer is empty: it has begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
