@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from policy.classes.boxes import Box
@@ -17,7 +18,7 @@ from policy.model import Action, Mesh, Origin, Policy, Request, Rule, Scope, Tar
 from policy.parse import PolicySet
 from policy.problems import shown
 from policy.snapshot import Judge, Snapshot, compile_set
-from policy.workload import is_for
+from policy.workload import Scopes, is_for
 
 CODES: dict[str, tuple[Severity, str]] = {
     "L001": (Severity.WARNING, "a rule that nothing can match"),
@@ -38,6 +39,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "L016": (Severity.WARNING, "a method that no request has"),
     "L017": (Severity.WARNING, "an allow that leaves out some and lets in the nameless"),
 }
+
+MAX_OTHERS = 4
 
 
 def lint(
@@ -66,7 +69,12 @@ class _Linter:
     ) -> None:
         self.parsed, self.snapshot, self.before = parsed, snapshot, before
         self.policies = [policy for policy in parsed.policies if only is None or policy.id in only]
+        self.scopes = Scopes(self.policies, root_namespace=snapshot.mesh.root_namespace)
         self.targets = [target for some in snapshot.targets.values() for target in some]
+        self.mine: dict[str, list[Target]] = defaultdict(list)
+        for target in self.targets:
+            for policy in self.scopes.of(target):
+                self.mine[policy.id].append(target)
         self.by_id = {policy.id: policy for policy in self.policies}
 
     def findings(self) -> Iterator[Finding]:
@@ -93,7 +101,7 @@ class _Linter:
         if policy.action is Action.CUSTOM and policy.provider not in self.snapshot.mesh.providers:
             message = f"the provider {shown(policy.provider)} is not configured: what the rules match is denied"
             yield self._finding(policy, None, "L015", message, "configure it, or write DENY")
-        mine = [t for t in self.targets if is_for(policy, t, root_namespace=self.snapshot.mesh.root_namespace)]
+        mine = self.mine[policy.id]
         if not mine and policy.scope != Scope():
             hint = "`burgee.spiffeIds`, labels and references must be those of a workload in the policy's namespace"
             yield self._finding(policy, None, "L010", "no target that is known is selected", hint)
@@ -139,7 +147,8 @@ class _Linter:
                 )
 
     def _useless(self, policy: Policy, number: int, judgement: Judgement) -> Finding:
-        others = ", ".join(judgement.others)
+        more = len(judgement.others) - MAX_OTHERS
+        others = ", ".join(list(judgement.others)[:MAX_OTHERS]) + (f" and {more} more" if more > 0 else "")
         if judgement.use is Use.VACUOUS:
             code, message = "L001", "no request can match all that it asks"
         elif judgement.use is Use.OVERRIDDEN:

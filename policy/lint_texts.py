@@ -67,16 +67,13 @@ def _paths(_: Policy, clause: Clause) -> Iterator[Said]:
 
 @lru_cache(maxsize=4096)
 def _reachable(match: Match) -> bool:
-    if match.kind is MatchKind.PREFIX and match.text.startswith("/") and is_normal(match.text) and not _query(match):
-        return True
+    normal = match.text.startswith("/") and is_normal(match.text) and not {"?", "#"} & set(match.text)
+    if match.kind is MatchKind.EXACT or (match.kind is MatchKind.PREFIX and normal):
+        return normal
     try:
         return text_in([patterns_of(Attribute.PATH, match), (_PATH,)], _NOT_NORMAL, Work(20_000)) is not None
     except Undecided:
         return True
-
-
-def _query(match: Match) -> bool:
-    return bool({"?", "#"} & set(match.text))
 
 
 def _has(*parts: str) -> Pattern:

@@ -56,13 +56,20 @@ def plus(chars: Chars) -> list[Item]:
 class Pattern:
     """One chain."""
 
-    __slots__ = ("_samples", "accepting", "forever", "items", "stars", "start")
+    __slots__ = ("_samples", "accepting", "forever", "head", "is_prefix", "items", "stars", "start", "tail", "whole")
 
     def __init__(self, items: Iterable[Item]) -> None:
         self.items = tuple(items)
         self.stars = sum(1 << n for n, (_, many) in enumerate(self.items) if many)
         self.accepting = 1 << len(self.items)
         self.start = self.closed(1)
+        self.head = _fixed(self.items)
+        """What every text begins with."""
+        self.tail = _fixed(self.items[::-1])[::-1]
+        self.whole = len(self.head) == len(self.items)
+        """There is no other text."""
+        self.is_prefix = len(self.head) == len(self.items) - 1 and self.items[-1] == star()
+        """Nothing more is asked of a text."""
         self._samples: tuple[str, ...] | None = None
         self.forever = self._forever()
         """Places from which every text is accepted."""
@@ -81,6 +88,15 @@ class Pattern:
             if chars == ANY:
                 found |= 1 << number
         return found
+
+    def may_meet(self, other: Pattern) -> bool:
+        """False where no text is in both sets, as far as what they begin and end with tells."""
+        heads, tails = min(len(self.head), len(other.head)), min(len(self.tail), len(other.tail))
+        if self.head[:heads] != other.head[:heads] or (tails and self.tail[-tails:] != other.tail[-tails:]):
+            return False
+        return not (
+            (self.whole and len(self.head) < len(other.head)) or (other.whole and len(other.head) < len(self.head))
+        )
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -120,6 +136,15 @@ class Pattern:
             once, stay = self.table(character)
             state = self.closed(((state & once) << 1) | (state & stay))
         return bool(state & self.accepting)
+
+
+def _fixed(items: tuple[Item, ...]) -> str:
+    found = []
+    for (negated, chars), many in items:
+        if negated or many or len(chars) != 1:
+            break
+        found.append(next(iter(chars)))
+    return "".join(found)
 
 
 @lru_cache(maxsize=65536)

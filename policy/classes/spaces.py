@@ -169,11 +169,14 @@ def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal],
         if reads_well(value) and all(one.test(value) for one in must) and not any(one.test(value) for one in never):
             return value
     sets = [one.patterns for one in must]
-    for some, but_not in (*looks, ((), ())):
-        found = _searched([*sets, some] if some else sets, but_not, never, work)
+    first = _searched(sets, (), never, work)
+    if first is None or reads_well(first):
+        return first
+    for some, but_not in looks:
+        found = _searched([*sets, some], but_not, never, work)
         if found is not None:
             return found
-    return None
+    return first
 
 
 def _guesses(must: Sequence[Literal]) -> Iterator[str]:

@@ -8,7 +8,8 @@ claimed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from policy.classes.patterns import Chars, Pattern, accepts
 
@@ -41,8 +42,34 @@ class Work:
 
 def text_in(sets: Sequence[Set], without: Sequence[Pattern], work: Work) -> str | None:
     """A shortest text in each of `sets` and in none of `without`; None where there is none. Raises Undecided."""
-    narrow = dict.fromkeys(some for some in sets if not any(pattern.is_anything for pattern in some))
-    return _found(tuple(narrow), tuple(dict.fromkeys(without)), work)
+    narrow = _narrowed(dict.fromkeys(some for some in sets if not any(pattern.is_anything for pattern in some)))
+    if narrow is None or any(_covered(some, without) for some in narrow):
+        return None
+    return _found(narrow, tuple(dict.fromkeys(without)), work)
+
+
+MAX_PAIRS = 4096
+
+
+def _narrowed(sets: Iterable[Set]) -> tuple[Set, ...] | None:
+    """Without patterns that no other set has a text for, by what their texts begin and end with; None where nothing is
+    left of one."""
+    found = tuple(sets)
+    if sum(map(len, found)) ** 2 > MAX_PAIRS:
+        return found
+    narrow = []
+    for number, some in enumerate(found):
+        others = [other for at, other in enumerate(found) if at != number]
+        kept = tuple(p for p in some if all(any(p.may_meet(q) for q in other) for other in others))
+        if not kept:
+            return None
+        narrow.append(kept)
+    return tuple(narrow)
+
+
+def _covered(some: Set, without: Sequence[Pattern]) -> bool:
+    """Whether what must not match says no more than how texts begin, and all of the set's begin so."""
+    return any(q.is_prefix and all(p.head.startswith(q.head) for p in some) for q in without)
 
 
 def _found(sets: tuple[Set, ...], without: tuple[Pattern, ...], work: Work) -> str | None:
@@ -115,14 +142,16 @@ class _Walk:
 
 def _letters(sets: set[Chars]) -> list[str]:
     """One character of each kind that the sets tell apart, those first that read well."""
-    named = {character for _, chars in sets for character in chars}
-    ordered = sorted(sets, key=lambda chars: (chars[0], sorted(chars[1])))
+    alone = {next(iter(chars)) for negated, chars in sets if not negated and len(chars) == 1}
+    large = sorted((s for s in sets if s[0] or len(s[1]) != 1), key=lambda chars: (chars[0], sorted(chars[1])))
+    named = {character for _, chars in large for character in chars} - alone
     kinds: dict[tuple[bool, ...], str] = {}
-    for character in [*sorted(named, key=_rank), *(c for c in _OTHERS if c not in named)]:
-        kinds.setdefault(tuple(accepts(chars, character) for chars in ordered), character)
-    return sorted(kinds.values(), key=_rank)
+    for character in [*sorted(named, key=_rank), *(c for c in _OTHERS if c not in alone and c not in named)]:
+        kinds.setdefault(tuple(accepts(chars, character) for chars in large), character)
+    return sorted([*alone, *kinds.values()], key=_rank)
 
 
+@lru_cache(maxsize=4096)
 def _rank(character: str) -> tuple[int, str]:
     order = (str.islower, str.isdigit, str.isupper, lambda c: c in "/-._", str.isprintable)
     ascii_rank = 0 if character.isascii() else len(order)

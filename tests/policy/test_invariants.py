@@ -17,6 +17,7 @@ from policy.model import Clause, Mesh, Policy, Request, Rule, Target
 from policy.parse import parse
 from policy.problems import Refused
 from policy.snapshot import Snapshot, compile_set
+from policy.trust_domains import expanded
 from tests.policy.strategies import MESH, OPERATIONS, POLICY_SETS, REQUESTS, SOURCES, TARGETS, groups
 
 LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
@@ -184,6 +185,7 @@ INVARIANTS = st.builds(
 
 def broken(invariant: Invariant, policies: Snapshot, requests: list[Request]) -> Iterator[tuple[str, Request]]:
     """What of some requests breaks an invariant, decided one by one."""
+    as_policy = expanded(Policy(namespace="a", name="i", rules=(invariant.rule,)), MESH)
     for target in TARGETS:
         for request in requests:
             meant = any(
@@ -193,7 +195,7 @@ def broken(invariant: Invariant, policies: Snapshot, requests: list[Request]) ->
             if (
                 meant
                 and request.http in invariant.protocols
-                and concerns(invariant.rule, request)
+                and concerns((as_policy.rules or ())[0], request)
                 and policies.decide(target.spiffe_id, request).allowed is invariant.never
             ):
                 yield target.spiffe_id, request
@@ -224,7 +226,7 @@ def test_agrees_with_every_request_that_is_drawn(
 ) -> None:
     made = compile_set(policies, MESH, TARGETS)
     violations = check([invariant], made)
-    assert all(violation.certain for violation in violations)
+    assert all(violation.certain for violation in violations), list(map(str, violations))
     for violation in violations:
         assert violation.request is not None
         for target in violation.targets:
