@@ -122,7 +122,9 @@ class Follower:
         agent_ids = [SpiffeId.parse(name) for name in names["agent"]]
         domains = [TrustDomain(name) for name in names["bundle"]]
         async with self._agents.lock:
-            entries = await self._store.entries.get_many(names["entry"])
+            created = self._store.entries.created.among(changes)
+            entries = await self._store.entries.get_many([name for name in names["entry"] if name not in created])
+            entries |= created
             agents = await self._store.agents.get_many(agent_ids)
             bundles = {domain: await self._store.bundles.get(domain) for domain in domains}
             applied = Applied(revision=changes[-1].revision, policies=set(names.get("policy", ())))
@@ -133,6 +135,7 @@ class Follower:
             for domain, bundle in bundles.items():
                 self._take_bundle(domain, bundle, applied)
             self.revision, self.mark = applied.revision, changes[-1].mark
+            self._store.entries.created.drop(changes)
             self._tell(applied)
 
     def _take_entry(self, name: str, entry: RegistrationEntry | None, applied: Applied) -> None:

@@ -191,7 +191,7 @@ class AuthorizedIndex:
 
     def _key(self, spiffe_id: SpiffeId) -> str:
         # Strings keep their hash; IDs of the own trust domain (all but mistakes) are told apart by path.
-        return spiffe_id.path if spiffe_id.trust_domain == self._trust_domain else str(spiffe_id)
+        return spiffe_id.path if spiffe_id.trust_domain.name == self._trust_domain.name else str(spiffe_id)
 
     def _reach(self, entry: RegistrationEntry, reached: set[str], pending: list[str]) -> None:
         key = self._key(entry.spiffe_id)

@@ -13,6 +13,7 @@ from ca.errors import InvalidArgument, NotFound
 from ca.identity.entry import RegistrationEntry
 from ca.ports import Clock
 from ca.store import paging
+from ca.store.created import Created
 from ca.store.database import Database, WriteTransaction
 from ca.store.entry_create import create_entries, require_bundles
 from ca.store.entry_rows import entry_of, entry_row, federation_rows, normal, selector_rows
@@ -33,6 +34,7 @@ class Entries:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self.created = Created()
 
     async def create(self, new: Sequence[RegistrationEntry]) -> list[EntryResult]:
         """Store entries in one transaction; one result each, in order.
@@ -44,7 +46,13 @@ class Entries:
         if not new:
             return []
         now = self._clock.now()
-        return await self._database.write(lambda transaction: create_entries(transaction, new, now))
+
+        async def work(transaction: WriteTransaction) -> list[EntryResult]:
+            results = await create_entries(transaction, new, now)
+            self.created.add(transaction.changes, [one.entry for one in results if one.status is None and one.entry])
+            return results
+
+        return await self._database.write(work)
 
     async def get(self, entry_id: str) -> RegistrationEntry | None:
         return (await self.get_many([entry_id])).get(entry_id)

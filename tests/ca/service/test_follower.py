@@ -9,6 +9,8 @@ import pytest
 
 from ca.errors import Unavailable
 from ca.identity.bundle import TrustBundle
+from ca.identity.entry import RegistrationEntry
+from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.proto.spire import server_bundle_pb2
 from tests.ca.api.refusals import Code, refused
@@ -152,3 +154,56 @@ async def test_those_who_wait_share_a_pass_that_began_after_they_called(monkeypa
         await asyncio.gather(under_way, *waiting)
         assert follower.trust.get(TrustDomain("late.org")) is not None
         assert passes <= 3  # the one under way, the one for all who waited, and the follower's own
+
+
+async def test_what_was_created_here_is_followed_as_it_would_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_server() as server:
+        identity, _ = await server.agent()
+        store, follower = server.server.store, server.server.follower
+        asked: list[str] = []
+        read = store.entries.get_many
+
+        async def counted(names: Any) -> Any:
+            asked.extend(names)
+            return await read(names)
+
+        monkeypatch.setattr(store.entries, "get_many", counted)
+        wanted = entry(
+            "/w", identity.path, "k8s:ns:a", "k8s:sa:b", dns_names=["b.test", "a.test"], hint="h", expires_at=2**33
+        )
+        (made,) = await server.create(wanted)
+        assert not asked
+        assert server.server.index.entry(made.id) == (await read([made.id]))[made.id]
+        async with follower._lock:  # created and changed, or deleted, before anybody looks
+            (changed, gone) = [one.entry for one in await store.entries.create([_plain("/c"), _plain("/d")])]
+            assert changed is not None
+            assert gone is not None
+            await store.entries.update(changed.id, {"hint": "new"})
+            await store.entries.delete([gone.id])
+        await follower.catch_up()
+        found = server.server.index.entry(changed.id)
+        assert found is not None
+        assert (found.hint, server.server.index.entry(gone.id)) == ("new", None)
+
+
+async def test_what_was_not_committed_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_server() as server:
+        store = server.server.store
+
+        async def fails(*arguments: Any) -> Any:
+            raise Unavailable("no", reason="STORE")
+
+        with monkeypatch.context() as broken:
+            broken.setattr("ca.store.database._number", fails)
+            with pytest.raises(Unavailable):
+                await store.entries.create([_plain("/x", entry_id="lost")])
+        await server.create(entry("/y", "/spire/agent/x"))
+        await server.server.follower.catch_up()
+        assert server.server.index.entry("lost") is None
+
+
+def _plain(path: str, *, entry_id: str = "") -> RegistrationEntry:
+    parent = SpiffeId(TD, "/spire/agent/x")
+    return RegistrationEntry(
+        id=entry_id, spiffe_id=SpiffeId(TD, path), parent_id=parent, selectors=frozenset({Selector("unix", "uid:1")})
+    )
