@@ -11,12 +11,13 @@ from typing import Any
 from policy.decision import Decision, Reason
 from policy.evaluate import Evaluator
 from policy.misses import Miss, failed_of, held_of, nearest
-from policy.model import Action, Origin, Policy, Request, Rule, Target
+from policy.model import Action, Policy, Request, Rule, Target
 from policy.paths import is_normal
 from policy.pieces import Row
 from policy.protocol import looks_at_http
+from policy.seen import RuleSeen, elsewhere
 from policy.snapshot import UNKNOWN, Judge, Snapshot
-from policy.words import Compared, clean, of_http, place
+from policy.words import Compared, clean, of_http
 
 MAX_NEAREST = 5
 MAX_POLICIES = 30
@@ -37,41 +38,6 @@ _WHY = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSeen:
-    """One rule: `failed` is what kept it from matching, `held` what it asked and had. `rule` counts from 0, as it was
-    written; None for a policy without rules."""
-
-    policy: str
-    action: Action
-    rule: int | None
-    origin: Origin
-    failed: tuple[Compared, ...] = ()
-    held: tuple[Compared, ...] = ()
-    shadow: bool = False
-
-    @property
-    def name(self) -> str:
-        """`namespace/name#rule`."""
-        return self.policy if self.rule is None else f"{self.policy}#{self.rule}"
-
-    def document(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "policy": self.policy,
-            "action": self.action.value,
-            "rule": self.rule,
-            "origin": place(self.origin),
-            "shadow": self.shadow,
-            "failed": [one.document() for one in self.failed],
-            "held": [one.document() for one in self.held],
-        }
-
-    def __str__(self) -> str:
-        origin = f" ({place(self.origin)})" if place(self.origin) else ""
-        return f"{self.action} {self.name}{' in shadow' if self.shadow else ''}{origin}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """One decision and its reasons."""
 
@@ -87,6 +53,8 @@ class Explanation:
     policies: tuple[RuleSeen, ...] = ()
     """Each policy for the target that does not apply, by its nearest rule."""
     policies_left_out: int = 0
+    elsewhere: tuple[RuleSeen, ...] = ()
+    """Where nothing allows: rules that would, whose policies are for others; `failed` is why not for this target."""
     notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
@@ -103,6 +71,7 @@ class Explanation:
             "nearest": [one.document() for one in self.nearest],
             "policies": [one.document() for one in self.policies],
             "policies_left_out": self.policies_left_out,
+            "for_others": [one.document() for one in self.elsewhere],
             "shadow": None
             if shadow is None
             else {
@@ -126,6 +95,9 @@ class Explanation:
             lines.append("nearest rules:")
         for miss in self.nearest:
             lines += [f"  {miss}: {len(miss.failed)} failed", *_indented(miss.failed, "    ")]
+        if self.elsewhere:
+            lines.append("would allow it, and are not for this target:")
+        lines += [f"  {one}: {'; '.join(map(str, one.failed))}" for one in self.elsewhere]
         lines += self._others()
         if (shadow := self.decision.shadow) is not None:
             by = f", by {self.shadow_decisive}" if self.shadow_decisive is not None else ""
@@ -174,7 +146,7 @@ def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: i
         without=_without(enforced, decision, names, request),
         notes=tuple(_notes(snapshot, target_id, judge, request)),
     )
-    return _with_misses(found, judge, enforced, names, request)
+    return _with_misses(found, snapshot, judge, enforced, names, request)
 
 
 def _decisive_judge(judges: Sequence[Judge], request: Request) -> tuple[Decision, Judge]:
@@ -236,7 +208,7 @@ def _without(evaluator: Evaluator, decision: Decision, names: _Names, request: R
 
 
 def _with_misses(
-    found: Explanation, judge: Judge, evaluator: Evaluator, names: _Names, request: Request
+    found: Explanation, snapshot: Snapshot, judge: Judge, evaluator: Evaluator, names: _Names, request: Request
 ) -> Explanation:
     policies = [policy for policy in judge.policies if not policy.shadow and policy.action is not Action.AUDIT]
     misses = [names.missed(m) for m in nearest(evaluator, request, rules=MAX_NEAREST, policies=MAX_POLICIES)]
@@ -256,6 +228,7 @@ def _with_misses(
     nothing_allows = found.decision.reason is Reason.NOTHING_ALLOWS
     return replace(
         found,
+        elsewhere=tuple(elsewhere(snapshot, found.target, request)) if nothing_allows else (),
         nearest=tuple([m for m in misses if m.action is Action.ALLOW][:MAX_NEAREST]) if nothing_allows else (),
         policies=tuple(others[:MAX_POLICIES]),
         policies_left_out=max(0, len(policies) - len(matched) - min(len(others), MAX_POLICIES)),

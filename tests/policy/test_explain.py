@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 from hypothesis import given, settings
 
@@ -15,6 +16,7 @@ from policy.snapshot import Snapshot, compile_set
 from tests.policy.strategies import MESH as DRAWN_MESH
 from tests.policy.strategies import POLICY_SETS, REQUESTS, TARGETS
 
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 MESH = Mesh(trust_domains=("example.org",), open_namespaces=frozenset({"open"}), providers=frozenset({"ext"}))
 ORDERS = "spiffe://example.org/ns/shop/sa/orders"
 WEB = "example.org/ns/shop/sa/web"
@@ -176,6 +178,24 @@ def test_what_somebody_sent_is_shown_tame_and_short() -> None:
     assert max(map(len, found.text().splitlines())) < 400
 
 
+def test_a_policy_that_would_allow_and_is_for_others_is_told() -> None:
+    labelled = READ.replace("spec:", "spec:\n  selector: {matchLabels: {app: web, tier: a}}").replace(
+        "orders-read", "other"
+    )
+    target = Target(spiffe_id=ORDERS, namespace="shop", labels=(("app", "orders"), ("tier", "a")))
+    found = explain(snapshot(labelled, targets=(target,)), ORDERS, request())
+    assert (
+        "would allow it, and are not for this target:\n  ALLOW shop/other#0 (shop.yaml:8): "
+        "it is for labels app=web; the target has app=orders, tier=a" in found.text()
+    )
+    assert explain(snapshot(labelled, targets=(target,)), ORDERS, request("POST")).elsewhere == ()
+    by_id = READ.replace("spec:", "spec:\n  burgee: {spiffeIds: ['spiffe://example.org/x/*']}")
+    assert "it is for spiffeIds spiffe://example.org/x/*" in explain(snapshot(by_id), ORDERS, request()).text()
+    assert found.document()["for_others"][0]["failed"][0]["want"] == ["app=web"]
+    abroad = labelled.replace("namespace: shop", "namespace: ops")
+    assert explain(snapshot(abroad, targets=(target,)), ORDERS, request()).elsewhere == ()
+
+
 def test_of_many_policies_the_nearest_are_told_and_the_others_counted() -> None:
     def one(number: int) -> Policy:
         principal = Clause(attribute=Attribute.SOURCE_PRINCIPAL, matches=(Match(MatchKind.EXACT, f"td/{number}"),))
@@ -202,7 +222,7 @@ def count(rule: Rule, action: Action, asked: Request) -> int:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=800 if LONG else 50, deadline=None)
 @given(policies=POLICY_SETS, asked=REQUESTS)
 def test_the_ranking_is_that_of_a_slow_count(policies: tuple[Policy, ...], asked: Request) -> None:
     """Identities of generated policies may repeat, as those of `PeerAuthentication` and of policies do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 from hypothesis import assume, given, settings
@@ -16,6 +17,7 @@ from policy.snapshot import compile_set
 from tests.policy.strategies import MESH as DRAWN_MESH
 from tests.policy.strategies import POLICY_SETS, REQUESTS, TARGETS
 
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 MESH = Mesh(trust_domains=("example.org",), open_namespaces=frozenset({"open"}), providers=frozenset({"ext"}))
 NAMES = ("web", "orders", "payments")
 TARGET_LIST = [
@@ -139,7 +141,7 @@ def test_the_document_is_json() -> None:
     assert {service["default"] for service in found["services"]} == {"deny"}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=1500 if LONG else 80, deadline=None)
 @given(policies=POLICY_SETS, asked=REQUESTS, data=st.data())
 def test_what_the_graph_says_holds(policies: tuple[Policy, ...], asked: Request, data: st.DataObject) -> None:
     snapshot = compile_set(policies, DRAWN_MESH, TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from policy.suggest import Suggestion, suggest
 from policy.templates import Template
 from tests.policy.strategies import METHODS, PATHS, PRINCIPALS
 
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 ORDERS = "spiffe://td/ns/shop/sa/orders"
 WEB = "td/ns/shop/sa/web"
@@ -180,7 +182,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2000 if LONG else 60, deadline=None)
 @given(st.lists(RECORDS, max_size=25))
 def test_every_allowed_record_is_allowed(log: list[DecisionRecord]) -> None:
     found = suggest(log)
@@ -198,7 +200,7 @@ def test_every_allowed_record_is_allowed(log: list[DecisionRecord]) -> None:
     assert not replay((one for one in log if one.allowed and not suggest([one]).left_out), known).newly_denied
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2000 if LONG else 60, deadline=None)
 @given(st.lists(RECORDS, max_size=25), RECORDS)
 def test_nothing_is_admitted_beyond_what_is_said(log: list[DecisionRecord], asked: DecisionRecord) -> None:
     """Ports are looked at where they were known, so that what differs by the port alone is not what was seen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from policy.parse import parse
 from policy.problems import Refused
 from policy.snapshot import Snapshot, compile_set
 
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 SERVICES = ("web", "api", "db", "cache")
 MESH = Mesh(trust_domains=("td",))
 
@@ -288,7 +290,7 @@ def consul_decides(entries: list[dict[str, Any]], who: str, whom: str, asked: Re
     return default if "Permissions" in intention else bool(intention["Action"] == "allow")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2000 if LONG else 60, deadline=None)
 @given(
     entries=ENTRIES,
     who=st.sampled_from(SERVICES),

@@ -17,7 +17,7 @@ from policy.model import Mesh, Request, Target
 from policy.parse import parse
 from policy.paths import without_query
 from policy.problems import Refused
-from policy.snapshot import compile_set
+from policy.snapshot import Snapshot, compile_set
 from tests.support.policy_envoy import Call, PolicyEnvoy
 
 pytestmark = [pytest.mark.xdist_group("policy-envoy")]
@@ -135,11 +135,14 @@ def imported(config: dict[str, Any]) -> Imported:
     return import_envoy_rbac([("rbac.json", json.dumps(config))], Options(namespace="a", spiffe_ids=(ID,)))
 
 
-def decides(found: Imported, config: dict[str, Any], call: Call) -> bool:
+def compiled(found: Imported, config: dict[str, Any]) -> Snapshot:
     """A filter that denies lets through what it does not match, as a namespace does that is open."""
     is_deny = config.get("rules", {}).get("action") in ("DENY", "LOG")
     mesh = Mesh(trust_domains=("td",), open_namespaces=frozenset({"a"} if is_deny else ()))
-    known = compile_set(parse(found.yaml(), "imported").policies, mesh, [Target(spiffe_id=ID, namespace="a")])
+    return compile_set(parse(found.yaml(), "imported").policies, mesh, [Target(spiffe_id=ID, namespace="a")])
+
+
+def decides(known: Snapshot, call: Call) -> bool:
     request = Request(
         principal=call.uris[0].removeprefix("spiffe://") if call.uris else None,
         method=call.method,
@@ -178,10 +181,11 @@ def answers(envoy: PolicyEnvoy, configs: list[dict[str, Any]]) -> dict[tuple[int
 @pytest.mark.real("envoy")
 def test_a_real_envoy_decides_the_same(envoy: PolicyEnvoy) -> None:
     wrong = []
+    made = [imported(config) for config in CASES]
+    assert [found.losses for found in made] == [[]] * len(CASES)
+    known = [compiled(found, config) for found, config in zip(made, CASES, strict=True)]
     for (number, at), allowed in answers(envoy, CASES).items():
-        found = imported(CASES[number])
-        assert found.losses == [], CASES[number]
-        if decides(found, CASES[number], CALLS[at]) != allowed:
+        if decides(known[number], CALLS[at]) != allowed:
             wrong.append((CASES[number], CALLS[at], allowed))
     assert wrong == []
 
@@ -194,7 +198,8 @@ def test_with_losses_nothing_is_allowed_that_envoy_refuses(envoy: PolicyEnvoy) -
         {"rules": {**config["rules"], "action": "DENY"}} for config in configs if config["rules"]["action"] == "ALLOW"
     ]
     for (number, at), allowed in answers(envoy, configs).items():
-        assert allowed or not decides(imported(configs[number]), configs[number], CALLS[at])
+        known = compiled(imported(configs[number]), configs[number])
+        assert allowed or not decides(known, CALLS[at])
 
 
 @pytest.mark.parametrize("code", [code for code in LOSSES if code.startswith("E")])
@@ -202,7 +207,8 @@ def test_each_loss_is_told(code: str) -> None:
     found = imported(LOSING[code])
     assert [loss.code for loss in found.losses] == [code]
     assert str(found.losses[0]).startswith("rbac.json:1: ")
-    assert code == "E04" or not any(decides(found, LOSING[code], call) for call in CALLS)
+    known = compiled(found, LOSING[code])
+    assert code == "E04" or not any(decides(known, call) for call in CALLS)
 
 
 def test_ports_and_their_ranges() -> None:

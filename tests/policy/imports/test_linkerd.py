@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from policy.parse import parse
 from policy.problems import Refused
 from policy.snapshot import compile_set
 
+LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
 API = "spiffe://td/ns/shop/sa/api"
 TARGET = Target(spiffe_id=API, namespace="shop", labels=(("app", "api"),))
 
@@ -263,7 +265,7 @@ def rank(match: dict[str, Any]) -> tuple[Any, ...]:
     return (match["path"]["type"] == "Exact", len(match["path"]["value"]), "method" in match, "headers" in match)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=2500 if LONG else 80, deadline=None)
 @given(
     of_web=st.lists(MATCHES, min_size=1, max_size=2),
     of_batch=st.lists(MATCHES, max_size=2),
