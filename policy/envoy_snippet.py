@@ -245,6 +245,8 @@ def _without_request_id() -> dict[str, Any]:
 
 
 def _logged(cluster: str, prefix: str, spiffe_id: str, *, http: bool) -> dict[str, Any]:
+    if not prefix:
+        raise ValueError("a proxy's decisions are told from others' by a prefix")
     made = HttpGrpcAccessLogConfig() if http else TcpGrpcAccessLogConfig()
     common = made.common_config
     common.log_name = f"{LOG_NAME}/{prefix}"
@@ -256,10 +258,13 @@ def _logged(cluster: str, prefix: str, spiffe_id: str, *, http: bool) -> dict[st
 
 
 def _told(decision: str) -> dict[str, Any]:
-    """A refusal tells its decision's id, and nothing else."""
-    refused = {"comparison": {"op": "EQ", "value": {"default_value": 403, "runtime_key": "burgee.refused"}}}
+    """A refusal, a token's too, tells its decision's id, and nothing else."""
+    refused = [
+        {"status_code_filter": {"comparison": {"op": "EQ", "value": {"default_value": code, "runtime_key": key}}}}
+        for code, key in ((401, "burgee.token_refused"), (403, "burgee.refused"))
+    ]
     return {
-        "filter": {"status_code_filter": refused},
+        "filter": {"or_filter": {"filters": refused}},
         "headers_to_add": [
             {
                 "header": {"key": DECISION_HEADER, "value": decision},

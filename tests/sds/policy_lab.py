@@ -18,6 +18,7 @@ from sds.access_log import AccessLogs
 from sds.askers import Askers
 from sds.authz import ExtAuthz
 from sds.authz_checks import Checks, Provider
+from sds.policy_ecds import EnvoyPolicies
 from sds.policy_held import HeldPolicies
 from sds.sockets import Endpoint
 from tests.sds.lab import Lab, eventually
@@ -59,7 +60,7 @@ def policy_set(revision: int, objects: Sequence[dict[str, Any]], **mesh: Any) ->
 
 
 class PolicyLab(Lab):
-    """`policy_socket` has ext_authz and the access log. `records` is everything that was decided."""
+    """`policy_socket` has ext_authz, the access log and what is pushed. `records` is everything that was decided."""
 
     def __init__(self, **more: Any) -> None:
         super().__init__(**more)
@@ -82,7 +83,16 @@ class PolicyLab(Lab):
         self.access_logs = AccessLogs(
             peer_of=peer_of, workloads=self.workloads, cache=self.cache, held=self.held, clock=self.clock, log=self.log
         )
-        self.endpoint.server.add_generic_rpc_handlers((self.authz.handler(), self.access_logs.handler()))
+        pushed = EnvoyPolicies(
+            peer_of=peer_of,
+            workloads=self.workloads,
+            cache=self.cache,
+            held=self.held,
+            clients=self.clients,
+            clock=self.clock,
+        )
+        handlers = (self.authz.handler(), self.access_logs.handler(), pushed.handler())
+        self.endpoint.server.add_generic_rpc_handlers(handlers)
         await self.endpoint.listen(self.policy_socket, mode=0o777, dir_mode=0o755)
         self._reading = asyncio.create_task(self.held.run())
         return self

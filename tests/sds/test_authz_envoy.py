@@ -24,6 +24,8 @@ from policy.parse import parse_object
 from tests.sds.lab import WEB, entry, eventually
 from tests.sds.policy_lab import PolicyLab, policy, workload
 from tests.support.envoys import Envoy
+from tests.support.jwt_issuer import JwtIssuer
+from tests.support.pair import until
 from tests.support.policy_certificates import Authority
 from tests.support.policy_envoy import extension, server_tls
 
@@ -36,9 +38,18 @@ WEB_ID, OTHER_ID = "spiffe://example.org/web", "spiffe://example.org/other"
 HCM = "filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 FROM_WEB = {"from": [{"source": {"principals": ["example.org/web"]}}]}
+ISSUER = JwtIssuer()
+ALICE = 'request.path == "/token" && has(request.auth.claims.sub) && request.auth.claims.sub == "alice"'
 OBJECTS = [
     policy("named", "ALLOW", {**FROM_WEB, "to": [{"operation": {"paths": ["/pushed"]}}]}),
     policy("cel", "ALLOW", {**FROM_WEB, "burgee": {"condition": 'request.headers["x-tenant"] == "blue"'}}),
+    policy("token", "ALLOW", {**FROM_WEB, "burgee": {"condition": ALICE}}),
+    {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "RequestAuthentication",
+        "metadata": {"namespace": "a", "name": "tokens"},
+        "spec": {"jwtRules": [{"issuer": "https://i", "jwks": ISSUER.jwks}]},
+    },
     policy("never", "DENY", {"to": [{"operation": {"paths": ["/never"]}}]}),
 ]
 TCP_OBJECTS = [policy("named", "ALLOW", FROM_WEB)]
@@ -60,8 +71,8 @@ class Reply:
 
 
 class Proxied:
-    """Listeners: `pushed` has our tree and asks what it cannot say, `asks` asks everything, `bare` leaves the
-    certificate out, `tcp` and `tcp-asks` are the same for connections."""
+    """Listeners: `snippet` is what a person copies; `pushed` has our tree and asks what it cannot say, `asks` asks
+    everything, `bare` leaves the certificate out, `tcp` and `tcp-asks` are the same for connections."""
 
     def __init__(self, directory: Path, agent: Path) -> None:
         self.directory, self.agent = directory, agent
@@ -73,6 +84,10 @@ class Proxied:
         snippet = http_snippet(Proxy(ext_authz=True), "agent", str(self.agent), prefix="p1")
         tcp = network_snippet(Proxy(ext_authz=True), "agent", str(self.agent), prefix="p1")
         manager = snippet["http_connection_manager"]
+        whole = http_snippet(
+            Proxy(ext_authz=True, jwt=True), "agent", str(self.agent), prefix="p2", spiffe_id=TARGET_ID
+        )
+        copied = whole["http_connection_manager"]
         asks = ask_filter("agent", milliseconds=20_000, prefix="p1")
         every = ask_filter("agent", milliseconds=20_000, prefix="p1", marked=False)
         bare = ask_filter("agent", milliseconds=20_000, marked=False)
@@ -90,6 +105,7 @@ class Proxied:
                 "static_resources": {
                     "clusters": [*snippet["clusters"], *self._late()],
                     "listeners": [
+                        self._listener("snippet", [self._http(copied, *copied["http_filters"])]),
                         self._listener("pushed", [self._http(manager, _typed(tree), _typed(asks))]),
                         self._listener("asks", [self._http(manager, _typed(every))]),
                         self._listener("bare", [self._http(manager, _without_certificate(bare))]),
@@ -238,6 +254,32 @@ async def test_what_is_asked_is_decided_and_has_one_id_everywhere(lab: Both) -> 
     record = await lab.record(bad.decision[0])
     assert (record.source, record.allowed, record.reason) == (Source.EXT_AUTHZ, False, "NOTHING_ALLOWS")
     await eventually(lambda: bad.decision[0] in lab.proxy.own_log.read_text(), seconds=15)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_a_person_copies_has_its_policies_pushed_its_tokens_verified_and_the_rest_asked(lab: Both) -> None:
+    def through() -> bool:
+        return lab.proxy.ask("snippet", WEB_ID, path="/pushed").status == 200
+
+    await asyncio.to_thread(until, "policies are pushed", through, every=0.2)
+    pushed = await lab.ask("snippet", WEB_ID, path="/pushed", x_request_id="forged")
+    record = await lab.record(f"p2-{pushed.request_id}")
+    assert (record.source, record.policy) == (Source.PUSHED, "a/named")
+    now = int(lab.clock.now().timestamp())
+    claims = {"iss": "https://i", "sub": "alice", "exp": now + 600}
+    token = ISSUER.token(claims)
+    asked = await lab.ask("snippet", WEB_ID, path="/token", authorization=f"Bearer {token}")
+    assert asked.status == 200, asked
+    record = await lab.record(asked.decision[0])
+    assert (record.source, record.policy, record.id) == (Source.EXT_AUTHZ, "a/token", f"p2-{asked.request_id}")
+    assert (record.claims or {})["sub"] == "alice"
+    for headers in ({}, {"authorization": f"Bearer {ISSUER.token({**claims, 'sub': 'bob'})}"}):
+        refused = await lab.ask("snippet", WEB_ID, path="/token", **headers)
+        assert (refused.status, refused.decision) == (403, [f"p2-{refused.request_id}"])
+    for bad in (ISSUER.token(claims, alg="none"), JwtIssuer().token(claims), ISSUER.token({**claims, "exp": now - 99})):
+        refused = await lab.ask("snippet", WEB_ID, path="/pushed", authorization=f"Bearer {bad}")
+        assert (refused.status, refused.decision) == (401, [f"p2-{refused.request_id}"])
+        assert (await lab.record(refused.decision[0])).reason == "TOKEN_INVALID"
 
 
 @pytest.mark.asyncio(loop_scope="module")
