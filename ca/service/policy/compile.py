@@ -114,8 +114,9 @@ def _read(changes: Sequence[Change], settings: Settings) -> tuple[dict[Key, Body
         if change.body is None:
             continue
         try:
+            _check_size(change.key, change.body, settings.limits.max_object_bytes)
             parts[change.key] = parse_object(change.body, str(change.key), jwks_hosts=settings.jwks_hosts)
-            bodies[change.key] = _checked(change.key, change.body, settings.limits.max_object_bytes)
+            bodies[change.key] = _named(change.key, change.body)
         except (Refused, PolicyInvalid) as error:
             problems += error.problems
         if len(problems) >= MAX_PROBLEMS:
@@ -125,18 +126,22 @@ def _read(changes: Sequence[Change], settings: Settings) -> tuple[dict[Key, Body
     return bodies, parts
 
 
-def _checked(key: Key, body: Body, most: int) -> Body:
-    """The body, whose names are those of its key and which is not too large."""
+def _check_size(key: Key, body: Body, most: int) -> None:
+    """Before it is read, which takes longer."""
+    try:
+        size = len(canonical(body))
+    except (ValueError, TypeError, RecursionError):
+        raise invalid(key, "P001", "the object cannot be written as JSON") from None
+    if size > most:
+        raise invalid(key, "P002", f"{size:,} bytes, and at most {most:,} may be", hint="write several objects")
+
+
+def _named(key: Key, body: Body) -> Body:
+    """The body, whose names are those of its key."""
     metadata = body["metadata"]
     named = Key(kind=body["kind"], namespace=metadata["namespace"], name=metadata["name"])
     if named != key:
         raise invalid(key, "P008", f"the object is {named}, and not {key}", pointer="/metadata")
-    try:
-        size = len(canonical(body))
-    except (ValueError, RecursionError):
-        raise invalid(key, "P001", "the object cannot be written as JSON") from None
-    if size > most:
-        raise invalid(key, "P002", f"{size:,} bytes, and at most {most:,} may be", hint="write several objects")
     return body
 
 

@@ -54,14 +54,14 @@ class Held:
         self.invariants = ""
         self._state: State | None = None
         self._candidates: Candidates | None = None
-        self._made: Made = frozenset()
+        self._made: Made | None = None  # while there is nothing to be decided: of many entries it takes room
         self._unreadable = ""
         self._listeners: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
         self._heard = asyncio.Event()
         self._news: set[str] = set()
         self._entries_moved = asyncio.Event()
-        self._spent = 0.0
+        self._looking_took = 0.0
 
     @property
     def state(self) -> State:
@@ -83,7 +83,12 @@ class Held:
     @property
     def targets(self) -> Targets:
         """Who can be called, by what entries make now."""
-        return partial(all_targets, self._made)
+        return partial(all_targets, self._made or frozenset())
+
+    async def know_targets(self) -> None:
+        """Looks at the entries, unless that was done: somebody will ask for decisions."""
+        if self._made is None:
+            self._made = await self._look()
 
     def problem(self) -> Problem | None:
         """For the health report: the server's work goes on, with what could be read last."""
@@ -100,7 +105,8 @@ class Held:
         """Everything from the store. What cannot be read leaves what is in force as it is."""
         book = await self._store.policies.load()
         self.grants, self.invariants = book.grants, book.invariants
-        self._made = await to_thread(made_by, self._index.all_entries())
+        if book.objects or self.settings.mesh.open_namespaces:
+            self._made = await self._look()
         try:
             await self.compiled(lambda: book_state(book.number, book.objects, self.settings, self.targets, self._state))
         except Refused as error:
@@ -121,8 +127,7 @@ class Held:
             return state, candidates(state, before)
 
         made = await to_thread(both)
-        self._spent = time.perf_counter() - begun
-        _compiled.observe(self._spent)
+        _compiled.observe(time.perf_counter() - begun)
         return made
 
     def swap(self, state: State, pieces: Candidates) -> None:
@@ -164,7 +169,7 @@ class Held:
         """Until cancelled: takes over what entries make of who can be called."""
         while True:
             await self._entries_moved.wait()
-            await self._clock.sleep(max(SETTLE_SECONDS, SHARE * self._spent))
+            await self._clock.sleep(max(SETTLE_SECONDS, SHARE * self._looking_took))
             await self._surely(self._look_at_entries)
 
     async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -201,13 +206,18 @@ class Held:
     async def _look_at_entries(self) -> None:
         """Recompiles where entries make other targets than before."""
         self._entries_moved.clear()
-        made = await to_thread(made_by, self._index.all_entries())
-        async with self.lock:
-            state = self._state
-            if made == self._made or state is None:
-                return
-            self._made = made
-            await self.compiled(lambda: book_state(state.revision, state.objects, self.settings, self.targets, state))
+        begun = time.perf_counter()
+        if self._made is not None and (made := await self._look()) != self._made:
+            async with self.lock:
+                self._made, state = made, self._state
+                if state is not None:
+                    await self.compiled(
+                        lambda: book_state(state.revision, state.objects, self.settings, self.targets, state)
+                    )
+        self._looking_took = time.perf_counter() - begun
+
+    async def _look(self) -> Made:
+        return await to_thread(made_by, self._index.all_entries())
 
     def _cannot_be_read(self) -> Unavailable:
         return Unavailable(

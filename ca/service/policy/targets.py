@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from ca.identity.entry import RegistrationEntry
+from ca.identity.spiffe_id import SpiffeId
 from policy.described import described
 from policy.model import Target
 
-Made = frozenset[tuple[str, tuple[tuple[str, str], ...]]]
+Made = frozenset[tuple[SpiffeId, tuple[tuple[str, str], ...]]]
 """The SPIFFE IDs of entries, each with the selectors of an entry that say where its workload is. An entry names some of
 what its workloads have, so a workload may have more labels than are known here."""
 
@@ -20,7 +21,7 @@ def made_by(entries: Iterable[RegistrationEntry]) -> Made:
     """What entries tell of workloads, each thing once."""
     return frozenset(
         (
-            str(entry.spiffe_id),
+            entry.spiffe_id,
             tuple(sorted((s.type, s.value) for s in entry.selectors if s.type == "k8s" and s.value.startswith(TOLD))),
         )
         for entry in entries
@@ -33,7 +34,8 @@ def all_targets(made: Made, given: tuple[Target, ...]) -> tuple[Target, ...]:
     for target in given:
         of_id[target.spiffe_id].append(target)
     found = dict.fromkeys(
-        described(spiffe_id, selectors, of_id.get(spiffe_id, ())) for spiffe_id, selectors in sorted(made)
+        described(name, selectors, of_id.get(name, ()))
+        for name, selectors in sorted((str(spiffe_id), selectors) for spiffe_id, selectors in made)
     )
-    known = {spiffe_id for spiffe_id, _ in made}
+    known = {target.spiffe_id for target in found}
     return (*found, *(target for target in given if target.spiffe_id not in known))

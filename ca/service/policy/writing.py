@@ -123,6 +123,7 @@ class Writing:
             changes = await make()
         except Moved:
             return None
+        await self._held.know_targets()
         made, pieces = await to_thread(self._draft, changes, state, invariants, self._held.candidates)
         if wanted.dry_run:
             return await to_thread(_rehearsed, made, state, wanted)
