@@ -11,6 +11,10 @@ from ca.runtime.kube_watch import Object
 
 MAX_VALUE_CHARACTERS = 2048
 """Annotations that are longer are left out: no template could use them."""
+MAX_ANNOTATION_CHARACTERS = 8192
+"""Of one object's annotations so much is kept, the shortest first: whoever may make pods must not fill our memory."""
+MAX_LABEL_CHARACTERS = 32_768
+"""A pod with more labels than that is nobody. None is left out, for a selector may ask that one is not there."""
 _ENDED = ("Succeeded", "Failed")
 _MIRROR = "kubernetes.io/config.mirror"
 _POD_SPEC = {
@@ -111,14 +115,14 @@ def read_meta(value: Object) -> Meta:
         uid=_text(meta, "uid"),
         namespace=_text(meta, "namespace"),
         labels=_texts(meta, "labels"),
-        annotations=_texts(meta, "annotations"),
+        annotations=_shortest(_texts(meta, "annotations")),
         generate_name=_text(meta, "generateName"),
     )
 
 
 def read_pod(value: Object) -> Pod | None:
     meta, spec, status = read_meta(value), _mapping(value, "spec"), _mapping(value, "status")
-    if not meta.uid or not meta.namespace:
+    if not meta.uid or not meta.namespace or _length(meta.labels) > MAX_LABEL_CHARACTERS:
         return None
     fields = {field: found for name, field in _POD_SPEC.items() if (found := _text(spec, name))}
     fields |= _flags(spec, _POD_FLAGS)
@@ -167,6 +171,22 @@ def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _text(value: Mapping[str, Any], key: str) -> str:
     found = value.get(key)
     return found if isinstance(found, str) else ""
+
+
+def _shortest(texts: Mapping[str, str]) -> Mapping[str, str]:
+    if _length(texts) <= MAX_ANNOTATION_CHARACTERS:
+        return texts
+    kept, length = dict[str, str](), 0
+    for name, text in sorted(texts.items(), key=lambda item: (len(item[0]) + len(item[1]), item[0])):
+        length += len(name) + len(text)
+        if length > MAX_ANNOTATION_CHARACTERS:
+            break
+        kept[name] = text
+    return kept
+
+
+def _length(texts: Mapping[str, str]) -> int:
+    return sum(len(name) + len(text) for name, text in texts.items())
 
 
 def _flags(value: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:

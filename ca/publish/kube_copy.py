@@ -50,6 +50,8 @@ class KubeCopy:
         self._head = dict(head)
         self._trust_domain = trust_domain
         self._where = where
+        self.version = ""
+        """The object's resourceVersion, as it was when it had what was wanted."""
 
     async def keep(self, wanted: Wanted, labels: Mapping[str, str]) -> bool:
         """Makes the object have the values of `wanted` (a member → its keys → values), and says whether it had to.
@@ -65,9 +67,10 @@ class KubeCopy:
                 continue  # somebody was faster: look whose it is
             self._require_ours(found)
             if _has(found, wanted) and _has(found, {"metadata": {"labels": labels}}):
+                self.version = version_of(found)
                 return False
             try:
-                await self._client.patch(self._path, self._change(found, wanted, labels))
+                self.version = version_of(await self._client.patch(self._path, self._change(found, wanted, labels)))
             except FailedPrecondition:
                 continue  # it changed between our looking and our writing
             return True
@@ -76,9 +79,10 @@ class KubeCopy:
     async def _made(self, wanted: Wanted, labels: Mapping[str, str]) -> bool:
         meta = {"name": self._name, "labels": dict(labels), "annotations": {MARK: self._trust_domain.name}}
         try:
-            await self._client.create(self._collection, {**self._head, "metadata": meta, **wanted})
+            made = await self._client.create(self._collection, {**self._head, "metadata": meta, **wanted})
         except AlreadyExists:
             return False
+        self.version = version_of(made)
         return True
 
     def _require_ours(self, found: Object) -> None:

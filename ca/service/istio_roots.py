@@ -12,17 +12,18 @@ from typing import Any
 from ca.errors import BurgeeError, NotFound
 from ca.identity.bundle import TrustBundle
 from ca.identity.bundle_pem import format_pem
-from ca.publish.kube_copy import LABELS, MARK, KubeCopy
+from ca.publish.kube_copy import LABELS, KubeCopy
 from ca.runtime import log, metrics
 from ca.runtime.health import Problem
 from ca.runtime.istio_config import ALL_NAMESPACES
 from ca.runtime.kube import KubeClient, object_path
 from ca.runtime.kube_cluster import text_at
-from ca.runtime.kube_watch import with_query
+from ca.runtime.kube_watch import version_of, with_query
 from ca.service.trust import Trust
 
 NAME = "istio-ca-root-cert"
 KEY = "root-cert.pem"
+FOREIGN = "PUBLISH_FOREIGN"
 OUR_LABELS = {**LABELS, "istio.io/config": "true"}
 
 EVERY_SECONDS = 5.0
@@ -48,6 +49,10 @@ class RootConfigMaps:
         self._trust = trust
         self._changed = asyncio.Event()
         self._faults: dict[str, BurgeeError] = {}
+        self._text = ""
+        self._kept: dict[str, str] = {}  # by namespace, the version of the one that holds this text
+        self._there: dict[str, str] = {}  # the version of the one that was listed last
+        self._foreign: dict[str, tuple[str, BurgeeError]] = {}  # the version of one that is somebody else's
         trust.on_change(self._on_change)
 
     async def run(self) -> None:
@@ -64,7 +69,10 @@ class RootConfigMaps:
         """Looks at every namespace now. What fails is shown by `check` and tried again; it stops no other namespace."""
         try:
             text = format_pem(self._trust.own)
-            namespaces, good = await self._found(text)
+            if text != self._text:
+                self._text = text
+                self._kept.clear()
+            namespaces, good = await self._found()
         except BurgeeError as error:
             self._tell({"": error})
             return
@@ -87,20 +95,20 @@ class RootConfigMaps:
             hint=error.hint or "proxies that start there may not find it",
         )
 
-    async def _found(self, text: str) -> tuple[list[str], int]:
-        """The namespaces whose ConfigMap is to be looked at, and in how many others it is as it should be."""
+    async def _found(self) -> tuple[list[str], int]:
+        """The namespaces whose ConfigMap is to be looked at, and in how many others it is as we left it.
+
+        Of all of them only the versions are listed: what tenants put beside our key may be large.
+        """
         if not self._everywhere:
             return list(self._namespaces), 0
         spaces = await self._api.list("/api/v1/namespaces")
-        maps = await self._api.list(with_query("/api/v1/configmaps", fieldSelector=f"metadata.name={NAME}"))
-        good = {text_at(one, "metadata", "namespace") for one in maps.items if self._is_good(one, text)}
+        named = with_query("/api/v1/configmaps", fieldSelector=f"metadata.name={NAME}")
+        maps = await self._api.list(named, metadata_only=True)
+        self._there = {text_at(one, "metadata", "namespace"): version_of(one) for one in maps.items}
+        good = {name for name, version in self._there.items() if self._kept.get(name) == version}
         names = [text_at(one, "metadata", "name") for one in spaces.items if not _ends(one)]
         return [name for name in names if name not in good], len(good.intersection(names))
-
-    def _is_good(self, there: Object, text: str) -> bool:
-        """So much so that it need not be looked at by itself."""
-        ours = text_at(there, "metadata", "annotations", MARK) == self._trust.trust_domain.name
-        return ours and text_at(there, "data", KEY) == text
 
     async def _keep(self, namespace: str, text: str, turns: asyncio.Semaphore) -> bool | BurgeeError:
         """Whether it holds the bundle; False for a namespace that is not there (yet, or any more)."""
@@ -112,14 +120,23 @@ class RootConfigMaps:
             trust_domain=self._trust.trust_domain,
             where=f"ConfigMap `{namespace}/{NAME}`",
         )
+        before = self._there.get(namespace, "")
+        version, foreign = self._foreign.get(namespace, ("", None))
+        if foreign is not None and version == before:
+            return foreign  # nobody touched it
         async with turns:
+            self._kept.pop(namespace, None)
+            self._foreign.pop(namespace, None)
             try:
                 if await copy.keep({"data": {KEY: text}}, OUR_LABELS):
                     logger.info("trust bundle published", cluster=self._cluster, namespace=namespace)
             except NotFound:
                 return False
             except BurgeeError as error:
+                if before and error.reason == FOREIGN:
+                    self._foreign[namespace] = before, error
                 return error
+            self._kept[namespace] = copy.version
         return True
 
     def _tell(self, faults: dict[str, BurgeeError]) -> None:

@@ -13,7 +13,7 @@ from ca.controller.pod_certificate_pod import NODE_FRESH_SECONDS, PodFinder
 from ca.controller.pod_certificate_request import Request, read_request
 from ca.controller.pod_certificates import PER_POD, PodCertificates
 from ca.controller.pod_certificates_config import PodCertificatesConfig
-from ca.controller.values import Object, Slice, read_pod, read_slice
+from ca.controller.values import MAX_ANNOTATION_CHARACTERS, Object, Slice, read_pod, read_slice
 from ca.errors import Denied, NotFound, Unavailable
 from ca.identity.selector import Selector
 from ca.runtime.clock import SystemClock
@@ -159,6 +159,30 @@ async def test_a_node_that_was_deleted_is_denied_soon() -> None:
     with pytest.raises(Denied) as refused:
         await finder.selectors(request())
     assert refused.value.reason == "K8S_NODE_UNKNOWN"
+
+
+# A tenant makes objects as large as they can be.
+
+
+def test_of_many_annotations_the_short_ones_are_kept() -> None:
+    """Ten thousand such pods must fit into memory."""
+    many = {f"long-{number}": "x" * 2000 for number in range(500)}
+    pod = read_pod(api_pod(**many, id="short", tier="gold"))
+    assert pod is not None
+    kept = pod.meta.annotations
+    assert (kept["id"], kept["tier"]) == ("short", "gold")
+    assert sum(len(name) + len(value) for name, value in kept.items()) <= MAX_ANNOTATION_CHARACTERS
+
+
+def test_a_pod_with_more_labels_than_anybody_has_is_nobody() -> None:
+    """None of them is left out: a selector could ask that one is not there."""
+    value = api_pod()
+    value["metadata"]["labels"] = {f"label-{number}": "x" * 60 for number in range(100)}
+    pod = read_pod(value)
+    assert pod is not None
+    assert len(pod.meta.labels) == 100
+    value["metadata"]["labels"] |= {f"more-{number}": "x" * 60 for number in range(1000)}
+    assert read_pod(value) is None
 
 
 # An API server answers with what no object is.
