@@ -132,7 +132,7 @@ def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: i
         )
     decision, judge = _decisive_judge(judges, request)
     enforced, with_shadow = judge.evaluators(http=request.http)
-    names = _Names(judge)
+    names = _Names(judge, http=request.http)
     row = _row(enforced, decision, request)
     shadow_row = None
     if with_shadow is not None and decision.shadow is not None:
@@ -159,9 +159,9 @@ class _Names:
     """Rules as they were written: on connections, rules of HTTP are left out of a policy's table, so that what remains
     has other numbers there."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, *, http: bool) -> None:
         self.numbers: dict[int, int] = {}
-        for policy in judge.policies:
+        for policy in judge.policies if not http else ():
             self.numbers.update({id(rule): number for number, rule in enumerate(policy.rules or ())})
 
     def number(self, policy: Policy, rule: Rule, fallback: int) -> int:
@@ -177,8 +177,7 @@ class _Names:
         )
 
     def missed(self, miss: Miss) -> RuleSeen:
-        number = next((n for n, rule in enumerate(miss.policy.rules or ()) if rule is miss.rule), 0)
-        return replace(self.seen(miss.policy, miss.rule, number), failed=miss.failed)
+        return replace(self.seen(miss.policy, miss.rule, miss.number), failed=miss.failed)
 
     def matched(self, row: Row | None, request: Request) -> RuleSeen | None:
         if row is None:

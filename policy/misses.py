@@ -6,7 +6,6 @@ only the nearest rows are held against the request one condition after the other
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +23,7 @@ class Miss:
     """A rule that did not match, and what failed of the best of its sources and operations."""
 
     policy: Policy
+    number: int
     rule: Rule
     failed: tuple[Compared, ...]
 
@@ -55,66 +55,68 @@ def nearest(evaluator: Evaluator, request: Request, *, rules: int, policies: int
     """The `rules` of ALLOW policies that came nearest, and the nearest one of each of at most so many `policies`; all
     by what failed, least first. Rules that match are left out."""
     found = _Found(evaluator, rules, policies)
-    for level, row in _by_level(evaluator.blocks, request):
-        if level != found.level:
-            found.next_level(level)
-        if found.enough:
-            break
-        if found.wants(row):
-            found.add(row, request)
+    levels = [_levels(block, request) for block in evaluator.blocks]
+    for level in range(max(map(len, levels))):
+        found.next_level(level)
+        for number, of_block in enumerate(levels):
+            left = of_block[level] if level < len(of_block) else 0
+            while left := left & found.wanted(number):
+                top = left.bit_length() - 1
+                left ^= 1 << top
+                found.add(evaluator.blocks[number].rows[top], request)
     return sorted((miss for miss in found.misses.values() if miss.failed), key=lambda miss: len(miss.failed))
 
 
 class _Found:
-    """What was looked at so far. A miss is settled once no row that is left can fail in fewer conditions."""
+    """What was looked at so far. A row's level is the number of attributes that do not leave it, which is never more
+    than what fails of its rule's conditions: a miss is settled once no row that is left can fail in fewer."""
 
     def __init__(self, evaluator: Evaluator, rules: int, policies: int) -> None:
-        known = {id(row.policy) for block in evaluator.blocks for row in block.rows}
-        allow = {(id(r.policy), r.number) for b in evaluator.blocks for r in b.rows if r.policy.action is Action.ALLOW}
-        self.rules, self.policies = min(rules, len(allow)), min(policies, len(known))
+        self.rows: dict[int, dict[int, int]] = {}
+        """Of each policy the rows in each block."""
+        self.unsettled, self.allowing = [0] * len(evaluator.blocks), [0] * len(evaluator.blocks)
+        for number, block in enumerate(evaluator.blocks):
+            for piece, shift in block.pieces:
+                mask = ((1 << len(piece.rows)) - 1) << shift
+                mine = self.rows.setdefault(id(piece.rows[0].policy), {})
+                mine[number] = mine.get(number, 0) | mask
+                self.unsettled[number] |= mask
+                if piece.action is Action.ALLOW:
+                    self.allowing[number] |= mask
+        self.rules, self.policies = rules, policies
         self.misses: dict[tuple[int, int], Miss] = {}
-        self.level, self.allows = 0, 0
-        self.settled: set[int] = set()
+        self.level, self.allows, self.settled = 0, 0, 0
 
-    @property
-    def enough(self) -> bool:
-        return self.allows >= self.rules and len(self.settled) >= self.policies
-
-    def wants(self, row: Row) -> bool:
-        if (id(row.policy), row.number) in self.misses:
-            return False
-        if row.policy.action is Action.ALLOW and self.allows < self.rules:
-            return True
-        return id(row.policy) not in self.settled and len(self.settled) < self.policies
+    def wanted(self, block: int) -> int:
+        """The rows of a block that are still to be looked at."""
+        unsettled = self.unsettled[block] if self.settled < self.policies else 0
+        return unsettled | self.allowing[block] if self.allows < self.rules else unsettled
 
     def add(self, row: Row, request: Request) -> None:
+        """Looks at a row's rule, unless that was done."""
+        key = (id(row.policy), row.number)
+        if key in self.misses:
+            return
         rule = (row.policy.rules or ())[row.number]
-        miss = Miss(policy=row.policy, rule=rule, failed=failed_of(rule, row.policy.action, request))
-        self.misses[id(row.policy), row.number] = miss
+        failed = failed_of(rule, row.policy.action, request)
+        miss = self.misses[key] = Miss(policy=row.policy, number=row.number, rule=rule, failed=failed)
         self._settle(miss)
 
     def next_level(self, level: int) -> None:
+        """What failed in as many conditions is settled now."""
         self.level, self.allows = level, 0
         for miss in self.misses.values():
             self._settle(miss)
 
     def _settle(self, miss: Miss) -> None:
-        if len(miss.failed) <= self.level:
-            self.settled.add(id(miss.policy))
-            self.allows += miss.policy.action is Action.ALLOW
-
-
-def _by_level(blocks: Iterable[Block], request: Request) -> Iterator[tuple[int, Row]]:
-    """Every row with the number of attributes that do not leave it, which is never more than what fails of its rule's
-    conditions; smallest number first. A row's level is how often it was met, which is counted in masks."""
-    levels = [(block, _levels(block, request)) for block in blocks]
-    for level in range(max(len(of_block) for _, of_block in levels)):
-        for block, of_block in levels:
-            left = of_block[level] if level < len(of_block) else 0
-            while left:
-                top = left.bit_length() - 1
-                left ^= 1 << top
-                yield level, block.rows[top]
+        if len(miss.failed) > self.level:
+            return
+        self.allows += bool(miss.failed) and miss.policy.action is Action.ALLOW
+        rows = self.rows.pop(id(miss.policy), None)
+        if rows is not None:
+            self.settled += 1
+            for block, mask in rows.items():
+                self.unsettled[block] &= ~mask
 
 
 def _levels(block: Block, request: Request) -> list[int]:

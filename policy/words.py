@@ -65,6 +65,8 @@ class Compared:
 
 def clean(text: str, most: int = MAX_TEXT) -> str:
     """A text of somebody's, without what is not printable, and not too long."""
+    if len(text) <= most and text.isprintable():
+        return text
     plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
     return f"{plain}…" if len(text) > most else plain
 
