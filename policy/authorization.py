@@ -95,7 +95,7 @@ class _Rules:
             place.refuse(
                 "P108", f"{len(items)} rules", f"a policy has at most {MAX_RULES} rules; write several policies"
             )
-        return tuple(rule for item in items if (rule := self._rule(item)) is not None)
+        return tuple(rule for item in items[:MAX_RULES] if (rule := self._rule(item)) is not None)
 
     def _rule(self, place: Place) -> Rule | None:
         if place.node.value is None:

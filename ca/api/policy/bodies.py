@@ -26,6 +26,8 @@ MANY_BYTES = 16 << 20
 """Many changes at once."""
 QUESTION_BYTES = 1 << 20
 """A question about one request; a grant; the invariants."""
+PLACED_BYTES = 256 << 10
+"""A text in which lines and columns are looked for, which costs far more than to read JSON."""
 DROPPED_BYTES = 32 << 20
 """What is larger than it may be, and not larger than this, is read all the same."""
 
@@ -83,7 +85,9 @@ def invalid(error: ValidationError) -> Faulty:
 
 
 async def located(body: Body, error: Faulty) -> Faulty:
-    """The same refusal, with the lines and columns of what its pointers lead to."""
+    """The same refusal, with the lines and columns of what its pointers lead to; of a large body pointers must do."""
+    if len(body.data) > PLACED_BYTES:
+        return error
     faults = await asyncio.to_thread(with_places, body, error.faults)
     return Faulty(error.detail, faults, reason=error.reason, hint=error.hint)
 

@@ -20,7 +20,7 @@ from ca.api.policy.models import LINE, NAME, NAMESPACE
 from ca.api.policy.parts import PolicyParts
 from ca.api.policy.refusals import MAX_FAULTS, Fault, Faulty
 from ca.api.policy.told import outcome_document
-from ca.api.policy.web import Route, answer
+from ca.api.policy.web import Route, large_answer
 from ca.errors import Denied, Exhausted, Unavailable
 from ca.runtime import decision_reader
 from ca.service.policy.grants import Rights
@@ -166,7 +166,7 @@ class Desk:
         except PolicyInvalid as error:
             places = {str(change.key): pointer for change, pointer in zip(changes, below, strict=False)}
             raise await invalid_at(error, places, body) from None
-        return _told(outcome, dry_run=dry_run, created=created)
+        return await _told(outcome, dry_run=dry_run, created=created)
 
     async def change(
         self,
@@ -193,7 +193,7 @@ class Desk:
             )
         except PolicyInvalid as error:
             raise await invalid_at(error, {}, None) from None
-        return _told(outcome, dry_run=dry_run, created=False)
+        return await _told(outcome, dry_run=dry_run, created=False)
 
     async def roll_back(
         self, request: Request, number: int, rights: Rights, *, note: str, dry_run: bool, expected_revision: int | None
@@ -208,15 +208,15 @@ class Desk:
             idempotency_key=idempotency_key(request),
             expected_revision=expected_revision,
         )
-        return _told(outcome, dry_run=dry_run, created=False)
+        return await _told(outcome, dry_run=dry_run, created=False)
 
 
-def _told(outcome: Outcome, *, dry_run: bool, created: bool) -> Response:
+async def _told(outcome: Outcome, *, dry_run: bool, created: bool) -> Response:
     headers = {}
     if len(outcome.objects) == 1 and not dry_run:
         headers["ETag"] = quoted(outcome.objects[0].etag)
     status = 201 if created and not dry_run else 200
-    return answer(outcome_document(outcome, dry_run=dry_run), status=status, headers=headers)
+    return await large_answer(outcome_document(outcome, dry_run=dry_run), status=status, headers=headers)
 
 
 async def invalid_at(error: PolicyInvalid, places: Mapping[str, str], body: Body | None) -> Faulty:

@@ -23,7 +23,7 @@ from ca.api.policy.models import ObjectList, OutcomeDocument, PolicyObject
 from ca.api.policy.refusals import Fault, Faulty, HttpRefusal
 from ca.api.policy.strict_json import check_value
 from ca.api.policy.told import stored_document
-from ca.api.policy.web import PATHS, PREFIX, Route, answer
+from ca.api.policy.web import PATHS, PREFIX, Route, answer, large_answer
 from ca.errors import AlreadyExists
 from ca.service.policy.refusals import changed
 from policy.book_values import Change, Key, Stored
@@ -232,7 +232,7 @@ class ObjectRoutes:
             told["next"] = cursor_of(of, page.next_token)
             path = f"{PREFIX}/{kind}" + ("" if namespace is None else f"/{namespace}")
             headers["Link"] = next_link(path, dict(request.query_params), told["next"])
-        return answer(told, headers=headers)
+        return await large_answer(told, headers=headers)
 
     def _etag(self, key: Key) -> str | None:
         stored = self._desk.book.state.objects.get(key)

@@ -21,7 +21,7 @@ from ca.api.policy.models import (
 )
 from ca.api.policy.refusals import Fault, Faulty
 from ca.api.policy.told import revision_document, revision_summary
-from ca.api.policy.web import PREFIX, Route, answer
+from ca.api.policy.web import PREFIX, Route, answer, large_answer
 from policy.book_values import KINDS, Change, Key
 
 After = Annotated[int | None, Query(ge=0, le=2**53, description="The other revision; without it the one before.")]
@@ -115,7 +115,7 @@ class RevisionRoutes:
     async def show(self, number: NumberPath) -> Response:
         """Each object that it changed, before and after, as far as the caller may read it."""
         rights = await self._desk.reader()
-        return answer(revision_document(await self._desk.book.revision(number), rights.may_read))
+        return await large_answer(revision_document(await self._desk.book.revision(number), rights.may_read))
 
     async def rollback(self, request: Request, number: NumberPath, dry_run: DryRun = False) -> Response:
         """A new revision with the content of that one. The caller must be allowed to make every change of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,11 @@ def answer(body: Any, *, status: int = 200, headers: Headers | None = None) -> R
     """A JSON answer."""
     data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return Response(data, status_code=status, media_type=JSON, headers=dict(headers or {}))
+
+
+async def large_answer(body: Any, *, status: int = 200, headers: Headers | None = None) -> Response:
+    """The same of what may be megabytes, beside the loop."""
+    return await asyncio.to_thread(answer, body, status=status, headers=headers)
 
 
 def _camel(words: str) -> str:

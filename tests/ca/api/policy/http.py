@@ -91,7 +91,7 @@ async def exchange(
     except h11.LocalProtocolError:  # less than was declared: the server need not wait for it
         pass
     response, parts = None, []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:

@@ -17,7 +17,7 @@ from tests.ca.api.policy.http import Client
 from tests.support.server import RunningServer
 
 LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
-EXAMPLES = 300 if LONG else 8
+EXAMPLES = 150 if LONG else 8
 
 
 def run(socket: str, document: dict[str, Any]) -> tuple[int, list[str]]:
