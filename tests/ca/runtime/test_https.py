@@ -80,6 +80,15 @@ async def test_a_connection_serves_many_requests(origin: Origin) -> None:
     client.close()
 
 
+async def test_as_many_connections_are_kept_as_ask_at_once(origin: Origin) -> None:
+    client = HttpClient(origin.url, source="the origin", max_idle=8)
+    origin.pause = 0.02
+    for _ in range(3):
+        await asyncio.gather(*(client.request("GET", "/") for _ in range(8)))
+    assert origin.connections <= 8
+    client.close()
+
+
 async def test_one_that_was_closed_meanwhile_is_replaced(origin: Origin) -> None:
     client = HttpClient(origin.url, source="the origin")
     await client.request("GET", "/")
