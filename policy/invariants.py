@@ -15,7 +15,7 @@ from policy.classes.boxes import Box
 from policy.classes.compare import denial
 from policy.classes.frames import MAX_STEPS_IN_ALL, Frame, in_frames
 from policy.classes.literals import Literal, usual_form
-from policy.classes.rows import Row, Side
+from policy.classes.rows import Row, Side, refs
 from policy.classes.search import crossed
 from policy.classes.texts import Undecided, Work
 from policy.decision import Decision
@@ -83,6 +83,7 @@ class _Check:
 
     def __init__(self, invariant: Invariant, snapshot: Snapshot, previous: Snapshot | None) -> None:
         self.invariant, self.snapshot = invariant, snapshot
+        self._known: tuple[Row, Box | None] | None = None
         self.rule = _as_policy(invariant, snapshot.mesh)
         groups: dict[Judges, list[str]] = defaultdict(list)
         known = previous if previous is not None and previous.mesh == snapshot.mesh else None
@@ -107,39 +108,46 @@ class _Check:
         count = 0
         for row in frame.rows.written(self.rule, 0):
             for judges, found in self.groups:
-                if count == MAX_VIOLATIONS:
-                    return
                 violation = self._of(frame, row, frame.sides(judges), found)
                 if violation is not None:
                     count += 1
                     yield found, violation
+                if count == MAX_VIOLATIONS:
+                    return
 
     def _of(self, frame: Frame, row: Row, sides: Sequence[Side], found: tuple[str, ...]) -> Violation | None:
         try:
-            box, work = frame.begin()
-            inside = box.having_all([*row.literals, *_usual(row)])
+            work = frame.work()
+            inside = self._inside(frame, row)
             if inside is None:
                 return None
             look = _allowed if self.invariant.never else _denied
-            broken = look(frame, inside, sides, work)
+            broken = look(frame, inside.with_work(work), sides, work)
         except Undecided as undecided:
             message = f"not decided, which counts as broken: {undecided}"
             return Violation(invariant=self.invariant.name, targets=found, message=message, certain=False)
-        return None if broken is None else self._violation(broken, frame, found)
+        return None if broken is None else self._violation(broken, frame, sides, found)
 
-    def _violation(self, box: Box, frame: Frame, found: tuple[str, ...]) -> Violation:
+    def _inside(self, frame: Frame, row: Row) -> Box | None:
+        """What it is about, as a box; the same for all targets."""
+        if self._known is None or self._known[0] is not row:
+            self._known = row, frame.begin()[0].having_all([*row.literals, *_usual(row)])
+        return self._known[1]
+
+    def _violation(self, box: Box, frame: Frame, sides: Sequence[Side], found: tuple[str, ...]) -> Violation:
         request = box.request(http=frame.http)
         decision = self.snapshot.decide(found[0], request)
         certain = decision.allowed is self.invariant.never
-        policy = _policy(self.snapshot, found[0], decision)
-        rule = None if policy is None or decision.rule is None else decision.rule
+        to_blame = _to_blame(sides, box, request, never=self.invariant.never)
+        policy = None if to_blame is None else to_blame.policy
+        rule = None if to_blame is None or policy is None else to_blame.number
         by = f" by {policy.action} {clean(policy.id)}#{rule}" if policy is not None else f" ({decision.reason})"
-        verdict = "allowed" if decision.allowed else "denied"
-        may = "" if certain else f"may be broken, by the conditions {', '.join(map(clean, box.conditions()))}: "
+        may = "" if certain else f"depending on the conditions {', '.join(map(clean, box.conditions()))}, "
+        verdict = "allowed" if self.invariant.never else "denied"
         return Violation(
             invariant=self.invariant.name,
             targets=found,
-            message=f"{may}{words(request)} to {clean(found[0])} is {verdict}{by}",
+            message=f"{may}{words(request)} to {clean(found[0])} {'is' if certain else 'may be'} {verdict}{by}",
             request=request,
             decision=decision,
             certain=certain,
@@ -147,6 +155,14 @@ class _Check:
             rule=rule,
             origin=_origin(policy, rule),
         )
+
+
+def _to_blame(sides: Sequence[Side], box: Box, request: Request, *, never: bool) -> Row | None:
+    """The rule that allows the example, or denies it, with its number as it was written."""
+    if not never:
+        return denial(sides, request, box)
+    rows = (row for side in sides for row in side.rows(refs(side.allowing)))
+    return next((row for row in rows if row.holds(box)), None)
 
 
 def _allowed(frame: Frame, box: Box, sides: Sequence[Side], work: Work) -> Box | None:
@@ -188,11 +204,6 @@ def _is_meant(whom: Whom, target: Target) -> bool:
         and (not whom.accounts or any(service_account_test(text)(principal) for text in whom.accounts))
         and set(whom.labels) <= set(target.labels)
     )
-
-
-def _policy(snapshot: Snapshot, name: str, decision: Decision) -> Policy | None:
-    policies = (policy for judge in snapshot.judges(name) for policy in judge.policies)
-    return next((policy for policy in policies if policy.id == decision.policy), None)
 
 
 def _origin(policy: Policy | None, rule: int | None) -> Origin:

@@ -128,7 +128,7 @@ def _in_frame(frame: Frame, side: Side, rule: Ref) -> Judgement:
 def _boxes(frame: Frame, side: Side, rule: Ref) -> Iterator[tuple[Box, Work]]:
     for row in side.rows([rule]):
         root, work = frame.begin()
-        box = root.having_all(row.literals)
+        box = root.having_all(row.each())
         if box is not None:
             yield box, work
 

@@ -33,6 +33,15 @@ class Box:
         values = space.values if space is not None else self._defaults.get(literal.variable, ())
         return literal.negated != any(map(literal.test, values))
 
+    def with_work(self, work: Work) -> Box:
+        """The same, of which what is done counts for something else."""
+        return Box(self._defaults, work, self.spaces)
+
+    @property
+    def has_few(self) -> bool:
+        """Whether that is so of any."""
+        return any(one.texts is not None for space in self.spaces.values() for one in space.must)
+
     def few(self, variable: Variable) -> list[str] | None:
         """All values that one attribute may still have, where they are written out."""
         space = self.spaces.get(variable)

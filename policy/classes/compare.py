@@ -115,7 +115,7 @@ def rows_of(side: Side, rules: Iterable[Ref]) -> Iterator[tuple[Row, str]]:
         try:
             yield from [(row, "") for row in side.rows([(policy, number)])]
         except Undecided as undecided:
-            yield Row(policy, number, ()), str(undecided)
+            yield Row(policy, number), str(undecided)
 
 
 def _each(
@@ -135,7 +135,7 @@ def _each(
 
 def _example(frame: Frame, row: Row, allowing: Sides, objection: Objection) -> Box | None:
     root, work = frame.begin()
-    box = root.having_all(row.literals)
+    box = root.having_all(row.each())
     if box is None:
         return None
     if allowing and (quick := _at_once(frame, box, allowing, objection)) is not None:

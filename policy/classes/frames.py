@@ -34,9 +34,13 @@ class Frame:
         """What judges say in it."""
         return tuple(Side(judge, mesh or self.mesh, self.rows, shadow=self.shadow) for judge in judges)
 
+    def work(self) -> Work:
+        """What may be done on one question."""
+        return Work(MAX_STEPS, self._work)
+
     def begin(self) -> tuple[Box, Work]:
         """All requests of the frame, and the work that may be done on one question."""
-        work = Work(MAX_STEPS, self._work)
+        work = self.work()
         box = whole(self.mesh.trust_domains[0], work)
         tokens = self.rows.literals.tokens
         if tokens is Tokens.WHOLE:

@@ -7,14 +7,14 @@ holds or not, since of those only a truth that was assumed is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from policy.classes.boxes import Box
 from policy.classes.literals import Literal, Literals, variable_of
 from policy.classes.texts import Undecided
 from policy.compile import ORDER, Block
 from policy.evaluate import Evaluator
-from policy.model import Action, Mesh, Policy, Request, Rule, Scope, Target
+from policy.model import Action, Group, Mesh, Policy, Request, Rule, Scope, Target
 from policy.pieces import Row as IndexRow
 from policy.protocol import for_connections, looks_at_http
 from policy.snapshot import Judge, compile_set
@@ -27,20 +27,47 @@ Ref = tuple[Policy, int]
 """A rule: its policy and its number in it."""
 
 
-@dataclass(frozen=True, slots=True)
 class Row:
-    """One way in which a rule can match: all of its literals hold. Without a policy: what holds if no rule matches."""
+    """One way in which a rule can match: all of its literals hold. Without a policy: what holds if no rule matches.
+    Literals are made when they are first asked for: most rows have nothing in a box, which the first of them tells."""
 
-    policy: Policy | None
-    number: int
-    literals: tuple[Literal, ...]
+    __slots__ = ("_clauses", "_condition", "_made", "_maker", "number", "policy")
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        number: int = 0,
+        clauses: Group = (),
+        maker: Literals | None = None,
+        condition: Literal | None = None,
+    ) -> None:
+        self.policy, self.number = policy, number
+        self._clauses, self._maker, self._condition = clauses, maker, condition
+        self._made: tuple[Literal, ...] | None = None
+
+    @property
+    def literals(self) -> tuple[Literal, ...]:
+        """All that it asks."""
+        if self._made is None:
+            self._made = tuple(self.each())
+        return self._made
+
+    def each(self) -> Iterator[Literal]:
+        """The same, one after the other."""
+        if self._made is not None:
+            yield from self._made
+            return
+        if self._maker is not None:
+            yield from map(self._maker.of, self._clauses)
+        if self._condition is not None:
+            yield self._condition
 
     def holds(self, box: Box) -> bool:
         """Whether it matches the box's example."""
-        return all(map(box.holds, self.literals))
+        return all(map(box.holds, self.each()))
 
 
-EVERYTHING = Row(None, 0, ())
+EVERYTHING = Row()
 
 
 class Rows:
@@ -69,16 +96,14 @@ class Rows:
         return known[1]
 
     def _rows(self, policy: Policy, number: int, rule: Rule) -> Iterator[Row]:
-        of = self.literals.of
-        always = [of(clause) for clause in rule.conditions]
-        if rule.condition:
-            always.append(self.literals.condition(rule, policy.action))
+        maker = self.literals
+        condition = maker.condition(rule, policy.action) if rule.condition else None
         sources, operations = rule.sources or ((),), rule.operations or ((),)
         if len(sources) * len(operations) > MAX_ROWS_PER_RULE:
             raise Undecided(f"rule {number} of {policy.id} has too many combinations of source and operation")
         for source in sources:
             for operation in operations:
-                yield Row(policy, number, (*map(of, source), *map(of, operation), *always))
+                yield Row(policy, number, (*source, *operation, *rule.conditions), maker, condition)
 
 
 class Side:
@@ -155,7 +180,7 @@ class Side:
 
     def _in(self, box: Box, policies: Sequence[Policy], action: Action) -> Iterator[Row]:
         """Few rules are looked at as they are, and for connections all: most have nothing for them."""
-        if not self._rows.http or self._few(policies):
+        if not self._rows.http or (self._few(policies) and not box.has_few):
             yield from self.rows(refs(policies))
             return
         seen = set()

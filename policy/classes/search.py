@@ -54,6 +54,6 @@ def crossed(box: Box, choices: Sequence[Choice], work: Work) -> Iterator[Box]:
         return
     for row in choices[0](box):
         work.spend()
-        part = box.having_all(row.literals)
+        part = box.having_all(row.each())
         if part is not None:
             yield from crossed(part, choices[1:], work)

@@ -85,6 +85,11 @@ class Space:
         finite = next((one.texts for one in self.must if one.texts is not None), None)
         return None if finite is None else [value for value in finite if self._good(value)]
 
+    def _one_of(self, texts: frozenset[str]) -> str | None:
+        if self.values and self.values[0] in texts:
+            return self.values[0]
+        return next((value for value in (sorted(texts) if len(texts) > 1 else texts) if self._good(value)), None)
+
     def _good(self, value: str) -> bool:
         return all(one.test(value) for one in self.must) and not any(one.test(value) for one in self.never)
 
@@ -94,6 +99,9 @@ class Space:
             return None
         if literal in self.must:
             return self
+        if literal.texts is not None and self.variable.kind != "many":
+            value = self._one_of(literal.texts)
+            return None if value is None else Space(self.variable, (*self.must, literal), self.never, (value,))
         must = (*self.must, literal)
         if self.matched(literal):
             return Space(self.variable, must, self.never, self.values)

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from policy import reference
+from policy.diff import Difference, difference
 from policy.explain import explain
+from policy.invariants import check, read
 from policy.snapshot import Snapshot, compile_set
 from tests.bench import policy_peers
 from tests.bench.load import Figures
@@ -83,6 +85,30 @@ def compiling(kind: str, count: int, rounds: int) -> tuple[float, float]:
     return whole, one
 
 
+def differing_ms(kind: str, count: int, rounds: int) -> float:
+    """The median of comparing a revision with one in which one rule is another, each time a different one."""
+    made = shape(kind, count)
+    rules, workloads = policies(made), targets(made)
+    before = compile_set(rules, MESH, workloads)
+    taken = []
+    for number in range(0, len(rules), max(1, len(rules) // (5 * rounds))):
+        other = replace(rules[number], rules=(*(rules[number].rules or ())[1:], ours(made.rules[-1 - number])))
+        after = compile_set([*rules[:number], other, *rules[number + 1 :]], MESH, workloads, previous=before)
+        found: list[Difference] = []
+        taken.append(processor_ms(lambda after=after, found=found: found.append(difference(before, after))))
+        assert found[0].complete
+    return statistics.median(taken)
+
+
+def invariant_ms(kind: str, count: int, rounds: int) -> float:
+    """The median of checking that a caller can reach nothing, for callers of whom that is so or not."""
+    made = shape(kind, count)
+    snapshot = compile_set(policies(made), MESH, targets(made))
+    head = "apiVersion: burgee.io/v1\nkind: Invariant\nmetadata: {name: i}\nspec: "
+    asked = [read(f'{head}{{never: "ns-{n % 50}/svc-{n} -> anything"}}') for n in range(0, 200, 40 // rounds)]
+    return statistics.median(processor_ms(lambda one=one: check(one, snapshot)) for one in asked)
+
+
 def explaining_ms(count: int, rounds: int) -> float:
     """The median of one explanation, all rules on one target."""
     made = shape("gateway", count)
@@ -111,6 +137,8 @@ def figures(rounds: int) -> Figures:
         found |= {f"policy_{kind}_us": many, f"policy_{kind}_ratio": many / few}
         found[f"policy_{kind}_compile_ms"], found[f"policy_{kind}_apply_ms"] = compiling(kind, COUNTS[-1], rounds)
         found[f"policy_{kind}_mb"] = memory_mb(kind, COUNTS[-1])
+        found[f"policy_{kind}_diff_ms"] = differing_ms(kind, COUNTS[-1], rounds)
+        found[f"policy_{kind}_invariant_ms"] = invariant_ms(kind, 1_000, rounds)
     found["policy_explain_ms"] = explaining_ms(1_000, rounds)
     return found
 

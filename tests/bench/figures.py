@@ -96,6 +96,12 @@ FIGURES = (
     Figure("policy_mesh_apply_ms", "one of them changed, CPU", "ms", None, None, 20, 5),
     Figure("policy_gateway_compile_ms", "10,000 rules on one target compiled, CPU", "ms", None, None, 500, 150),
     Figure("policy_gateway_apply_ms", "one of them changed, CPU", "ms"),
+    Figure(
+        "policy_mesh_diff_ms", "semantic diff, 10,000 rules in the mesh, one changed, CPU", "ms", None, None, 50, 15
+    ),
+    Figure("policy_gateway_diff_ms", "the same, all rules on one target", "ms", None, None, 50, 15),
+    Figure("policy_mesh_invariant_ms", "an invariant over 1,000 rules and all targets, CPU", "ms", None, None, 20, 5),
+    Figure("policy_gateway_invariant_ms", "the same, all rules on one target", "ms", None, None, 20, 5),
     Figure("policy_explain_ms", "a decision explained, 1,000 rules on one target, p50", "ms", None, None, 5, 1),
     Figure("policy_mesh_mb", "memory of 10,000 rules in the mesh", "MB", None, None, 80, 25),
     Figure("policy_envoy_none_us", "a request to a real Envoy without policies, p50", "µs"),
