@@ -13,7 +13,7 @@ from ca.api.policy.desk import Desk, RevisionQuery
 from ca.api.policy.media import DOT, HTML, JSON, preferred
 from ca.api.policy.models import DifferenceDocument, GraphDocument, LintDocument
 from ca.api.policy.told import finding_documents
-from ca.api.policy.web import Route, answer
+from ca.api.policy.web import KEPT, Route, answer
 from ca.service.policy.grants import Rights
 from policy.diff import difference
 from policy.findings import Finding
@@ -89,8 +89,8 @@ class AnalysisRoutes:
             if media == JSON:
                 return answer({"revision": state.revision, "graph": await asyncio.to_thread(graph.document)})
             if media == DOT:
-                return PlainTextResponse(await asyncio.to_thread(dot, graph), media_type=DOT)
-            return HTMLResponse(await asyncio.to_thread(page, graph))
+                return PlainTextResponse(await asyncio.to_thread(dot, graph), media_type=DOT, headers=KEPT)
+            return HTMLResponse(await asyncio.to_thread(page, graph), headers=KEPT)
 
     async def diff(self, before: Before, after: RevisionQuery = None) -> Response:
         """Exact, by classes of requests, with one request for each change; of workloads that the caller may read."""

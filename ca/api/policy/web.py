@@ -29,6 +29,8 @@ PATHS = {
 """Objects' kinds, as they stand in paths."""
 
 Headers = Mapping[str, str]
+KEPT: Headers = {"Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+"""Of every answer: what one caller is told is for nobody else, and holds until somebody writes."""
 
 
 class _KindConvertor(Convertor[str]):
@@ -104,7 +106,7 @@ def add(app: FastAPI, route: Route, enter: Callable[[Route], Awaitable[None]]) -
 def answer(body: Any, *, status: int = 200, headers: Headers | None = None) -> Response:
     """A JSON answer."""
     data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return Response(data, status_code=status, media_type=JSON, headers=dict(headers or {}))
+    return Response(data, status_code=status, media_type=JSON, headers={**KEPT, **(headers or {})})
 
 
 async def large_answer(body: Any, *, status: int = 200, headers: Headers | None = None) -> Response:

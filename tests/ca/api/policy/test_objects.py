@@ -27,6 +27,7 @@ async def test_the_life_of_an_object(callers: Callers, name: str) -> None:
     shown = await call("GET", ONE)
     assert (shown.status, shown.body, shown.headers["etag"]) == (200, policy(), etag)
     assert shown.headers["burgee-revision"] == "1"
+    assert (shown.headers["cache-control"], shown.headers["x-content-type-options"]) == ("private, no-cache", "nosniff")
     assert (await call("GET", ONE, headers={"If-None-Match": f'"other", W/{etag}'})).status == 304
     assert (await call("GET", ONE, headers={"If-None-Match": '"other"'})).status == 200
 
