@@ -316,7 +316,7 @@ class Server:
         )
         policy = PolicyParts(
             book=self.policy,
-            acks=self.guarding.acks,
+            feed=self.feed,
             auditor=self.auditor,
             clock=self.clock,
             decisions=self.decisions,

@@ -270,6 +270,10 @@ class Feed:
         without a stream, or without policies."""
         return max((session.policies.revision for session in self._sessions.get(agent_id, ())), default=0)
 
+    def policies_settled(self, agent_id: SpiffeId) -> bool:
+        """Whether all that an agent needs of the newest policies was sent to it."""
+        return all(session.policies.settled for session in self._sessions.get(agent_id, ()))
+
     def acknowledge(self, agent_id: SpiffeId, kind: str, ack: Acknowledged) -> None:
         self.acks.put(agent_id, kind, ack)
 

@@ -47,6 +47,11 @@ class SentPolicies:
         """Policies are others now; perhaps not for this agent."""
         self._stale = True
 
+    @property
+    def settled(self) -> bool:
+        """Whether it was looked, since the last change, if there is anything to be sent."""
+        return not self._stale
+
     def take(self) -> CandidateSet | None:
         """What is to be sent; None where the agent has it."""
         if not self._stale:

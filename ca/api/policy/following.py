@@ -18,6 +18,7 @@ from ca.api.policy.told import moment
 from ca.api.policy.web import Route, answer
 from ca.identity.spiffe_id import SpiffeId
 from ca.service.acks import POLICY, Acknowledged, ProxyState
+from ca.service.feed import Feed
 from ca.service.policy.grants import Rights
 
 T = TypeVar("T")
@@ -56,12 +57,12 @@ class FollowingRoutes:
         """What each agent has, and what each of its proxies made of it: of workloads that the caller may read. Agents
         are told of to who may read everything."""
         rights = await self._desk.reader()
-        acks = self._desk.parts.acks
+        feed = self._desk.parts.feed
         agents, proxies = [], []
-        for agent_id in sorted(acks.known, key=str):
-            ack = acks.of(agent_id).get(POLICY)
+        for agent_id in sorted(feed.acks.known, key=str):
+            ack = feed.acks.of(agent_id).get(POLICY)
             if rights.reads_all:
-                agents.append(_agent(agent_id, ack, connected=agent_id in acks.connected))
+                agents.append(_agent(agent_id, ack, feed))
             if ack is not None:
                 proxies += [_proxy(agent_id, one) for one in ack.proxies if self._may_read(one, rights)]
         return answer({"revision": self._desk.book.state.revision, "agents": agents, "proxies": proxies})
@@ -115,14 +116,27 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _agent(agent_id: SpiffeId, ack: Acknowledged | None, *, connected: bool) -> dict[str, Any]:
+def _agent(agent_id: SpiffeId, ack: Acknowledged | None, feed: Feed) -> dict[str, Any]:
     return {
         "agent": str(agent_id),
-        "connected": connected,
+        "connected": agent_id in feed.acks.connected,
+        "state": _state(agent_id, ack, feed),
+        "sent": feed.policies_sent(agent_id),
         "revision": None if ack is None else ack.revision,
         "error": "" if ack is None else ack.error,
         "at": None if ack is None else moment(ack.at),
     }
+
+
+def _state(agent_id: SpiffeId, ack: Acknowledged | None, feed: Feed) -> str:
+    """Held against what the agent was sent: one whose policies did not change is sent nothing, and keeps the revision
+    that it has."""
+    if agent_id not in feed.acks.connected:
+        return "away"
+    if ack is not None and ack.error:
+        return "failed"
+    there = 0 if ack is None else ack.revision
+    return "current" if feed.policies_settled(agent_id) and there >= feed.policies_sent(agent_id) else "behind"
 
 
 def _proxy(agent_id: SpiffeId, proxy: ProxyState) -> dict[str, Any]:

@@ -326,10 +326,14 @@ class ProxyDocument(Told):
 
 
 class AgentDocument(Told):
-    """What an agent has of the policies."""
+    """What an agent has of the policies. `state`: `current`, `behind` (it was not sent, or did not take over, what it
+    needs of the newest), `failed` (`error` says why) or `away` (it has no stream to this server). `sent` is the revision
+    of what it was sent last: an agent whose policies a revision does not change is sent nothing, and keeps its own."""
 
     agent: str
     connected: bool
+    state: Literal["current", "behind", "failed", "away"]
+    sent: int
     revision: int | None
     error: str
     at: str | None

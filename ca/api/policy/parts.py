@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ca.api.audit import Auditor
 from ca.ports import Clock
 from ca.runtime.decision_log import DecisionLog
-from ca.service.acks import Acks
+from ca.service.feed import Feed
 from ca.service.policy.book import PolicyBook
 
 
@@ -16,7 +16,7 @@ class PolicyParts:
     """The server has them all."""
 
     book: PolicyBook
-    acks: Acks
+    feed: Feed
     auditor: Auditor
     clock: Clock
     decisions: DecisionLog | None = None
