@@ -154,6 +154,7 @@ TIERS: dict[str, Tier] = {
     f"POST {_POLICY}/apply": GRANTED,
     f"GET {_POLICY}/revisions": GRANTED,
     f"GET {_POLICY}/revisions/{{number}}": GRANTED,
+    f"GET {_POLICY}/revisions/{{number}}/diff": GRANTED,
     f"POST {_POLICY}/revisions/{{number}}/rollback": GRANTED,
     f"POST {_POLICY}/evaluate": GRANTED,
     f"POST {_POLICY}/explain": GRANTED,

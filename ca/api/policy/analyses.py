@@ -9,7 +9,7 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from ca.api.policy.desk import Desk, RevisionQuery
+from ca.api.policy.desk import Desk, NumberPath, RevisionQuery
 from ca.api.policy.media import DOT, HTML, JSON, preferred
 from ca.api.policy.models import DifferenceDocument, GraphDocument, LintDocument
 from ca.api.policy.told import finding_documents
@@ -67,6 +67,14 @@ class AnalysisRoutes:
                 refusals=(404,),
                 cost=COST,
             ),
+            Route(
+                verb="GET",
+                path="/revisions/{number}/diff",
+                endpoint=self.what_it_changed,
+                summary="Say what a revision allows differently",
+                answer=DifferenceDocument,
+                cost=COST,
+            ),
         )
 
     async def lint(self, revision: RevisionQuery = None) -> Response:
@@ -94,6 +102,13 @@ class AnalysisRoutes:
 
     async def diff(self, before: Before, after: RevisionQuery = None) -> Response:
         """Exact, by classes of requests, with one request for each change; of workloads that the caller may read."""
+        return await self._difference(before, after)
+
+    async def what_it_changed(self, number: NumberPath) -> Response:
+        """The same, of a revision and the one before it."""
+        return await self._difference(max(number - 1, 0), number)
+
+    async def _difference(self, before: int, after: int | None) -> Response:
         rights = await self._desk.reader()
         old, new = await self._desk.state(before), await self._desk.state(after)
         targets = tuple(dict.fromkeys((*targets_of(old.snapshot, rights), *targets_of(new.snapshot, rights))))

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ca.api.access import current_caller
 from ca.api.audit import Actor
+from ca.api.limits import RATE_REFUSED
 from ca.api.policy.bodies import Body, located
 from ca.api.policy.conditions import idempotency_key
 from ca.api.policy.etags import quoted
@@ -65,6 +66,7 @@ class Desk:
             return
         seconds = self._rates.take(self.author()["actor"], route.cost, self.parts.clock.monotonic())
         if seconds:
+            RATE_REFUSED.labels("policy").inc()
             raise Exhausted(
                 f"more than {self._rates.per_second:g} questions a second of one caller",
                 reason="RATE_LIMITED",

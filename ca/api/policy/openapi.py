@@ -72,4 +72,8 @@ def document(app: FastAPI, routes: Sequence[Route], version: str) -> dict[str, A
         for operation in path.values():
             operation["responses"].pop("422", None)
     found["components"]["schemas"] = dict(sorted(schemas.items()))
+    found["components"]["securitySchemes"] = {
+        "svid": {"type": "mutualTLS", "description": "An X.509-SVID. Not on the admin socket."}
+    }
+    found["security"] = [{"svid": []}, {}]
     return found

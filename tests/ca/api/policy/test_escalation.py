@@ -48,6 +48,7 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("POST", "/apply", {"changes": [{"object": policy("new", "bank")}]}, _ADMIN),
     ("GET", "/revisions", None, _ANY),
     ("GET", "/revisions/1", None, _ANY),
+    ("GET", "/revisions/1/diff", None, _ANY),
     ("POST", "/revisions/0/rollback?dry_run=true", {}, _ADMIN),
     ("POST", "/evaluate", {"target": TARGET}, _READ_SHOP),
     ("POST", "/evaluate", {"target": f"{ID}/ns/bank/sa/ledger"}, _READ_BANK),

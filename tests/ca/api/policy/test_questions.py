@@ -62,6 +62,8 @@ async def test_what_two_revisions_allow_differently(local: Client) -> None:
     await fill(local)
     found = (await local("GET", "/analyses/diff?before=0&after=1")).body
     assert (found["before"], found["after"], found["difference"]["equivalent"]) == (0, 1, False)
+    assert (await local("GET", "/revisions/1/diff")).body == found
+    assert (await local("GET", "/revisions/0/diff")).body["difference"]["equivalent"] is True
     assert (await local("GET", "/analyses/diff?before=1")).body["difference"]["equivalent"] is True
     assert (await local("GET", "/analyses/diff")).status == 400
     assert (await local("GET", "/analyses/diff?before=7")).status == 404
