@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ca.cli.arguments import DURATION_HELP, duration
 from ca.cli.exits import Exit, leave
 from ca.cli.output import plain
 from ca.cli.policy_files import (
@@ -300,10 +301,10 @@ def envoy_snippet(
     tcp: Annotated[bool, typer.Option("--tcp", help="For a TcpProxy instead of HTTP.")] = False,
     ask: Annotated[bool, typer.Option("--ask/--no-ask", help="With a filter that asks what cannot be pushed.")] = True,
     jwt: Annotated[bool, typer.Option("--jwt/--no-jwt", help="With a filter that verifies tokens.")] = False,
-    connection_seconds: Annotated[
-        int,
-        typer.Option(min=0, help="With --tcp: how long a connection may keep the policies it began with; 0 for ever."),
-    ] = 0,
+    connections_last: Annotated[
+        str,
+        typer.Option(help=f"With --tcp: how long a connection may keep the policies it began with. {DURATION_HELP}"),
+    ] = "0",
     output: Annotated[SnippetForm, typer.Option("--output", "-o", help="As what.")] = SnippetForm.YAML,
 ) -> None:
     """Print what a proxy's configuration needs so that policies reach it: filters that refuse until they are
@@ -314,8 +315,9 @@ def envoy_snippet(
 
     proxy = Proxy(ext_authz=ask, jwt=jwt and not tcp)
     if tcp:
+        seconds = duration(connections_last)
         found = network_snippet(
-            proxy, cluster, agent_socket, prefix=prefix, spiffe_id=spiffe_id, connection_seconds=connection_seconds
+            proxy, cluster, agent_socket, prefix=prefix, spiffe_id=spiffe_id, connection_seconds=seconds
         )
     else:
         found = http_snippet(proxy, cluster, agent_socket, prefix=prefix, spiffe_id=spiffe_id)

@@ -239,5 +239,8 @@ def test_envoy_snippet(caadmin: Caadmin) -> None:
         "burgee.http.policy+ask",
         "burgee.http.ask",
     ]
-    ran = caadmin("policy", "envoy-snippet", "--tcp", "--no-ask", "-o", "json", "--spiffe-id", ORDERS)
+    ran = caadmin(
+        "policy", "envoy-snippet", "--tcp", "--no-ask", "-o", "json", "--spiffe-id", ORDERS, "--connections-last", "1h"
+    )
+    assert ran.json["tcp_proxy"] == {"max_downstream_connection_duration": "3600s"}
     assert ran.json["filters"][0]["name"] == f"burgee.tcp.policy/{ORDERS}"
