@@ -55,7 +55,8 @@ class Checks:
         if verdict.decision is not None and verdict.decision.providers:
             verdict = await self._agreed(verdict, verdict.decision.providers, raw)
         name = said.decision or f"agent-{secrets.token_hex(16)}"
-        known: dict[str, Any] = {"target": bound.target.spiffe_id, "revision": bound.revision, "agent": self._log.agent()}
+        target, agent = bound.target.spiffe_id, self._log.agent()
+        known: dict[str, Any] = {"target": target, "revision": bound.revision, "agent": agent}
         self._log.add(verdict.record(id=name, at=now, **known))
         answered: bytes = answer(verdict, name, revision=bound.revision).SerializeToString()
         return answered
@@ -77,7 +78,8 @@ class Checks:
 
     async def _bound(self, asker: Asker, target: str) -> Bound:
         """The policies in force for one of the caller's identities."""
-        content, policies = asker.content, self._held.in_force
+        policies = await self._held.asked()
+        content = asker.content
         if policies is None:
             raise Unavailable(f"nothing is decided: {self._held.detail}", reason="POLICY_NOT_DELIVERED")
         memo = asker.memo

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REVISION = gauge("agent_policy_revision", "Revision of the policies in force; 0 while there are none")
 REFUSED = counter("agent_policy_sets_refused", "Sets of policies that could not be used; the one before stays in force")
 MAX_DETAIL = 500
+READ_SECONDS = 5.0
 NONE_YET = "the server has sent this agent no policies"
 TAKEN_AWAY = "the server gives this agent no policies any more"
 log = get("sds.policy")
@@ -49,7 +50,7 @@ class HeldPolicies:
         self._asked = False
         self._good: bytes | None = None
         self._came = b""
-        self._waits = asyncio.Event()
+        self._waits, self._looked_at = asyncio.Event(), asyncio.Event()
         self._forgotten = 0
 
     @property
@@ -58,6 +59,17 @@ class HeldPolicies:
         self._asked = True
         if self._unread is not None and self._policies is None:
             self._waits.set()
+        return self._policies
+
+    async def asked(self) -> Policies | None:
+        """As `in_force`, once a set that was put aside has been read, which takes a moment."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                while self.in_force is None and self._unread is not None and not self.problem:
+                    self._looked_at.clear()
+                    await self._looked_at.wait()
+        except TimeoutError:
+            pass
         return self._policies
 
     @property
@@ -144,6 +156,7 @@ class HeldPolicies:
         self._tell()
 
     def _tell(self) -> None:
+        self._looked_at.set()
         for callback in self.on_verdict:
             callback()
 

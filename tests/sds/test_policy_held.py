@@ -70,7 +70,7 @@ async def test_a_set_without_objects_is_read_when_somebody_asks(
     await asyncio.sleep(0.05)
     assert (held.revision, held.detail, held.told, held.payload, read) == (8, "", True, policy_set(8), [])
     assert held.in_force is None
-    await eventually(lambda: held.in_force is not None)
+    assert await held.asked() is held.in_force is not None
     assert (held.revision, read) == (8, [policy_set(8)])
     held.take(empty)
     await eventually(lambda: held.revision == 7)
