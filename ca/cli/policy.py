@@ -8,15 +8,10 @@ import typer
 
 from ca.cli import policy_offline, policy_offline_tools
 
-app = typer.Typer(help="Policies: who may call whom.")
-
-
-@app.callback()
-def policy() -> None:
-    """Policies: who may call whom.
-
-    Exit codes: 0 fine; 1 findings, differences or failed tests; 2 usage, or what cannot be read.
-    """
+app = typer.Typer(
+    help="Policies: who may call whom. Exits with 1 on findings, differences and failed tests, and with 2 on what cannot "
+    "be read."
+)
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
