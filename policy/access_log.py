@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import Error, MessageToDict
 
 from policy import envoy
 from policy.decision_record import DecisionRecord, Source
@@ -170,5 +170,8 @@ def _claims(common: Any) -> dict[str, Any] | None:
     found = common.metadata.filter_metadata
     if JWT_FILTER not in found or JWT_KEY not in found[JWT_FILTER].fields:
         return None
-    payload = MessageToDict(found[JWT_FILTER].fields[JWT_KEY])
+    try:
+        payload = MessageToDict(found[JWT_FILTER].fields[JWT_KEY])
+    except (Error, ValueError, RecursionError):  # a number that is none, or too deep
+        return None
     return payload if isinstance(payload, dict) else None

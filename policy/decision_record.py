@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -90,11 +90,11 @@ class DecisionRecord:
         )
 
     def document(self) -> dict[str, Any]:
-        """As JSON values, without what is not there; `at` is RFC 3339 in UTC, with microseconds."""
+        """As JSON values, without what is as it is by default; `at` is RFC 3339 in UTC, with microseconds."""
         found: dict[str, Any] = {}
         for name in _NAMES:
             value = getattr(self, name)
-            if value is not None and value != "" and value != () and value != {}:
+            if name in _REQUIRED or value != _ABSENT[name]:
                 found[name] = value
         found["at"] = self.at.astimezone(UTC).isoformat(timespec="microseconds")
         return found
@@ -143,6 +143,9 @@ class DecisionRecord:
 
 _NAMES = tuple(found.name for found in fields(DecisionRecord))
 _REQUIRED = ("id", "at", "source", "target", "allowed", "reason")
+_ABSENT: dict[str, Any] = {
+    one.name: one.default if one.default_factory is MISSING else one.default_factory() for one in fields(DecisionRecord)
+}
 _LISTS = frozenset({"providers", "masked"})
 _INTEGERS = frozenset({"port", "rule", "shadow_rule", "revision"})
 _BOOLEANS = frozenset({"allowed", "http", "shadow"})

@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import Error, MessageToDict
 
 from policy.authentication import JwtRule
 from policy.callers import NotNamed, spiffe_id_of
@@ -186,7 +186,12 @@ def _join(found: dict[str, str], name: str, value: str) -> None:
 
 def _metadata(attributes: Any) -> Mapping[str, Mapping[str, Any]]:
     context = attributes.metadata_context.filter_metadata
-    return {name: MessageToDict(struct) for name, struct in context.items()} if context else {}
+    if not context:
+        return {}
+    try:
+        return {name: MessageToDict(struct) for name, struct in context.items()}
+    except (Error, ValueError, RecursionError):  # a number that is none, or too deep
+        raise Refused(Refusal.METADATA_NOT_INCLUDED, "what other filters left is no JSON") from None
 
 
 def _caller(attributes: Any) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.fuzz.report import Result, print_table, read_result
 
 HERE = Path(__file__).parent
-PACKAGES = ["attestor", "ca", "sds", "yaml"]
+PACKAGES = ["attestor", "ca", "policy", "sds", "yaml"]
 UNIT_TIMEOUT_SECONDS = 20
 RSS_LIMIT_MB = 1024
 

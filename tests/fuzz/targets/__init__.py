@@ -5,6 +5,7 @@ from tests.fuzz.targets import (
     certificates,
     clouds,
     cluster,
+    decisions,
     documents,
     engines,
     gate,
@@ -37,6 +38,7 @@ TARGETS: dict[str, Target] = {
         clouds,
         cluster,
         possession,
+        decisions,
     )
     for target in module.TARGETS
 }
