@@ -9,7 +9,7 @@ import typer
 from ca.cli import policy_offline, policy_offline_tools
 
 app = typer.Typer(
-    help="Policies: who may call whom. Exits with 1 on findings, differences and failed tests, and with 2 on what cannot "
+    help="Policies: who may call whom. Exits with 1 on findings, differences and failed tests, with 2 on what cannot "
     "be read."
 )
 
