@@ -318,7 +318,17 @@ def test_no_option_wants_bare_seconds() -> None:
     options = [p for command in COMMANDS.values() for p in command.params if p.param_type_name == "option"]
     numbers = [p for p in options if p.type_descriptor.annotation in (int, float)]
     named = {name for p in numbers for name in p.opts}
-    assert named == {"--port", "--count", "--limit", "--log-lines", "--pid", "--nearest", "--identifiers", "--words"}
+    assert named == {
+        "--port",
+        "--count",
+        "--limit",
+        "--log-lines",
+        "--pid",
+        "--nearest",
+        "--identifiers",
+        "--words",
+        "--uses",
+    }
 
 
 def test_no_time_to_wait_is_refused(caadmin: Caadmin) -> None:
