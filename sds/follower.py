@@ -197,7 +197,7 @@ class Keeper:
         await asyncio.to_thread(self._store.save_svids, agent, svids)
         if policies is not None and policies is not self._saved_policies:
             await asyncio.to_thread(self._store.save_policies, agent, policies)
-            self._saved_policies = policies
+            self._saved_policies = policies if self._store.cache_problem is None else None
         await asyncio.to_thread(self._store.save_feed, agent, feed, came)
         self._report()
 

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from ca.errors import FailedPrecondition
 from ca.identity.spiffe_id import SpiffeId
 from ca.runtime.config import from_values
 from sds.config import AgentConfig
 from sds.envoy_status import SdsClients
-from sds.feed import BUNDLE, Change, Consumers, ResumeToken, Snapshot
+from sds.feed import BUNDLE, ENTRY, POLICY, Change, Consumers, ResumeToken, Snapshot
 from sds.follower import Follower, Keeper, follow_with
 from sds.state import AgentStore, open_store
 from tests.sds.lab import PARENT, TD, Authority, Lab, entry
 from tests.support.clock import FakeClock
+from tests.support.policy_node import policy_set
 
 
 class World:
@@ -200,3 +202,48 @@ async def test_tokens_of_a_tainted_key_are_forgotten(store: AgentStore, lab: Lab
     bundle = replace(tainted, jwt_authorities=(key,))
     world.follower.on_change(Change(token=ResumeToken("e", 2), bundles=(bundle,)))
     assert len(lab.jwts) == 0
+
+
+async def test_policies_are_taken_in_kept_by_a_server_that_names_none_and_forgotten_with_a_ban(
+    store: AgentStore, lab: Lab, monkeypatch: pytest.MonkeyPatch
+):
+    world = World(store, lab)
+    held, one, two = world.follower.policies, policy_set(1), policy_set(2)
+    assert world.follower.kinds == (ENTRY, BUNDLE)
+    world.keeper.belongs_to(PARENT)
+    bundles = (lab.authority.bundle(),)
+    world.follower.on_snapshot(Snapshot(token=ResumeToken("e", 1), bundles=bundles, policies=one))
+    assert (held.revision, world.follower.kinds) == (1, (ENTRY, BUNDLE, POLICY))
+    world.snapshot(revision=2)  # a server that does not know of them
+    assert held.revision == 1
+    world.follower.on_change(Change(token=ResumeToken("e", 3), policies=two))
+    assert held.revision == 2
+
+    problem = FailedPrecondition("no room", reason="STATE_NOT_WRITABLE")
+    real = store._save_cache
+
+    def refuse(name: str, *rest: Any) -> None:
+        store.cache_problem = problem if name == "policies" else None
+        if name != "policies":
+            real(name, *rest)
+
+    monkeypatch.setattr(store, "_save_cache", refuse)
+    await world.keeper.save()
+    assert store.load_feed(PARENT).token == ResumeToken()  # what it would resume from is not there
+    monkeypatch.undo()
+    await world.keeper.save()
+    later = await restarted(store, lab)
+    assert later.keeper.load(PARENT)
+    assert (later.follower.token, later.follower.policies.revision) == (ResumeToken("e", 3), 2)
+
+    world.follower.on_change(Change(token=ResumeToken("e", 4), removed_policies=True))
+    assert (held.taken_away, held.payload) == (True, b"")
+    await world.keeper.save()
+    later = await restarted(store, lab)
+    assert later.keeper.load(PARENT)
+    assert (later.follower.token, later.follower.policies.taken_away) == (ResumeToken("e", 4), True)
+
+    world.follower.on_change(Change(token=ResumeToken("e", 5), policies=two))
+    await world.keeper.stop()
+    world.follower.forget()
+    assert (held.payload, held.revision, held.taken_away) == (None, 0, False)
