@@ -75,7 +75,8 @@ def check(
 ) -> tuple[Violation, ...]:
     """What does not hold: one of each invariant for targets that have the same policies, up to MAX_VIOLATIONS. With
     `previous`, of which it is known that they hold, only targets are looked at whose policies are not the same."""
-    return tuple(one for invariant in invariants for one in _Check(invariant, snapshot, previous).violations())
+    work = Work(MAX_STEPS_IN_ALL)
+    return tuple(one for invariant in invariants for one in _Check(invariant, snapshot, previous).violations(work))
 
 
 class _Check:
@@ -95,8 +96,7 @@ class _Check:
                 groups[snapshot.judges(name)].append(name)
         self.groups = [(judges, tuple(found)) for judges, found in groups.items()]
 
-    def violations(self) -> Iterator[Violation]:
-        work = Work(MAX_STEPS_IN_ALL)
+    def violations(self, work: Work) -> Iterator[Violation]:
         seen: set[tuple[str, ...]] = set()
         protocols = self.invariant.protocols
         for names_of, violation in in_frames((), self.snapshot.mesh, work, self._ask, protocols=protocols):

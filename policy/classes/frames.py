@@ -16,7 +16,9 @@ from policy.snapshot import Judge
 
 MAX_STEPS = 40_000
 """For one rule."""
+FREE_STEPS = 200
 MAX_STEPS_IN_ALL = 600_000
+"""For everything that takes more than those."""
 
 Found = TypeVar("Found")
 
@@ -36,10 +38,11 @@ class Frame:
 
     def work(self) -> Work:
         """What may be done on one question."""
-        return Work(MAX_STEPS, self._work)
+        return Work(MAX_STEPS, self._work, free=FREE_STEPS)
 
     def begin(self) -> tuple[Box, Work]:
         """All requests of the frame, and the work that may be done on one question."""
+        self._work.spend()
         work = self.work()
         box = whole(self.mesh.trust_domains[0], work)
         tokens = self.rows.literals.tokens

@@ -28,6 +28,7 @@ PCHAR: Chars = (
     frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()+,;:@"),
 )
 PCHAR_OR_SLASH: Chars = (False, PCHAR[1] | {"/"})
+MAX_REMEMBERED = 512
 _FILLINGS = (("any", "any"), ("any", "sa/any"), ("", ""))
 """Of what may be anything, and of the last such place."""
 _OPERATORS = re.compile(f"({re.escape(MANY)}|{re.escape(ONE)})")
@@ -38,9 +39,22 @@ def accepts(chars: Chars, character: str) -> bool:
     return (character in chars[1]) != chars[0]
 
 
+@lru_cache(maxsize=4096)
+def one(character: str) -> Item:
+    """This character, once."""
+    return ((False, frozenset(character)), False)
+
+
+@lru_cache(maxsize=4096)
+def either_case(character: str) -> Chars:
+    """An ASCII letter in both cases, anything else as it is."""
+    forms = (character.lower(), character.upper()) if character.isascii() else (character,)
+    return False, frozenset(forms)
+
+
 def literal(text: str) -> list[Item]:
     """Exactly this text."""
-    return [((False, frozenset(character)), False) for character in text]
+    return list(map(one, text))
 
 
 def star(chars: Chars = ANY) -> Item:
@@ -147,19 +161,28 @@ def _fixed(items: tuple[Item, ...]) -> str:
     return "".join(found)
 
 
-@lru_cache(maxsize=65536)
 def patterns_of(attribute: Attribute, match: Match) -> tuple[Pattern, ...]:
-    """The texts that a match is for."""
-    if attribute is Attribute.HOST:
+    """The texts that a match is for; the same objects for the same match, unless it is very long."""
+    return (
+        _remembered(attribute is Attribute.HOST, match)
+        if len(match.text) <= MAX_REMEMBERED
+        else _made(attribute is Attribute.HOST, match)
+    )
+
+
+def _made(folded: bool, match: Match) -> tuple[Pattern, ...]:
+    if folded:
         return tuple(Pattern(map(_folded, chain)) for chain in _chains(Match(match.kind, fold(match.text))))
     return tuple(map(Pattern, _chains(match)))
 
 
+_remembered = lru_cache(maxsize=8192)(_made)
+
+
 def _folded(item: Item) -> Item:
+    """Of a folded text both cases."""
     (negated, chars), many = item
-    if negated:
-        return item
-    return (False, frozenset(form for c in chars for form in ((c.lower(), c.upper()) if c.isascii() else (c,)))), many
+    return item if negated else (either_case(next(iter(chars))), many)
 
 
 def _chains(match: Match) -> list[list[Item]]:

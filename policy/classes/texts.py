@@ -24,19 +24,20 @@ class Undecided(Exception):
 
 
 class Work:
-    """How much may still be done, in steps of some microseconds; what is done here counts for `whole`, too."""
+    """How much may still be done, in steps of some microseconds; what is done here counts for `whole`, too, apart from
+    the first `free` steps, so that many small questions are no large one."""
 
-    __slots__ = ("_left", "_whole")
+    __slots__ = ("_free", "_left", "_whole")
 
-    def __init__(self, steps: int, whole: Work | None = None) -> None:
-        self._left, self._whole = steps, whole
+    def __init__(self, steps: int, whole: Work | None = None, *, free: int = 0) -> None:
+        self._left, self._whole, self._free = steps, whole, steps - free
 
     def spend(self, steps: int = 1) -> None:
         """Counts some. Raises Undecided beyond what may be."""
         self._left -= steps
         if self._left < 0:
             raise Undecided("there are too many ways in which the rules meet")
-        if self._whole is not None:
+        if self._whole is not None and self._left < self._free:
             self._whole.spend(steps)
 
 
@@ -75,14 +76,18 @@ def _covered(some: Set, without: Sequence[Pattern]) -> bool:
 def _found(sets: tuple[Set, ...], without: tuple[Pattern, ...], work: Work) -> str | None:
     known = _KNOWN.get((sets, without))
     if known is None:
+        size = sum(len(pattern.items) for some in (*sets, without) for pattern in some)
+        work.spend(1 + size // 4)  # for the tables of the walk
         known = (_Walk(sets, without).found(work),)
+        if size > _MAX_SIZE:
+            return known[0]
         if len(_KNOWN) >= _MAX_KNOWN:
             _KNOWN.clear()
         _KNOWN[sets, without] = known
     return known[0]
 
 
-_MAX_KNOWN = 4096
+_MAX_KNOWN, _MAX_SIZE = 4096, 4096
 _KNOWN: dict[tuple[tuple[Set, ...], tuple[Pattern, ...]], tuple[str | None]] = {}
 """What was found for patterns, which are the same objects for the same matches."""
 
@@ -113,6 +118,7 @@ class _Walk:
                 self.sets.append((everywhere, ends))
             else:
                 self.never = ends
+        self.places = at
         self.steps = [(letter, once, stay) for letter, (once, stay) in steps.items()]
 
     def found(self, work: Work) -> str | None:
@@ -120,7 +126,7 @@ class _Walk:
             return None
         seen = {self.start}
         waiting = deque([(self.start, "")])
-        cost = 1 + len(self.steps) // 8
+        cost = 1 + len(self.steps) * (1 + self.places // 2048) // 8
         while waiting:
             work.spend(cost)
             state, text = waiting.popleft()
