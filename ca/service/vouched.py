@@ -19,6 +19,7 @@ from ca.service.issuance import EntryRequest, Issuer, count_refused
 from ca.service.issuance_jobs import IssuedX509
 from ca.service.peers import AgentTable
 from ca.store.authorized import AuthorizedIndex
+from ca.store.rows import shared_selector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class VouchedIssuer:
         return found
 
     def _entry(self, wanted: Vouched, servable: Sequence[RegistrationEntry]) -> RegistrationEntry:
-        held = wanted.selectors
+        held = frozenset(shared_selector(one.type, one.value) for one in wanted.selectors)
         fitting = [one for one in servable if one.selectors <= held]
         chosen = [entry for entry in fitting if wanted.spiffe_id in (None, entry.spiffe_id)]
         if not chosen:

@@ -15,7 +15,7 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import TrustDomain
 from ca.store.database import WriteTransaction
 from ca.store.entry_rows import entry_of, entry_row, federation_rows, normal, selector_rows
-from ca.store.rows import chunks
+from ca.store.rows import chunks, shared_selector, shared_spiffe_id
 from ca.store.tables import bundles, entries, entry_federations, entry_selectors
 from ca.store.values import EntryResult
 
@@ -41,7 +41,14 @@ Prepared = tuple[RegistrationEntry, dict[str, Any]]
 
 def _prepare(entry: RegistrationEntry, now: datetime) -> Prepared | BurgeeError:
     entry_id = entry.id or str(uuid.uuid4())
-    entry = normal(entry, id=entry_id, created_at=now, revision_number=0)
+    entry = normal(
+        entry,
+        id=entry_id,
+        created_at=now,
+        revision_number=0,
+        parent_id=shared_spiffe_id(str(entry.parent_id)),
+        selectors=frozenset(shared_selector(one.type, one.value) for one in entry.selectors),
+    )
     try:
         return entry, entry_row(entry)
     except BurgeeError as error:

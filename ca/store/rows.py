@@ -41,7 +41,7 @@ def selectors_to_json(selectors: Iterable[Selector]) -> str:
 
 
 def selectors_from_json(text: str) -> frozenset[Selector]:
-    return frozenset(_selector(kind, value) for kind, value in json.loads(text))
+    return frozenset(shared_selector(kind, value) for kind, value in json.loads(text))
 
 
 def selector_digest(selector: Selector) -> bytes:
@@ -80,7 +80,8 @@ def trust_domain(name: str) -> TrustDomain:
 
 
 @lru_cache(maxsize=16384)
-def _selector(kind: str, value: str) -> Selector:
+def shared_selector(kind: str, value: str) -> Selector:
+    """The same for selectors: two that are one object are compared at once."""
     return Selector(kind, value)
 
 

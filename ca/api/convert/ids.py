@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from ca.errors import InvalidArgument
 from ca.identity.exchange import is_parent_path
@@ -12,6 +13,7 @@ from ca.identity.spiffe_id import AGENT_PREFIX, SpiffeId, TrustDomain, is_reserv
 from ca.proto.spire import types_pb2
 
 
+@lru_cache(maxsize=1024)
 def trust_domain(text: str) -> TrustDomain:
     """A bare name or `spiffe://name`. A bare name in upper case is refused, as SPIRE refuses it."""
     return TrustDomain.parse(text) if "://" in text else TrustDomain(text)

@@ -186,6 +186,22 @@ async def test_what_was_created_here_is_followed_as_it_would_be_read(monkeypatch
         assert (found.hint, server.server.index.entry(gone.id)) == ("new", None)
 
 
+async def test_what_repeats_in_entries_that_were_created_here_is_one_object() -> None:
+    """A hundred thousand entries below few parents must not hold a hundred thousand parents."""
+    async with running_server() as server:
+        made = await server.create(
+            *(entry(f"/{name}", "/spire/agent/x", "k8s:sa:default", f"k8s:ns:{name}") for name in "ab")
+        )
+        one, other = (server.server.index.entry(message.id) for message in made)
+        assert one is not None
+        assert other is not None
+        assert one.parent_id is other.parent_id
+        assert one.spiffe_id.trust_domain is other.spiffe_id.trust_domain
+        (shared,) = one.selectors & other.selectors
+        for found in (one, other):
+            assert any(selector is shared for selector in found.selectors)
+
+
 async def test_what_was_not_committed_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_server() as server:
         store = server.server.store
