@@ -222,7 +222,7 @@ def count(rule: Rule, action: Action, asked: Request) -> int:
     )
 
 
-@settings(max_examples=800 if LONG else 50, deadline=None)
+@settings(max_examples=300 if LONG else 50, deadline=None)
 @given(policies=POLICY_SETS, asked=REQUESTS)
 def test_the_ranking_is_that_of_a_slow_count(policies: tuple[Policy, ...], asked: Request) -> None:
     """Identities of generated policies may repeat, as those of `PeerAuthentication` and of policies do."""

@@ -141,7 +141,7 @@ def test_the_document_is_json() -> None:
     assert {service["default"] for service in found["services"]} == {"deny"}
 
 
-@settings(max_examples=1500 if LONG else 80, deadline=None)
+@settings(max_examples=300 if LONG else 80, deadline=None)
 @given(policies=POLICY_SETS, asked=REQUESTS, data=st.data())
 def test_what_the_graph_says_holds(policies: tuple[Policy, ...], asked: Request, data: st.DataObject) -> None:
     snapshot = compile_set(policies, DRAWN_MESH, TARGETS)

@@ -182,7 +182,7 @@ RECORDS = st.builds(
 )
 
 
-@settings(max_examples=2000 if LONG else 60, deadline=None)
+@settings(max_examples=500 if LONG else 60, deadline=None)
 @given(st.lists(RECORDS, max_size=25))
 def test_every_allowed_record_is_allowed(log: list[DecisionRecord]) -> None:
     found = suggest(log)
@@ -200,7 +200,7 @@ def test_every_allowed_record_is_allowed(log: list[DecisionRecord]) -> None:
     assert not replay((one for one in log if one.allowed and not suggest([one]).left_out), known).newly_denied
 
 
-@settings(max_examples=2000 if LONG else 60, deadline=None)
+@settings(max_examples=500 if LONG else 60, deadline=None)
 @given(st.lists(RECORDS, max_size=25), RECORDS)
 def test_nothing_is_admitted_beyond_what_is_said(log: list[DecisionRecord], asked: DecisionRecord) -> None:
     """Ports are looked at where they were known, so that what differs by the port alone is not what was seen."""

@@ -290,7 +290,7 @@ def consul_decides(entries: list[dict[str, Any]], who: str, whom: str, asked: Re
     return default if "Permissions" in intention else bool(intention["Action"] == "allow")
 
 
-@settings(max_examples=2000 if LONG else 60, deadline=None)
+@settings(max_examples=500 if LONG else 60, deadline=None)
 @given(
     entries=ENTRIES,
     who=st.sampled_from(SERVICES),

@@ -265,7 +265,7 @@ def rank(match: dict[str, Any]) -> tuple[Any, ...]:
     return (match["path"]["type"] == "Exact", len(match["path"]["value"]), "method" in match, "headers" in match)
 
 
-@settings(max_examples=2500 if LONG else 80, deadline=None)
+@settings(max_examples=800 if LONG else 80, deadline=None)
 @given(
     of_web=st.lists(MATCHES, min_size=1, max_size=2),
     of_batch=st.lists(MATCHES, max_size=2),
