@@ -25,9 +25,11 @@ async def raw(call: Client, data: bytes) -> bytes:
 
 
 async def forever(writer: asyncio.StreamWriter, data: bytes) -> None:
-    for _ in range(1000):
-        writer.write(data)
-        await writer.drain()
+    """The gate listens a few seconds longer, so that the client hears the answer."""
+    async with asyncio.timeout(60):
+        while True:
+            writer.write(data)
+            await writer.drain()
 
 
 LINES = [
