@@ -91,17 +91,13 @@ class DecisionRecord:
 
     def document(self) -> dict[str, Any]:
         """As JSON values, without what is as it is by default; `at` is RFC 3339 in UTC, with microseconds."""
-        found: dict[str, Any] = {}
-        for name in _NAMES:
-            value = getattr(self, name)
-            if name in _REQUIRED or value != _ABSENT[name]:
-                found[name] = value
+        found = {name: value for name, absent in _ABSENT.items() if (value := getattr(self, name)) != absent}
         found["at"] = self.at.astimezone(UTC).isoformat(timespec="microseconds")
         return found
 
     def json_line(self) -> str:
         """One line, without its end."""
-        return json.dumps(self.document(), separators=(",", ":"))
+        return _encoded(self.document())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DecisionRecord:
@@ -141,6 +137,7 @@ class DecisionRecord:
         return cls(**values)
 
 
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 _NAMES = tuple(found.name for found in fields(DecisionRecord))
 _REQUIRED = ("id", "at", "source", "target", "allowed", "reason")
 _ABSENT: dict[str, Any] = {
@@ -167,17 +164,21 @@ def record_of(
 ) -> DecisionRecord:
     """The record of a decision of ours; `more` are further fields of a DecisionRecord: `revision`, `agent`, …"""
     shadow = decision.shadow
-    known: dict[str, Any] = {
-        "allowed": decision.allowed,
-        "reason": str(decision.reason),
-        "policy": decision.policy,
-        "rule": decision.rule,
-        "providers": decision.providers,
-        "shadow": None if shadow is None else shadow.allowed,
-        "shadow_policy": None if shadow is None else shadow.policy,
-        "shadow_rule": None if shadow is None else shadow.rule,
-    }
-    return _record(request, id=id, at=at, source=source, target=target, **{**known, **more})
+    if shadow is not None:
+        more = {"shadow": shadow.allowed, "shadow_policy": shadow.policy, "shadow_rule": shadow.rule, **more}
+    more.setdefault("allowed", decision.allowed)
+    more.setdefault("reason", str(decision.reason))
+    return _record(
+        request,
+        id=id,
+        at=at,
+        source=source,
+        target=target,
+        policy=decision.policy,
+        rule=decision.rule,
+        providers=decision.providers,
+        **more,
+    )
 
 
 def refused_record(

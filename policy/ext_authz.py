@@ -126,27 +126,36 @@ def refused(verdict: Verdict, detail: str, reason: Refusal = Refusal.PROVIDER_UN
 
 def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
     """The verdict on a CheckRequest."""
-    request = Request()
+    request: Request | None = None
     try:
-        request = read(check.attributes, said)
-        if (principal := _caller(check.attributes)) is not None:
-            request = replace(request, principal=principal)
+        request = read(check.attributes, said, _caller(check.attributes))
         _check_complete(check.attributes, request, bound, said)
         if request.http:
             request = _with_claims(check.attributes, request, bound, said, now)
-    except Refused as refused:
-        return Verdict(allowed=False, reason=refused.reason, request=request, detail=str(refused))
+    except Refused as refusal:
+        if request is None:
+            request = _as_far_as_can_be_read(check.attributes, said)
+        return Verdict(allowed=False, reason=refusal.reason, request=request, detail=str(refusal))
     decision = bound.snapshot.decide(bound.target.spiffe_id, request)
     return Verdict(
         allowed=decision.allowed, reason=decision.reason, request=request, decision=decision, detail=bound.unknown
     )
 
 
-def read(attributes: Any, said: Said) -> Request:
-    """Everything but who calls and with what token."""
+def _as_far_as_can_be_read(attributes: Any, said: Said) -> Request:
+    """For the record of a refusal: without a caller."""
+    try:
+        return read(attributes, said, None)
+    except Refused:
+        return Request()
+
+
+def read(attributes: Any, said: Said, principal: str | None) -> Request:
+    """Everything but with what token."""
     source, destination = attributes.source.address, attributes.destination.address
     session = attributes.tls_session if attributes.HasField("tls_session") else None
     known: dict[str, Any] = {
+        "principal": principal,
         "source_ip": source.socket_address.address or None,
         "destination_ip": destination.socket_address.address or None,
         "destination_port": destination.socket_address.port_value or None,
@@ -168,9 +177,11 @@ def read(attributes: Any, said: Said) -> Request:
 
 def _headers(http: Any) -> dict[str, str]:
     """Lower-case names, several values of one joined by commas, without what is no header."""
-    found: dict[str, str] = {}
-    for name, value in http.headers.items():
-        if name[:1] != ":":
+    given = [pair for pair in http.headers.items() if pair[0][:1] != ":"]
+    found = {name.lower(): value for name, value in given}
+    if len(found) < len(given):  # names that differ in case alone: no Envoy sends them
+        found = {}
+        for name, value in given:
             _join(found, name.lower(), value)
     for header in http.header_map.headers:  # a proxy with `encode_raw_headers` sends these instead
         if header.key[:1] != ":":
