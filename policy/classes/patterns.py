@@ -70,7 +70,19 @@ def plus(chars: Chars) -> list[Item]:
 class Pattern:
     """One chain."""
 
-    __slots__ = ("_samples", "accepting", "forever", "head", "is_prefix", "items", "stars", "start", "tail", "whole")
+    __slots__ = (
+        "_samples",
+        "_tables",
+        "accepting",
+        "forever",
+        "head",
+        "is_prefix",
+        "items",
+        "stars",
+        "start",
+        "tail",
+        "whole",
+    )
 
     def __init__(self, items: Iterable[Item]) -> None:
         self.items = tuple(items)
@@ -84,6 +96,7 @@ class Pattern:
         """There is no other text."""
         self.is_prefix = len(self.head) == len(self.items) - 1 and self.items[-1] == star()
         """Nothing more is asked of a text."""
+        self._tables: dict[str, tuple[int, int]] = {}
         self._samples: tuple[str, ...] | None = None
         self.forever = self._forever()
         """Places from which every text is accepted."""
@@ -134,14 +147,19 @@ class Pattern:
 
     def table(self, character: str) -> tuple[int, int]:
         """The places that the character moves on, and those where it may stay."""
-        once = stay = 0
-        for number, (chars, many) in enumerate(self.items):
-            if (character in chars[1]) != chars[0]:
-                if many:
-                    stay |= 1 << number
-                else:
-                    once |= 1 << number
-        return once, stay
+        known = self._tables.get(character)
+        if known is None:
+            once = stay = 0
+            for number, (chars, many) in enumerate(self.items):
+                if (character in chars[1]) != chars[0]:
+                    if many:
+                        stay |= 1 << number
+                    else:
+                        once |= 1 << number
+            known = once, stay
+            if len(self.items) <= MAX_REMEMBERED:
+                self._tables[character] = known
+        return known
 
     def accepts(self, text: str) -> bool:
         """Whether a text is in the set."""

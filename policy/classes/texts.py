@@ -99,14 +99,12 @@ class _Walk:
         self.start = self.stars = self.never = self.forever = at = 0
         self.sets: list[tuple[int, int]] = []
         """Of each set: all places, and those at which a text may end."""
-        letters = _letters({chars for some in (*sets, without) for pattern in some for chars, _ in pattern.items})
-        steps = dict.fromkeys(letters, (0, 0))
+        self.chains: list[tuple[Pattern, int]] = []
+        """Each with its lowest place."""
         for number, some in enumerate((*sets, without)):
             everywhere = ends = 0
             for pattern in some:
-                for letter, (once, stay) in steps.items():
-                    more_once, more_stay = pattern.table(letter)
-                    steps[letter] = once | more_once << at, stay | more_stay << at
+                self.chains.append((pattern, at))
                 self.start |= pattern.start << at
                 self.stars |= pattern.stars << at
                 everywhere |= ((pattern.accepting << 1) - 1) << at
@@ -119,27 +117,52 @@ class _Walk:
             else:
                 self.never = ends
         self.places = at
-        self.steps = [(letter, once, stay) for letter, (once, stay) in steps.items()]
+        self.head = max((some[0].head for some in sets if len(some) == 1), key=len, default="")
+        """What every text begins with."""
 
     def found(self, work: Work) -> str | None:
-        if not self._alive(self.start):
+        start = self._through_head()
+        if start is None:
             return None
-        seen = {self.start}
-        waiting = deque([(self.start, "")])
-        cost = 1 + len(self.steps) * (1 + self.places // 2048) // 8
+        letters = _letters({chars for pattern, _ in self.chains for chars, _ in pattern.items})
+        steps = [(letter, *self._table(letter)) for letter in letters]
+        cost = 1 + len(steps) * (1 + self.places // 2048) // 8
+        seen = {start}
+        waiting = deque([(start, self.head)])
         while waiting:
             work.spend(cost)
             state, text = waiting.popleft()
             if not state & self.never and all(state & ends for _, ends in self.sets):
                 return text
-            for letter, once, stay in self.steps:
-                after = ((state & once) << 1) | (state & stay)
-                while (more := after | ((after & self.stars) << 1)) != after:
-                    after = more
+            for letter, once, stay in steps:
+                after = self._after(state, once, stay)
                 if after not in seen and self._alive(after):
                     seen.add(after)
                     waiting.append((after, text + letter))
         return None
+
+    def _through_head(self) -> int | None:
+        """The state after the head, which needs no search; None where nothing can follow it."""
+        state, tables = self.start, {letter: self._table(letter) for letter in set(self.head)}
+        for letter in self.head:
+            if not self._alive(state):
+                return None
+            state = self._after(state, *tables[letter])
+        return state if self._alive(state) else None
+
+    def _table(self, letter: str) -> tuple[int, int]:
+        once = stay = 0
+        for pattern, at in self.chains:
+            more_once, more_stay = pattern.table(letter)
+            once |= more_once << at
+            stay |= more_stay << at
+        return once, stay
+
+    def _after(self, state: int, once: int, stay: int) -> int:
+        after = ((state & once) << 1) | (state & stay)
+        while (more := after | ((after & self.stars) << 1)) != after:
+            after = more
+        return after
 
     def _alive(self, state: int) -> bool:
         """Whether every set can still be reached, and none of the others is certain."""
