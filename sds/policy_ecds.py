@@ -34,8 +34,13 @@ LARGE_BYTES = 256 << 10
 agent hold one, not one for each of its streams."""
 READ_SECONDS = 30.0
 """Who has not read a large answer by then makes way for the others."""
+MAX_NAMES = 64
+"""Of one stream so many are answered: Envoy asks for one on each, and each is looked at with every new set."""
 MAX_LARGE = 4
 """So many of them are kept for one workload, whose proxies choose what stands beside the filter."""
+
+
+TOO_MANY = Missing(f"of one stream {MAX_NAMES} names are answered")
 
 
 class EnvoyPolicies(EnvoyService):
@@ -123,10 +128,12 @@ class EnvoyPolicies(EnvoyService):
         ):
             return known
         policies = self._held.in_force
-        owners = {name: owner_of(name, caller) for name in stream.subscribed}
-        found: dict[str, Found | Missing] = {}
+        names = sorted(stream.subscribed)
+        owners = {name: owner_of(name, caller) for name in names[:MAX_NAMES]} | dict.fromkeys(names[MAX_NAMES:])
+        found: dict[str, Found | Missing] = dict.fromkeys(names[MAX_NAMES:], TOO_MANY)
         made: list[Made] = []
-        for name, owner in owners.items():
+        for name in names[:MAX_NAMES]:
+            owner = owners[name]
             answer = await self._one(owner, caller, policies, share)
             if isinstance(answer, Found | Missing):
                 found[name] = answer

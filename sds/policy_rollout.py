@@ -10,7 +10,8 @@ from sds.feed import Held, ProxyState
 from sds.policy_held import HeldPolicies
 
 MAX_SAID = 512
-"""Of more proxies an agent says nothing; those are left out first that have taken over what they were given."""
+"""Of more an agent says nothing. Left out first is what names nobody's policies, which a workload may ask for as it
+likes, then what was taken over."""
 MAX_DETAIL = 1024
 ACKED = "acked"
 STATES = {
@@ -32,7 +33,7 @@ def unlogged(pid: int, node_id: str) -> bool:
 def rollout(held: HeldPolicies, clients: SdsClients, logged: Logged) -> Held:
     """What the server is told."""
     found = [state for client in clients.all() for state in _of(client, logged)]
-    found.sort(key=lambda state: state.state == ACKED)
+    found.sort(key=lambda state: (not state.spiffe_id, state.state == ACKED))
     return Held(revision=held.revision, error=held.problem, proxies=tuple(found[:MAX_SAID]))
 
 
@@ -43,11 +44,11 @@ def _of(client: SdsClient, logged: Logged) -> Iterator[ProxyState]:
         return
     for name, owner in owners.items():
         status = stream.statuses.get(name)
-        if status is not None:
+        if status is not None and owner is not None:
             yield ProxyState(
                 proxy=stream.node_id,
                 pid=client.pid,
-                spiffe_id=owner.spiffe_id if owner is not None else "",
+                spiffe_id=owner.spiffe_id,
                 resource=name,
                 revision=int(seen.version),
                 state=STATES[status.state],

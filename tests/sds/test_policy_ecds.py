@@ -23,7 +23,7 @@ from policy.envoy import deny_all
 from policy.model import Request
 from sds.envoy_delta import DeltaStream
 from sds.policy_answers import FOUND_BYTES, Caller, PolicyAnswers, owner_of
-from sds.policy_ecds import LARGE_BYTES, MAX_LARGE
+from sds.policy_ecds import LARGE_BYTES, MAX_LARGE, MAX_NAMES
 from sds.policy_filters import refusing
 from sds.policy_held import NONE_YET, TAKEN_AWAY
 from sds.policy_read import read
@@ -193,10 +193,13 @@ async def test_names_that_mean_nothing_are_counted_and_the_stream_ends_when_they
     call = client.policies()
     names = [f"{HTTP}/spiffe://example.org/{'n' * 40}{number}" for number in range(500)]
     await call.ask(*names)
-    await asyncio.wait_for(call.read(), 5)
+    answer = await asyncio.wait_for(call.read(), 5)
+    assert (len(answer.resources), len(answer.removed_resources)) == (MAX_NAMES, len(names) - MAX_NAMES)
+    (junk,) = lab.clients.all()
+    assert "64 names are answered" in junk.stream.statuses[max(names)].detail
     share = next(iter(lab.workloads._known.values())).share
-    await eventually(lambda: lab.workloads.memory.used(share) > 500 * (FOUND_BYTES + 300))
-    calls = [client.policies() for _ in range(40)]
+    await eventually(lambda: lab.workloads.memory.used(share) > MAX_NAMES * (FOUND_BYTES + 300) + 500 * 600)
+    calls = [client.policies() for _ in range(60)]
 
     async def ends(other: DeltaCall) -> bool:
         try:
@@ -207,6 +210,10 @@ async def test_names_that_mean_nothing_are_counted_and_the_stream_ends_when_they
         return False
 
     assert any(await asyncio.gather(*map(ends, calls)))
+    mine = client.policies()
+    await mine.ask(HTTP)
+    await answered(mine)
+    await eventually(lambda: rollout(lab.policies, lab.clients, unlogged).proxies[0].spiffe_id == A)
 
 
 async def test_of_large_filters_few_are_kept_for_one_workload(lab: Lab, client: WorkloadClient) -> None:
