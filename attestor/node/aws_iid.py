@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -15,12 +16,14 @@ from pydantic import Field, field_validator
 from attestor.node.cloud.aws_document import InstanceDocument, load_certificates, verified_document
 from attestor.node.cloud.aws_lookup import ApiConfig, AwsLookup, Instance
 from attestor.node.cloud.evidence import forbidden_account
-from attestor.node.cloud.metadata import MetadataService
+from attestor.node.cloud.metadata import NO_SERVICE, MetadataService
+from attestor.node.node_checks import attempted
 from attestor.node.path_template import PathTemplate
 from ca.errors import Denied, FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed, ok
 from ca.runtime.notes import note
 
 NAME = "aws_iid"
@@ -90,6 +93,15 @@ class AwsIidVerifier:
         instance = None if self._lookup is None else await self._lookup.look_up(document)
         return AttestedNode(path=self._path(document, instance), selectors=_selectors(document, instance))
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether each region that is admitted has a certificate. Amazon is not asked."""
+        held = ", ".join(sorted(self._certificates))
+        lacking = [region for region in self._config.regions if region not in self._certificates]
+        if lacking:
+            hint = f"put `<region>.pem` into `{self._config.certificates}` and restart the server"
+            return [failed("certificates", f"none for {', '.join(lacking)}; there are those of {held}", hint)]
+        return [ok("certificates", f"those of {held}")]
+
     def _check(self, document: InstanceDocument) -> None:
         """What is signed is true; whether it is admitted is another question."""
         note("instance", f"{document.instance_id} of account {document.account_id} in {document.region}")
@@ -129,6 +141,15 @@ class AwsIidProver:
     def can_reattest(self) -> bool:
         """The same document again would be refused: the server knows the node by then."""
         return False
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the metadata service gives what an attestation needs."""
+
+        async def asked() -> str:
+            await self.payload()
+            return "it gives the document and its signatures"
+
+        return [await attempted("metadata service", asked, mend=NO_SERVICE)]
 
     async def payload(self) -> bytes:
         token = await self._service.text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as url_quote
@@ -21,12 +22,13 @@ from attestor.node.cloud.azure_document import AttestedDocument, Evidence, evide
 from attestor.node.cloud.azure_lookup import ApiConfig, AzureLookup, Wanted
 from attestor.node.cloud.azure_roots import DIGICERT_GLOBAL_ROOT_G2
 from attestor.node.cloud.evidence import forbidden_account
-from attestor.node.cloud.metadata import MetadataService
+from attestor.node.cloud.metadata import NO_SERVICE, MetadataService
+from attestor.node.node_checks import attempted, authorities
 from attestor.node.path_template import PathTemplate
 from ca.errors import ConfigError, FailedPrecondition, Unavailable
 from ca.identity import strict_json
 from ca.identity.selector import Selector
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
 from ca.runtime.notes import note
 
@@ -117,8 +119,9 @@ class AzureImdsVerifier:
             for domain, tenant in self._tenants.items()
             if tenant.api is not None
         }
+        self._roots = _certificates(config.trust_bundle_path, DIGICERT_GLOBAL_ROOT_G2)
         self._chain = SignerChain(
-            roots=_certificates(config.trust_bundle_path, DIGICERT_GLOBAL_ROOT_G2),
+            roots=self._roots,
             intermediates=_certificates(config.intermediates_path, b""),
             domains=config.allowed_metadata_domains,
             hosts=config.issuer_hosts,
@@ -140,6 +143,11 @@ class AzureImdsVerifier:
         more = await self._look_up(evidence, document)
         values = {f"subscription-id:{document.subscription_id}", *more}
         return AttestedNode(path=path, selectors=frozenset(Selector(NAME, value) for value in values))
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether somebody vouches for Azure's signer. Azure is not asked."""
+        mend = "correct `trust_bundle_path`, or leave it out for the root that Azure has by default"
+        return [authorities("roots of Azure's signer", self._roots, now=self._host.clock.now(), mend=mend)]
 
     async def _look_up(self, evidence: Evidence, document: AttestedDocument) -> frozenset[str]:
         lookup = self._lookups.get(evidence.tenant_domain)
@@ -191,6 +199,15 @@ class AzureImdsProver:
             "metadata": {"agentDomain": self._domain, "vmssName": compute.get("vmScaleSetName") or None},
         }
         return json.dumps(answer).encode()
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the metadata service gives what an attestation needs."""
+
+        async def asked() -> str:
+            await self.answer(b"0" * NONCE_CHARACTERS)
+            return "it gives the attested document"
+
+        return [await attempted("metadata service", asked, mend=NO_SERVICE)]
 
     async def _ask(self, path: str) -> dict[str, Any]:
         body = await self._service.ask(f"{path}api-version={API_VERSION}", {"Metadata": "true"})

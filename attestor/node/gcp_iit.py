@@ -5,6 +5,7 @@ Every process of the machine can ask for such a token: the first who brings one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote as url_quote
 
@@ -14,14 +15,17 @@ from attestor.node.cloud.evidence import forbidden_account, malformed_payload
 from attestor.node.cloud.gcp_instance import GcpInstance, instance_of
 from attestor.node.cloud.gcp_keys import PinnedKeys
 from attestor.node.cloud.gcp_lookup import ApiConfig, GcpLookup
-from attestor.node.cloud.metadata import MetadataService
+from attestor.node.cloud.metadata import NO_SERVICE, MetadataService
 from attestor.node.foreign_jwt import KeySource, TokenRules, take_apart, verify_token
 from attestor.node.jwks import Jwks, https_url
+from attestor.node.node_checks import attempted
 from attestor.node.path_template import PathTemplate
-from ca.errors import FailedPrecondition
+from ca.errors import BurgeeError, FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.identity.text import quote
+from ca.ports import AttestedNode, Challenge, Finding, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed, ok
 from ca.runtime.https import context_of
 from ca.runtime.notes import note
 
@@ -125,6 +129,18 @@ class GcpIitVerifier:
         more = frozenset[str]() if self._lookup is None else await self._lookup.look_up(instance)
         return AttestedNode(path=path, selectors=_selectors(instance, more))
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether there are keys of Google's to verify with; fetched, if that is due."""
+        what = "keys of Google"
+        if not isinstance(self._keys, Jwks):
+            return [ok(what, f"those in `{self._config.keys_file}`, as they were at the start")]
+        known = await self._keys.look()
+        if self._keys.trouble or not known:
+            detail = f"{self._keys.trouble or 'there are none'}; {known} known from before"
+            where = self._config.keys_url or KEYS_URL
+            return [failed(what, detail, f"can this machine reach {where}? without a way there is `keys_file`")]
+        return [ok(what, f"{known} known")]
+
     def _path(self, instance: GcpInstance) -> str:
         values = {
             "PluginName": NAME,
@@ -155,6 +171,19 @@ class GcpIitProver:
     def can_reattest(self) -> bool:
         """Another token says the same, and the server knows the node by then."""
         return False
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the metadata service gives a token, and of which machine."""
+
+        async def asked() -> str:
+            claims = take_apart(await self.payload()).claims
+            try:
+                instance = instance_of(claims)
+            except BurgeeError as error:
+                raise Unavailable(f"its token tells of no machine: {error.detail}", reason=error.reason) from error
+            return f"it gives a token of {quote(instance.instance_name)} in project {quote(instance.project_id)}"
+
+        return [await attempted("metadata service", asked, mend=NO_SERVICE)]
 
     async def payload(self) -> bytes:
         return (await self._service.ask(self._path, {"Metadata-Flavor": "Google"})).strip()

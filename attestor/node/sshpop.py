@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from pydantic import Field, field_validator, model_validator
 
 from attestor.node.files import read_bounded
+from attestor.node.node_checks import attempted
 from attestor.node.path_template import PathTemplate
 from attestor.node.possession import (
     answer_members,
@@ -44,8 +47,9 @@ from attestor.node.ssh_certificate import (
 from ca.errors import BurgeeError, ConfigError, Denied, FailedPrecondition, InvalidArgument, Unavailable
 from ca.identity.dns_name import check_dns_name
 from ca.identity.text import quote
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed, ok
 from ca.runtime.notes import note
 
 NAME = "sshpop"
@@ -143,6 +147,14 @@ class SshPopVerifier:
         )
         return AttestedNode(path=path, reattestable=True)
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the host CAs can be read."""
+        try:
+            return [ok("host CAs", f"{len(self._read_authorities())}")]
+        except ValueError as error:
+            hint = "correct the file that `cert_authorities_path` names; no restart is needed"
+            return [failed("host CAs", str(error), hint)]
+
     def _hostname(self, certificate: HostCertificate) -> str:
         """The first principal, without the canonical domain. A certificate for whatever name proves no host."""
         if not certificate.principals:
@@ -191,6 +203,19 @@ class SshPopProver:
         self._key = _read_key(self._config.host_key_path, blob)
         return wire({"Certificate": text_of(blob)})
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: the certificate, its time, and that the key is its own."""
+
+        async def read() -> str:
+            _read_key(self._config.host_key_path, _read_certificate(self._config.host_cert_path))
+            return f"`{self._config.host_cert_path}` and its key"
+
+        found = await attempted("host certificate", read, mend="let the host CA sign the host key again")
+        if found.level is not FindingLevel.OK:
+            return [found]
+        certificate = parse_host_certificate(_read_certificate(self._config.host_cert_path))
+        return [found, *_of_host(certificate, datetime.now(UTC))]
+
     async def answer(self, challenge: bytes) -> bytes:
         if self._key is None:
             raise FailedPrecondition("a challenge came before the payload", reason="UNEXPECTED_CHALLENGE")
@@ -201,6 +226,21 @@ class SshPopProver:
         own = new_nonce()
         kind, blob = await asyncio.to_thread(sign, self._key, signed_digest(nonce, own))
         return wire({"Nonce": text_of(own), "Signature": {"Format": kind, "Blob": text_of(blob), "Rest": None}})
+
+
+def _of_host(certificate: HostCertificate, now: datetime) -> Sequence[Finding]:
+    what = "host certificate's use"
+    try:
+        certificate.verify({certificate.authority}, now=now)  # whether the server knows that CA is for the server
+    except Denied as error:
+        return [
+            failed(
+                what, f"{error.detail} ({error.reason})", "let the host CA sign the host key again (`ssh-keygen -h`)"
+            )
+        ]
+    if not certificate.principals:
+        return [failed(what, "it names no host", "name the host when it is signed (`ssh-keygen -n`)")]
+    return [ok(what, f"for {quote(', '.join(certificate.principals))}, valid now")]
 
 
 async def _prove_possession(certificate: HostCertificate, challenge: Challenge, *, sha1: bool) -> None:

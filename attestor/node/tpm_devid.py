@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from cryptography import x509
 from cryptography.x509.oid import NameOID
 from pydantic import Field, model_validator
 
 from attestor.node.node_certificate import fingerprint
+from attestor.node.node_checks import attempted, authorities, validity
 from attestor.node.possession import refuse_answer, refuse_challenge, refuse_payload
 from attestor.node.tpm.authorities import read_authorities
 from attestor.node.tpm.commands import Tpm
 from attestor.node.tpm.credential import make_credential
 from attestor.node.tpm.device import Device, find_device
-from attestor.node.tpm.files import Passwords, read_certificates, read_devid, read_password
+from attestor.node.tpm.files import DevId, Passwords, read_certificates, read_devid, read_password
 from attestor.node.tpm.messages import Answers, Evidence, Questions
 from attestor.node.tpm.policy import PcrPolicy
-from attestor.node.tpm.prove import Waiting, answer, gather
+from attestor.node.tpm.prove import Waiting, answer, endorsement, gather
 from attestor.node.tpm.structures import BANKS, DIGEST_BYTES, Malformed
 from attestor.node.tpm.verify import Authorities, Claimed, verify_activation, verify_evidence, verify_possession
 from ca.errors import ConfigError, FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, FindingLevel, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed
 from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
@@ -149,6 +153,26 @@ class TpmDevIdVerifier:
             path=PATH_PREFIX + claimed.devid.fingerprint, selectors=_selectors(claimed), reattestable=True
         )
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the authorities can be read, and are still any."""
+        try:
+            found = await asyncio.to_thread(self._authorities)
+        except ValueError as error:
+            return [failed("authorities", str(error), "correct the file; no restart is needed")]
+        now = self._host.clock.now()
+        return [
+            authorities(
+                f"authorities of {whose}s",
+                [x509.load_der_x509_certificate(der) for der in ders],
+                now=now,
+                mend=f"renew what is in `{path}`; no restart is needed",
+            )
+            for whose, ders, path in (
+                ("DevID", found.devid, self._config.devid_ca_path),
+                ("TPM", found.endorsement, self._config.endorsement_ca_path),
+            )
+        ]
+
     def _ask(self, evidence: Evidence) -> tuple[Claimed, Questions, bytes]:
         """(evidence that holds together, what is asked about it, the secret that only the right TPM can read)"""
         try:
@@ -206,9 +230,41 @@ class TpmDevIdProver:
         answers = await to_thread(self._answer, waiting, questions)
         return answers.encode()
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: the TPM, its endorsement certificate, and the files; no key is made."""
+
+        async def tpm() -> str:
+            return await to_thread(self._with_tpm, self._endorsed)
+
+        async def files() -> str:
+            return await to_thread(self._provisioned)
+
+        found = [
+            await attempted("TPM", tpm, mend="see how a DevID is provisioned, on the plugin's page"),
+            await attempted("DevID", files, mend="see how a DevID is provisioned, on the plugin's page"),
+        ]
+        if found[1].level is FindingLevel.OK:
+            leaf = x509.load_der_x509_certificate(self._devid().chain[0])
+            begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+            found.append(validity("DevID certificate", begins, ends, now=datetime.now(UTC)))
+        return found
+
+    def _endorsed(self, tpm: Tpm) -> str:
+        path = self._config.ek_cert_path
+        endorsement(tpm, None if path is None else read_certificates(path)[0])
+        return "it answers, and has the certificate of an endorsement key"
+
+    def _provisioned(self) -> str:
+        self._passwords()
+        return f"{len(self._devid().chain)} certificates, both parts of the key, and what passwords are named"
+
+    def _devid(self) -> DevId:
+        config = self._config
+        return read_devid(config.devid_pub_path, config.devid_priv_path, config.devid_cert_path)
+
     def _gather(self) -> tuple[Evidence, Waiting]:
         config = self._config
-        devid = read_devid(config.devid_pub_path, config.devid_priv_path, config.devid_cert_path)
+        devid = self._devid()
         ek_certificate = None if config.ek_cert_path is None else read_certificates(config.ek_cert_path)[0]
         passwords = self._passwords()
         return self._with_tpm(lambda tpm: gather(tpm, devid, passwords, ek_certificate))

@@ -7,8 +7,9 @@ over SHA-256. Payload, challenge and response are SPIRE's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,11 +19,11 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field, field_validator, model_validator
 
-from attestor.node.files import read_bounded
+from attestor.node.credential_files import read_authorities, read_chain, read_key
 from attestor.node.node_certificate import NodeCertificate, fingerprint, parse_node_certificate, verify_chain
+from attestor.node.node_checks import attempted, authorities, validity
 from attestor.node.path_template import PathTemplate
 from attestor.node.possession import (
     answer_members,
@@ -40,18 +41,19 @@ from attestor.node.possession import (
     wire,
 )
 from ca.errors import ConfigError, Denied, FailedPrecondition, InvalidArgument, Unauthenticated, Unavailable
-from ca.identity.bundle_pem import parse_certificates
 from ca.identity.endpoint import UnixEndpoint, parse_endpoint
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import is_reserved
 from ca.identity.svid import parse_x509_svid
 from ca.identity.text import quote
-from ca.ports import AttestedNode, Challenge, NodeAttestorPlugin, NodeHost
+from ca.ports import AttestedNode, Challenge, Finding, NodeAttestorPlugin, NodeHost
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed
 from ca.runtime.notes import note
 
 NAME = "x509pop"
 MAX_SELECTORS = 256
+MAX_RSA_BITS = 16384
 _DIGEST = Prehashed(hashes.SHA256())
 _MGF = padding.MGF1(hashes.SHA256())
 _FIELDS = frozenset(
@@ -89,7 +91,10 @@ class ServerConfig(StrictModel):
         default=4, ge=0, le=9, description="How many certificates may come with the node's own."
     )
     max_rsa_key_size: int = Field(
-        default=8192, ge=2048, le=16384, description="The longest RSA key of a node, in bits; the shortest is 2048."
+        default=8192,
+        ge=2048,
+        le=MAX_RSA_BITS,
+        description="The longest RSA key of a node, in bits; the shortest is 2048.",
     )
 
     @model_validator(mode="after")
@@ -163,7 +168,7 @@ class X509PopVerifier:
         self._host = host
         self._template = config.template()
         try:
-            _read_authorities(config.bundles)
+            read_authorities(config.bundles)
         except ValueError as error:
             raise ConfigError(f"node_attestors.{NAME}: {error}", reason="NODE_AUTHORITIES") from error
 
@@ -197,10 +202,21 @@ class X509PopVerifier:
         if self._config.mode == "spiffe":
             return [one.certificate for one in (await self._host.trust_bundle()).x509_authorities]
         try:
-            return _read_authorities(self._config.bundles)
+            return read_authorities(self._config.bundles)
         except ValueError as error:
             note("authorities", error)
             raise Unavailable("the authorities of nodes cannot be read just now", reason="NODE_AUTHORITIES") from error
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: who vouches for nodes."""
+        try:
+            found = await self._authorities()
+        except Unavailable as error:
+            why = str(error.__cause__ or error.detail)
+            return [failed("authorities", why, "correct the file; no restart is needed")]
+        mend = "renew what is in `ca_bundle_path`; no restart is needed"
+        certificates = [x509.load_der_x509_certificate(der) for der in found]
+        return [authorities("authorities", certificates, now=self._host.clock.now(), mend=mend)]
 
     def _svid_path(self, chain: list[bytes]) -> str:
         """What is left of the SVID's path behind the prefix. Raises Denied."""
@@ -262,10 +278,32 @@ class X509PopProver:
             return await fetch_svid(endpoint.path)
         assert config.certificate_path is not None
         assert config.private_key_path is not None
-        chain = list(_read_chain(config.certificate_path))
+        chain = list(read_chain(config.certificate_path))
         if config.intermediates_path is not None:
-            chain += _read_chain(config.intermediates_path)
-        return chain, _read_key(config.private_key_path, chain[0])
+            chain += read_chain(config.intermediates_path)
+        return chain, read_key(config.private_key_path, chain[0])
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: certificate and key, whether they fit, what the one is for and until when."""
+        certificates: list[x509.Certificate] = []
+
+        async def read() -> str:
+            chain, _ = await self._credential()
+            leaf = parse_node_certificate(chain[0], max_rsa_bits=MAX_RSA_BITS)
+            certificates.append(leaf.certificate)
+            return f"the certificate of {quote(leaf.common_name or leaf.fingerprint)} and its key"
+
+        found = await attempted(
+            "credential", read, mend="the node needs a certificate to sign with: correct its profile"
+        )
+        now = datetime.now(UTC)
+        return [
+            found,
+            *(
+                validity("certificate", one.not_valid_before_utc, one.not_valid_after_utc, now=now)
+                for one in certificates
+            ),
+        ]
 
     async def answer(self, challenge: bytes) -> bytes:
         if self._key is None:
@@ -348,47 +386,6 @@ def _selectors(leaf: NodeCertificate, above: tuple[bytes, ...], sans: list[tuple
     if leaf.common_name:
         values.append(f"subject:cn:{leaf.common_name}")
     return frozenset(Selector(NAME, value) for value in values)
-
-
-def _read_authorities(paths: tuple[Path, ...]) -> list[bytes]:
-    """Raises ValueError."""
-    found: list[bytes] = []
-    for path in paths:
-        try:
-            found += parse_certificates(read_bounded(path))
-        except (OSError, InvalidArgument) as error:
-            why = error.detail if isinstance(error, InvalidArgument) else error.strerror
-            raise ValueError(f"cannot read authorities from `{path}`: {why}") from error
-    return found
-
-
-def _read_chain(path: Path) -> tuple[bytes, ...]:
-    try:
-        return parse_certificates(read_bounded(path))
-    except (OSError, InvalidArgument) as error:
-        raise _no_credential(path, error.detail if isinstance(error, InvalidArgument) else error.strerror) from error
-
-
-def _read_key(path: Path, certificate: bytes) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
-    try:
-        key = load_pem_private_key(read_bounded(path), None)
-    except OSError as error:
-        raise _no_credential(path, error.strerror) from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _no_credential(path, "no unencrypted private key in PEM") from error
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise _no_credential(path, "neither an RSA nor an EC key")
-    if key.public_key() != x509.load_der_x509_certificate(certificate).public_key():
-        raise _no_credential(path, "not the key of the certificate")
-    return key
-
-
-def _no_credential(path: Path, why: str | None) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"cannot prove this node with `{path}`: {why}",
-        reason="NODE_CREDENTIAL",
-        hint="the agent reads it again at the next attempt, without a restart",
-    )
 
 
 plugin = NodeAttestorPlugin(

@@ -12,7 +12,7 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -21,8 +21,9 @@ from attestor.workload.container import Container, find_container
 from attestor.workload.engine import Engine, Inspected
 from ca.errors import Unavailable
 from ca.identity.selector import Selector
-from ca.ports import Process, WorkloadAttestorPlugin
+from ca.ports import Finding, Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed, ok, warning
 from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
@@ -116,6 +117,18 @@ class DockerAttestor:
         process.ensure_alive()
         return found
 
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether the engines answer. One of them will do; those of login users come and
+        go with their sessions."""
+        roots, own = self._engines, [self._engine_of(uid) for uid in self._config.rootless_uids]
+        errors = await asyncio.gather(*map(_pinged, (*roots, *own)))
+        met = dict(zip((*roots, *own), errors, strict=True))
+        enough = any(met[engine] is None for engine in roots)
+        return [
+            *(_finding(engine, met[engine], failed) for engine in roots if not (enough and _is_missing(met[engine]))),
+            *(_finding(engine, met[engine], warning) for engine in own),
+        ]
+
     async def _selectors(self, container: Container) -> frozenset[Selector]:
         """Remembered for a moment, and asked for once by all who want it meanwhile."""
         key = (container.login_uid, container.container_id)
@@ -166,10 +179,13 @@ class DockerAttestor:
         if uid not in self._config.rootless_uids:
             note("engine", f"it is login user {uid}'s, who is not in `rootless_uids`")
             return []
+        return [self._engine_of(uid)]
+
+    def _engine_of(self, uid: int) -> Engine:
         if uid not in self._rootless:
             path = Path(self._config.podman_socket_path_template.replace("%d", str(uid)))
             self._rootless[uid] = Engine(path, timeout_seconds=self._config.timeout_seconds, owner_uid=uid)
-        return [self._rootless[uid]]
+        return self._rootless[uid]
 
     def _values(self, inspected: Inspected) -> list[str]:
         values = [f"image_id:{inspected.image}"] if inspected.image else []
@@ -178,6 +194,24 @@ class DockerAttestor:
         values += [f"label:{key}:{value}" for key, value in inspected.labels.items()]
         values += [f"env:{line}" for line in inspected.env if line.partition("=")[0] in self._config.env]
         return _bounded(values)
+
+
+async def _pinged(engine: Engine) -> Unavailable | None:
+    """What stands against asking it."""
+    try:
+        await engine.ping()
+    except Unavailable as error:
+        return error
+    return None
+
+
+def _is_missing(error: Unavailable | None) -> bool:
+    return error is not None and error.reason == "ENGINE_MISSING"
+
+
+def _finding(engine: Engine, error: Unavailable | None, bad: Callable[[str, str, str], Finding]) -> Finding:
+    what = f"engine at {engine.path}"
+    return ok(what, "it answers") if error is None else bad(what, f"{error.detail} ({error.reason})", error.hint)
 
 
 async def _once_running(engine: Engine, container_id: str, timeout_seconds: float) -> Inspected | None:

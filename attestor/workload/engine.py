@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ca.errors import Unavailable
-from ca.runtime.https import HttpClient
+from ca.runtime.https import Answer, HttpClient
 
 MAX_ANSWER_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # ucred: pid, uid, gid
@@ -48,16 +48,7 @@ class Engine:
     async def inspect(self, container_id: str) -> Inspected | None:
         """None where the engine knows no such container. Raises Unavailable: ENGINE_MISSING, where nobody listens,
         ENGINE_ANSWER and those of the HTTP client."""
-        try:
-            answer = await self._http.request("GET", f"/containers/{container_id}/json")
-        except Unavailable as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise Unavailable(
-                    f"no container engine listens at {self.path}",
-                    reason="ENGINE_MISSING",
-                    hint="correct the paths in `workload_attestors.docker`, or leave that attestor out",
-                ) from error
-            raise
+        answer = await self._request(f"/containers/{container_id}/json")
         if answer.status == 404:
             return None
         if answer.status != 200:
@@ -71,6 +62,33 @@ class Engine:
                 f"the container engine at {self.path} answers with something else than a container",
                 reason="ENGINE_ANSWER",
             ) from error
+
+    async def ping(self) -> None:
+        """Raises Unavailable as `inspect` does; and with a way out where this user may not ask."""
+        try:
+            answer = await self._request("/_ping")
+        except Unavailable as error:
+            if not error.hint:
+                error.hint = "may the agent's user open that socket (it belongs to a group), and does the engine run?"
+            raise
+        if answer.status != 200:
+            raise Unavailable(
+                f"the container engine at {self.path} answers with status {answer.status}",
+                reason="ENGINE_ANSWER",
+                hint="its own log says why",
+            )
+
+    async def _request(self, path: str) -> Answer:
+        try:
+            return await self._http.request("GET", path)
+        except Unavailable as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise Unavailable(
+                    f"no container engine listens at {self.path}",
+                    reason="ENGINE_MISSING",
+                    hint="correct the paths in `workload_attestors.docker`, or leave that attestor out",
+                ) from error
+            raise
 
     def close(self) -> None:
         """Lets go of kept connections."""

@@ -8,17 +8,18 @@ sees the agent under the number that the agent has: then both count in the same 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import Field
 
 from ca.errors import ConfigError, Unavailable
 from ca.identity.selector import Selector
-from ca.ports import Process, WorkloadAttestorPlugin
+from ca.ports import Finding, Process, WorkloadAttestorPlugin
 from ca.runtime.config import StrictModel
+from ca.runtime.findings import failed, ok
 from ca.runtime.notes import note
 from ca.runtime.threads import to_thread
 
@@ -33,6 +34,8 @@ MAX_IDLE = 4
 _NO_UNIT = (f"{SYSTEMD}.NoUnitForPID", f"{SYSTEMD}.NoSuchUnit", "org.freedesktop.DBus.Error.UnknownObject")
 _UNKNOWN_METHOD = ("org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied")
 """Where systemd does not know the method, its policy on the bus does not allow it either."""
+
+_HINT = "is that the host's system bus, is systemd on it, and does the bus's policy let the agent's user call it?"
 
 T = TypeVar("T")
 
@@ -69,6 +72,14 @@ class SystemdAttestor:
         found = await to_thread(self._look, process)
         process.ensure_alive()  # what was asked by number is the caller's only if it lives still
         return frozenset(Selector(NAME, value) for value in found)
+
+    async def check(self) -> Sequence[Finding]:
+        """Implements ca.ports.Checked: whether systemd says which unit this agent is in, or that it is in none."""
+        try:
+            found = await to_thread(self._look, cast(Process, _Ourselves()))
+        except Unavailable as error:
+            return [failed("systemd", f"{error.detail} ({error.reason})", error.hint or _HINT)]
+        return [ok("systemd", f"it answers, and has this agent in {', '.join(found) or 'no unit'}")]
 
     def _look(self, process: Process) -> list[str]:
         try:
@@ -157,6 +168,16 @@ class SystemdAttestor:
 
     def _address(self, path: str, interface: str) -> Any:
         return self._dbus.address(path, name=SYSTEMD, interface=interface)
+
+
+class _Ourselves:
+    """As much of a ca.ports.Process as systemd is asked about."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def ensure_alive(self) -> None:
+        """Whoever asks is."""
 
 
 def _pidfd_of(process: Process) -> int | None:

@@ -79,6 +79,8 @@ def test_every_command_does_what_the_page_says(running: Pair) -> None:
                 assert set(labels(example())) - set(labels(said)) <= {"before"}
             case ["wait", "--for"]:
                 assert (done.returncode, done.stdout) == (0, "started with --port 8080\n"), said
+            case ["doctor", *which] if which != ["server"]:
+                assert (done.returncode, "FAILED   systemd" in said) == (1, True), said  # the bus that is not there
             case _:
                 assert done.returncode == 0, said
     assert seen == ["explain", "svid", "explain", "explain", "doctor", "doctor", "doctor", "wait"]

@@ -94,6 +94,8 @@ class StandInEngine:
         self.asked.append(path)
         if self.answer is not None:
             return self.answer(path)
+        if path == "/_ping":
+            return 200, b"OK"
         container = self.containers.get(path.removeprefix("/containers/").removesuffix("/json"))
         if container is None:
             return 404, b'{"message":"No such container"}\n'

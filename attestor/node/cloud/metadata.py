@@ -9,6 +9,7 @@ from ca.runtime.https import HttpClient
 
 MAX_BYTES = 64 * 1024
 TIMEOUT_SECONDS = 5.0
+NO_SERVICE = "does this machine run there, and is its metadata service switched on?"
 
 
 class MetadataService:
@@ -25,7 +26,7 @@ class MetadataService:
             raise Unavailable(
                 f"{self._source} answered {answer.status}",
                 reason="CLOUD_METADATA",
-                hint="does this machine run there, and is its metadata service switched on?",
+                hint=NO_SERVICE,
             )
         return answer.body
 

@@ -78,7 +78,7 @@ class Waiting:
 def gather(tpm: Tpm, devid: DevId, passwords: Passwords, ek_certificate: bytes | None) -> tuple[Evidence, Waiting]:
     """The payload. `ek_certificate` (DER) replaces the one that the TPM stores. Raises as `Tpm` does, or Malformed."""
     scheme = _signing_scheme(devid.area)
-    certificate, template = _endorsement(tpm, ek_certificate)
+    certificate, template = endorsement(tpm, ek_certificate)
     ek, ek_public = tpm.create_primary(ENDORSEMENT, Auth(passwords.endorsement), template)
     with tpm.holding(ek):
         ek_context = tpm.context_save(ek)
@@ -115,7 +115,7 @@ def answer(tpm: Tpm, waiting: Waiting, questions: Questions, passwords: Password
     return Answers(devid_signature=answer_of(parse_signature(signature)), activated=activated, quoted=quoted)
 
 
-def _endorsement(tpm: Tpm, certificate: bytes | None) -> tuple[bytes, bytes]:
+def endorsement(tpm: Tpm, certificate: bytes | None) -> tuple[bytes, bytes]:
     """(the endorsement key's certificate, the template of its key)"""
     for index, template in EK_TEMPLATES.items():
         try:
