@@ -16,7 +16,7 @@ from policy.envoy_predicates import ADDRESSES
 from policy.envoy_text import PRINCIPAL
 from policy.matching import fold, request_principal_parts
 from policy.model import Action, Attribute, Clause, Group, Match, MatchKind, Mesh, Policy, Request, Rule, Target
-from policy.protocol import for_connections
+from policy.protocol import NEVER, for_connections
 from policy.trust_domains import expanded
 
 
@@ -44,6 +44,8 @@ def _policy(policy: Policy, mesh: Mesh) -> Iterator[str]:
         raise Inexpressible(f"the provider {policy.provider} decides")
     effect = "permit" if policy.action is Action.ALLOW else "forbid"
     for number, rule in enumerate(policy.rules or ()):
+        if rule is NEVER:
+            continue
         name = _literal(f"{policy.id}#{number}")
         yield f"@id({name})\n{effect} (principal, action, resource)\nwhen {{ {_rule(rule)} }};"
 

@@ -22,7 +22,7 @@ from policy.envoy_predicates import Input, Predicate, all_of, any_of, asks, exte
 from policy.envoy_text import PATH_ASCII, PATH_NOT_NORMAL, PATH_PLAIN, Test
 from policy.envoy_tree import Cell, OnMatch, cells_of, meaning_of, tree
 from policy.model import Action, Attribute, Mesh, Policy, Target
-from policy.protocol import for_connections
+from policy.protocol import NEVER, for_connections
 from policy.trust_domains import expanded
 
 PREFIX = "burgee_"
@@ -146,6 +146,8 @@ def _add(found: _Verdicts, policy: Policy, ask: OnMatch, mesh: Mesh, proxy: Prox
     others_decide = policy.action is Action.CUSTOM and policy.provider in mesh.providers
     might = found.might_allow if allows else found.might_deny
     for number, rule in enumerate(policy.rules or ()):
+        if rule is NEVER:
+            continue
         found.paths |= "path" in rule.condition or any(
             clause.attribute is Attribute.PATH for group in (*rule.operations, rule.conditions) for clause in group
         )

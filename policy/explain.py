@@ -132,7 +132,6 @@ def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: i
         )
     decision, judge = _decisive_judge(judges, request)
     enforced, with_shadow = judge.evaluators(http=request.http)
-    names = _Names(judge, http=request.http)
     row = _row(enforced, decision, request)
     shadow_row = None
     if with_shadow is not None and decision.shadow is not None:
@@ -141,12 +140,12 @@ def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: i
         target=target_id,
         decision=decision,
         revision=revision,
-        decisive=names.matched(row, request),
-        shadow_decisive=names.matched(shadow_row, request),
-        without=_without(enforced, decision, names, request),
+        decisive=_matched(row, request),
+        shadow_decisive=_matched(shadow_row, request),
+        without=_without(enforced, decision, request),
         notes=tuple(_notes(snapshot, target_id, judge, request)),
     )
-    return _with_misses(found, snapshot, judge, enforced, names, request)
+    return _with_misses(found, snapshot, judge, enforced, request)
 
 
 def _decisive_judge(judges: Sequence[Judge], request: Request) -> tuple[Decision, Judge]:
@@ -155,35 +154,25 @@ def _decisive_judge(judges: Sequence[Judge], request: Request) -> tuple[Decision
     return next((pair for pair in decided if not pair[0].allowed), decided[0])
 
 
-class _Names:
-    """Rules as they were written: on connections, rules of HTTP are left out of a policy's table, so that what remains
-    has other numbers there."""
+def _seen(policy: Policy, rule: Rule, number: int) -> RuleSeen:
+    return RuleSeen(
+        policy=policy.id,
+        action=policy.action,
+        rule=number,
+        origin=rule.origin if rule.origin.source else policy.origin,
+        shadow=policy.shadow,
+    )
 
-    def __init__(self, judge: Judge, *, http: bool) -> None:
-        self.numbers: dict[int, int] = {}
-        for policy in judge.policies if not http else ():
-            self.numbers.update({id(rule): number for number, rule in enumerate(policy.rules or ())})
 
-    def number(self, policy: Policy, rule: Rule, fallback: int) -> int:
-        return self.numbers.get(id(rule), fallback)
+def _missed(miss: Miss) -> RuleSeen:
+    return replace(_seen(miss.policy, miss.rule, miss.number), failed=miss.failed)
 
-    def seen(self, policy: Policy, rule: Rule, number: int) -> RuleSeen:
-        return RuleSeen(
-            policy=policy.id,
-            action=policy.action,
-            rule=self.number(policy, rule, number),
-            origin=rule.origin if rule.origin.source else policy.origin,
-            shadow=policy.shadow,
-        )
 
-    def missed(self, miss: Miss) -> RuleSeen:
-        return replace(self.seen(miss.policy, miss.rule, miss.number), failed=miss.failed)
-
-    def matched(self, row: Row | None, request: Request) -> RuleSeen | None:
-        if row is None:
-            return None
-        rule = (row.policy.rules or ())[row.number]
-        return replace(self.seen(row.policy, rule, row.number), held=held_of(rule, request))
+def _matched(row: Row | None, request: Request) -> RuleSeen | None:
+    if row is None:
+        return None
+    rule = (row.policy.rules or ())[row.number]
+    return replace(_seen(row.policy, rule, row.number), held=held_of(rule, request))
 
 
 def _row(evaluator: Evaluator, decision: Decision, request: Request) -> Row | None:
@@ -196,21 +185,21 @@ def _row(evaluator: Evaluator, decision: Decision, request: Request) -> Row | No
     return None
 
 
-def _without(evaluator: Evaluator, decision: Decision, names: _Names, request: Request) -> RuleSeen | None:
+def _without(evaluator: Evaluator, decision: Decision, request: Request) -> RuleSeen | None:
     if decision.reason not in (Reason.DENIED_BY_RULE, Reason.NO_PROVIDER):
         return None
     others = [row for row in evaluator.matches(request) if row.policy.action is not Action.ALLOW]
     if len({(row.policy.id, row.number) for row in others}) > 1:
         return None
     allowing = (row for row in evaluator.matches(request) if row.policy.action is Action.ALLOW)
-    return names.matched(next(allowing, None), request)
+    return _matched(next(allowing, None), request)
 
 
 def _with_misses(
-    found: Explanation, snapshot: Snapshot, judge: Judge, evaluator: Evaluator, names: _Names, request: Request
+    found: Explanation, snapshot: Snapshot, judge: Judge, evaluator: Evaluator, request: Request
 ) -> Explanation:
     policies = [policy for policy in judge.policies if not policy.shadow and policy.action is not Action.AUDIT]
-    misses = [names.missed(m) for m in nearest(evaluator, request, rules=MAX_NEAREST, policies=MAX_POLICIES)]
+    misses = [_missed(m) for m in nearest(evaluator, request, rules=MAX_NEAREST, policies=MAX_POLICIES)]
     misses += _of_http(policies, request)
     misses.sort(key=lambda miss: len(miss.failed))
     first: dict[tuple[str, Action], RuleSeen] = {}

@@ -161,14 +161,9 @@ def _search(
 
 
 def _is(row: Row, rule: Ref) -> bool:
-    """Whether a row is of a rule, perhaps in the form that it has for connections: of ALLOW policies some are left out
-    there, and those that stay are the same objects."""
+    """Whether a row is of a rule, perhaps in the form that it has for connections."""
     policy, number = rule
-    if row.policy is None or row.policy.id != policy.id:
-        return False
-    if row.policy is policy or policy.action is not Action.ALLOW:
-        return row.number == number
-    return (policy.rules or ())[number] is (row.policy.rules or ())[row.number]
+    return row.policy is not None and row.policy.id == policy.id and row.number == number
 
 
 def _names(rows: Iterable[Row]) -> dict[str, None]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from policy.matching import folded
 from policy.model import Action, Attribute, Clause, Group, IpNetwork, Match, MatchKind, Mesh, Policy, Rule
-from policy.protocol import for_connections
+from policy.protocol import NEVER, for_connections
 from policy.trust_domains import expanded
 
 MAX_ROWS_PER_RULE = 64
@@ -163,7 +163,8 @@ class Prepared:
 
 def pieces_of(policy: Policy) -> tuple[Piece, ...]:
     """All rows of a policy as it holds for a protocol, trust domains expanded."""
-    rows = [row for number, rule in enumerate(policy.rules or ()) for row in _rule_rows(policy, number, rule)]
+    rules = [(number, rule) for number, rule in enumerate(policy.rules or ()) if rule is not NEVER]
+    rows = [row for number, rule in rules for row in _rule_rows(policy, number, rule)]
     return tuple(_piece(rows[at : at + MAX_ROWS][::-1]) for at in range(0, len(rows), MAX_ROWS))
 
 

@@ -1,14 +1,17 @@
 """What is left of a rule where the protocol is not HTTP: the fail direction depends on the action.
 
-An ALLOW rule that looks at anything of HTTP is dropped, so that less is allowed; of DENY, CUSTOM and AUDIT rules those
-clauses alone are ignored, so that more is denied.
+An ALLOW rule that looks at anything of HTTP never matches, so that less is allowed; of DENY, CUSTOM and AUDIT rules
+those clauses alone are ignored, so that more is denied.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from policy.model import Action, Group, Policy, Rule
+from policy.model import Action, Attribute, Clause, Group, Policy, Rule
+
+NEVER = Rule(conditions=(Clause(attribute=Attribute.SOURCE_PRINCIPAL, matches=()),))
+"""Stands where a rule was that has no meaning for connections: the others keep their numbers."""
 
 
 def for_connections(policy: Policy) -> Policy:
@@ -16,7 +19,7 @@ def for_connections(policy: Policy) -> Policy:
     if policy.rules is None or not any(looks_at_http(rule) for rule in policy.rules):
         return policy
     if policy.action is Action.ALLOW:
-        return replace(policy, rules=tuple(rule for rule in policy.rules if not looks_at_http(rule)))
+        return replace(policy, rules=tuple(NEVER if looks_at_http(rule) else rule for rule in policy.rules))
     return replace(policy, rules=tuple(_without_http(rule) for rule in policy.rules))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from policy import reference
 from policy.decision import Decision, Reason
+from policy.envoy import Proxy, network_filter
 from policy.model import Attribute, Clause, Match, MatchKind, Mesh, Policy, Request, Rule, Target
 from policy.parse import parse
 from policy.snapshot import compile_set
@@ -361,3 +362,16 @@ def test_strict_refuses_who_shows_no_certificate(objects: list[tuple[str, str]],
     for http in (True, False):
         assert snapshot.decide(ID, Request(destination_port=port, http=http)).allowed is allowed
         assert snapshot.decide(ID, Request(principal=WEB, destination_port=port, http=http)).allowed
+
+
+def test_a_rule_keeps_its_number_where_those_before_it_mean_nothing_for_connections() -> None:
+    """What decides is named by the number that it has where it was written, in Envoy's logs, too."""
+    rules = (
+        f"{{rules: [{{to: [{{operation: {{methods: [GET]}}}}]}}, {{from: [{{source: {{principals: ['{WEB}']}}}}]}}]}}"
+    )
+    policies = policy(rules)
+    decision = decide(policies, Request(principal=WEB, http=False, destination_port=1))
+    assert (decision.allowed, decision.rule) == (True, 1)
+    made, _ = network_filter(TARGET, policies, MESH, Proxy())
+    assert "shop/p#1" in str(made)
+    assert "shop/p#0" not in str(made)
