@@ -15,6 +15,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from policy.authentication import JwtRule
 from policy.callers import spiffe_id_of
 from policy.decision_record import DecisionRecord, Source
+from policy.explain import explain
 from policy.ext_authz import Bound, Said, Verdict, decide
 from policy.ext_authz_wire import answer, said_by
 from policy.model import Action, Attribute, Clause, Match, MatchKind, Mesh, Policy, Rule, Target
@@ -304,6 +305,20 @@ def test_a_record_is_enough_to_decide_again(issue: Issue) -> None:
         assert again.source is Source.EXT_AUTHZ
         decision = found.snapshot.decide(again.target, again.request)
         assert (decision.allowed, decision.policy, decision.rule) == (again.allowed, again.policy, again.rule)
+
+
+def test_a_decision_is_explained_from_its_record(issue: Issue) -> None:
+    """What `explain --decision` has: the line in the log, and the policies of its revision."""
+    found = bound(policy(FROM_WEB), deny(paths("/admin/{*}")))
+    made = verdict(check(issue(WEB), path="/admin/x?y"), found)
+    line = made.record(id="x", at=NOW, target=TARGET.spiffe_id, revision=7).json_line()
+    record = DecisionRecord.from_json(line)
+    told = explain(found.snapshot, record.target, record.request, revision=record.revision).document()
+    assert (told["allowed"], told["revision"], told["decisive"]["policy"]) == (False, 7, "a/d")
+    missed = verdict(check(issue("spiffe://td/other"), path="/"), found)
+    record = missed.record(id="y", at=NOW, target=TARGET.spiffe_id, revision=7)
+    again = explain(found.snapshot, record.target, record.request)
+    assert again.document()["nearest"][0]["policy"] == "a/p"
 
 
 def test_a_refusal_before_any_rule_is_a_record_too(issue: Issue) -> None:
