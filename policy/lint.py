@@ -12,7 +12,7 @@ from policy.classes.rows import Row, Side
 from policy.classes.texts import Undecided, Work
 from policy.examples import words
 from policy.findings import Finding, Severity
-from policy.lint_rules import Judgement, Use, equal_rules, judged
+from policy.lint_rules import Judgement, Use, judged
 from policy.lint_texts import said_of
 from policy.model import Action, Mesh, Origin, Policy, Request, Rule, Scope, Target
 from policy.parse import PolicySet
@@ -56,8 +56,9 @@ def lint(
     today; `only` are the ids of the policies to look at."""
     compiled = snapshot or compile_set(parsed.policies, mesh, targets, peers=parsed.peer_authentications)
     linter = _Linter(parsed, compiled, before, only)
-    order = {policy.id: number for number, policy in enumerate(parsed.policies)}
-    found = sorted(linter.findings(), key=lambda f: (order.get(f.key, 0), f.rule if f.rule is not None else -1, f.code))
+    found = sorted(
+        linter.findings(), key=lambda f: (linter.order.get(f.key, 0), f.rule if f.rule is not None else -1, f.code)
+    )
     return tuple(dict.fromkeys(found))
 
 
@@ -75,6 +76,7 @@ class _Linter:
         for target in self.targets:
             for policy in self.scopes.of(target):
                 self.mine[policy.id].append(target)
+        self.order = {policy.id: number for number, policy in enumerate(parsed.policies)}
         self.by_id = {policy.id: policy for policy in self.policies}
 
     def findings(self) -> Iterator[Finding]:
@@ -127,12 +129,8 @@ class _Linter:
     def _of_rules(self) -> Iterator[Finding]:
         judges = dict.fromkeys(judge for name in self.snapshot.targets for judge in self.snapshot.judges(name))
         found = judged(judges, self.snapshot.mesh, frozenset(self.by_id))
-        equal = equal_rules(self.parsed.policies)
-        first = {kept: {f"{i}#{n}" for (i, n), other in equal.items() if other == kept} for kept in equal.values()}
         for (key, number), judgement in found.items():
-            if judgement.use is not Use.NEEDED and not (
-                (key, number) in first and set(judgement.others) <= first[key, number]
-            ):
+            if judgement.use is not Use.NEEDED and not self._stays(key, number, judgement):
                 yield self._useless(self.by_id[key], number, judgement)
         for policy in self.policies:
             uses = {found[policy.id, n].use for n in range(len(policy.rules or ())) if (policy.id, n) in found}
@@ -146,9 +144,24 @@ class _Linter:
                     policy, None, "L002", f"none of its rules can match: {does}", "mend its rules, or delete it"
                 )
 
+    def _stays(self, key: str, number: int, judgement: Judgement) -> bool:
+        """Of equal rules, which make each other needless, the first one stays."""
+        rule = self._rule(key, number)
+        mine = self.order[key], number
+        return bool(judgement.others) and all(
+            (self.order.get(other, -1), at) > mine and self._rule(other, at) == rule for other, at in judgement.others
+        )
+
+    def _rule(self, key: str, number: int) -> Rule | None:
+        """As it was written; an index for connections may number rules otherwise."""
+        rules = self.parsed.policies[self.order[key]].rules or () if key in self.order else ()
+        return rules[number] if number < len(rules) else None
+
     def _useless(self, policy: Policy, number: int, judgement: Judgement) -> Finding:
         more = len(judgement.others) - MAX_OTHERS
-        others = ", ".join(list(judgement.others)[:MAX_OTHERS]) + (f" and {more} more" if more > 0 else "")
+        others = ", ".join(f"{key}#{at}" for key, at in list(judgement.others)[:MAX_OTHERS]) + (
+            f" and {more} more" if more > 0 else ""
+        )
         if judgement.use is Use.VACUOUS:
             code, message = "L001", "no request can match all that it asks"
         elif judgement.use is Use.OVERRIDDEN:

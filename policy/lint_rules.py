@@ -16,10 +16,14 @@ from policy.classes.literals import AskedBoth, Tokens
 from policy.classes.rows import Ref, Row, Side
 from policy.classes.search import search
 from policy.classes.texts import Undecided, Work
-from policy.model import Action, Mesh, Policy, Request
+from policy.model import Action, Mesh, Request
 from policy.snapshot import Judge
 
 MAX_STEPS_IN_ALL = 2_000_000
+
+
+Name = tuple[str, int]
+"""Of a rule: its policy's id and its number."""
 
 
 class Use(IntEnum):
@@ -42,8 +46,8 @@ class Judgement:
     """What a rule is good for at all targets that were looked at, and the rules that make it so."""
 
     use: Use
-    others: dict[str, None] = field(default_factory=dict)
-    """`namespace/name#rule` of those that match in its stead."""
+    others: dict[Name, None] = field(default_factory=dict)
+    """Those that match in its stead."""
 
     def take_in(self, other: Judgement) -> None:
         """Elsewhere, too: it is as good as where it is best."""
@@ -54,7 +58,7 @@ class Judgement:
             self.use = Use.REDUNDANT
 
 
-Judgements = dict[tuple[str, int], Judgement]
+Judgements = dict[Name, Judgement]
 
 
 def judged(judges: Iterable[Judge], mesh: Mesh, known: frozenset[str]) -> Judgements:
@@ -166,17 +170,5 @@ def _is(row: Row, rule: Ref) -> bool:
     return row.policy is not None and row.policy.id == policy.id and row.number == number
 
 
-def _names(rows: Iterable[Row]) -> dict[str, None]:
-    return {f"{row.policy.id}#{row.number}": None for row in rows if row.policy is not None}
-
-
-def equal_rules(policies: Iterable[Policy]) -> dict[tuple[str, int], tuple[str, int]]:
-    """Of rules that are equal to one before them: that one. Both are redundant, and one of them is not."""
-    first: dict[tuple[Action, object], tuple[str, int]] = {}
-    found: dict[tuple[str, int], tuple[str, int]] = {}
-    for policy in policies:
-        for number, rule in enumerate(policy.rules or ()):
-            mine = first.setdefault((policy.action, rule), (policy.id, number))
-            if mine != (policy.id, number):
-                found[policy.id, number] = mine
-    return found
+def _names(rows: Iterable[Row]) -> dict[Name, None]:
+    return {(row.policy.id, row.number): None for row in rows if row.policy is not None}
