@@ -161,6 +161,7 @@ TIERS: dict[str, Tier] = {
     f"GET {_POLICY}/analyses/lint": GRANTED,
     f"GET {_POLICY}/analyses/graph": GRANTED,
     f"GET {_POLICY}/analyses/diff": GRANTED,
+    f"GET {_POLICY}/mesh": GRANTED,
     f"GET {_POLICY}/decisions": GRANTED,
     f"GET {_POLICY}/rollout": GRANTED,
     f"GET {_POLICY}/watch": GRANTED,

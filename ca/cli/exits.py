@@ -23,6 +23,8 @@ class Exit(IntEnum):
     FAILED = 1
     USAGE = 2
     REFUSED = 3
+    CHANGES = 4
+    """Of `caadmin policy plan` alone: there is something to do."""
 
 
 EXPLAINED = "Exit codes: 0 done; 1 failed; 2 usage, configuration or malformed input; 3 not found or denied."
@@ -57,7 +59,10 @@ def exit_of_batch(numbers: Iterable[int]) -> Exit:
 
 
 def show_error(error: BurgeeError) -> None:
-    """`error: detail (REASON)` and the hint, on stderr."""
+    """`error: detail (REASON)` and the hint, on stderr; before them, each thing that is wrong, where an error has
+    `lines`."""
+    for line in getattr(error, "lines", ()):
+        print(plain(line), file=sys.stderr)
     print(f"error: {plain(error.detail)} ({plain(error.reason)})", file=sys.stderr)
     if error.hint:
         print(f"hint: {plain(error.hint)}", file=sys.stderr)

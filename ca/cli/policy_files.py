@@ -176,9 +176,14 @@ def refused(error: Refused) -> NoReturn:
 
 def target_of(loaded: Loaded, name: str) -> str:
     """A SPIFFE ID, or that of the one workload whose ID ends with a name. Raises InvalidArgument."""
+    return target_among(loaded.targets, name)
+
+
+def target_among(targets: Sequence[Target], name: str) -> str:
+    """The same, of targets from elsewhere."""
     if name.startswith("spiffe://"):
         return name
-    found = sorted({t.spiffe_id for t in loaded.targets if t.spiffe_id.endswith(f"/{name}")})
+    found = sorted({t.spiffe_id for t in targets if t.spiffe_id.endswith(f"/{name}")})
     if len(found) == 1:
         return found[0]
     hint = "write its SPIFFE ID" if not found else f"one of {', '.join(found[:10])}"

@@ -219,8 +219,8 @@ def explain(
         remote_ip=remote_ip,
         destination_port=port,
         sni=sni,
-        headers={name.lower(): value for name, value in _pairs(header, "--header")},
-        claims=dict(_pairs(claim, "--claim")) if claim else None,
+        headers={name.lower(): value for name, value in pairs(header, "--header")},
+        claims=dict(pairs(claim, "--claim")) if claim else None,
         method=None if tcp else method or "GET",
         path=None if tcp else without_query(path or "/"),
         host=None if tcp else host,
@@ -229,11 +229,12 @@ def explain(
     show(output, found.document(), found.text())
 
 
-def _pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:
-    pairs = [text.partition("=") for text in texts or ()]
-    if any(not mark or not name for name, mark, _ in pairs):
+def pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:
+    """(name, value) of each. Raises InvalidArgument."""
+    parts = [text.partition("=") for text in texts or ()]
+    if any(not mark or not name for name, mark, _ in parts):
         raise InvalidArgument(f"{option} wants NAME=VALUE", reason="USAGE")
-    return [(name, value) for name, _, value in pairs]
+    return [(name, value) for name, _, value in parts]
 
 
 def diff(

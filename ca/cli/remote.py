@@ -62,7 +62,7 @@ def verify_server(chain: Sequence[bytes], bundle: TrustBundle) -> X509Svid:
 def remote_channel(remote: Remote) -> Iterator[grpc.Channel]:
     """A channel as whom the files or the Workload API say. Raises what the server reported, or why it was not let
     through."""
-    credentials = _credentials(remote)
+    credentials = credentials_of(remote)
     with relayed_channel(remote.address, credentials.verify_server, credentials.material) as opened:
         yield opened
 
@@ -130,7 +130,8 @@ def _background() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
         loop.close()
 
 
-def _credentials(remote: Remote) -> Credentials:
+def credentials_of(remote: Remote) -> Credentials:
+    """From the files or the Workload API, as it says."""
     if remote.svid_dir is None:
         return _from_workload_api(remote.spiffe_id)
     for _ in range(TRIES):  # between two of its replacements a directory holds a key and another's certificate

@@ -46,7 +46,7 @@ def _trust(context: ssl.SSLContext, authority: bytes) -> None:
         _log.error("authority cannot be read", reason="AUTHORITY_UNREADABLE", sha256=digest, error=str(error))
 
 
-def unverified_chain(connection: ssl.SSLObject) -> tuple[bytes, ...]:
+def unverified_chain(connection: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     """The peer's certificates as it sent them, DER, leaf first; empty without a certificate.
 
     The one place that needs more of `ssl` than Python 3.11 and 3.12 publish.

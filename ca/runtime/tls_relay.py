@@ -72,7 +72,7 @@ class TlsRelay:
         self._servers = tuple(servers)
         self._fit = fit
         self._verify = verify
-        self._context = _client_context(material)
+        self._context = client_context(material)
         self._clock = clock
         self.path = _socket_path(directory)
         self.refusal: Refusal | None = None
@@ -196,13 +196,13 @@ class TlsRelay:
         self.refusal = Refusal(address=address, error=error, chain=chain)
 
 
-def _client_context(material: TlsMaterial | None) -> ssl.SSLContext:
+def client_context(material: TlsMaterial | None, *, alpn: str = "h2") -> ssl.SSLContext:
     """Chain and ID are verified by our own rules right after the handshake, which proves the key of the leaf."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([alpn])
     if material is not None:
         load_chain(context, material.chain_pem, material.key_pem)
     return context

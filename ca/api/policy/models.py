@@ -311,6 +311,28 @@ class GraphDocument(Told):
     graph: dict[str, Any]
 
 
+class TargetDocument(Told):
+    """A workload that can be called; `references` are pairs of kind and name."""
+
+    spiffe_id: str
+    namespace: str
+    labels: dict[str, str]
+    references: list[list[str]]
+    waypoint: bool
+    normalized: bool
+
+
+class MeshDocument(Told):
+    """What holds for all policies, and who can be called."""
+
+    revision: int
+    trust_domains: list[str]
+    root_namespace: str
+    open_namespaces: list[str]
+    providers: list[str]
+    targets: list[TargetDocument]
+
+
 class ProxyDocument(Told):
     """What one proxy made of one resource."""
 
@@ -327,8 +349,8 @@ class ProxyDocument(Told):
 
 class AgentDocument(Told):
     """What an agent has of the policies. `state`: `current`, `behind` (it was not sent, or did not take over, what it
-    needs of the newest), `failed` (`error` says why) or `away` (it has no stream to this server). `sent` is the revision
-    of what it was sent last: an agent whose policies a revision does not change is sent nothing, and keeps its own."""
+    needs of the newest), `failed` (`error` says why) or `away` (it has no stream to this server). `sent` is the
+    revision of what it was sent last: an agent whose policies a revision does not change is sent nothing."""
 
     agent: str
     connected: bool

@@ -10,6 +10,7 @@ from ca.api.policy.analyses import AnalysisRoutes
 from ca.api.policy.decisions import DecisionRoutes
 from ca.api.policy.desk import Desk
 from ca.api.policy.following import FollowingRoutes
+from ca.api.policy.mesh import MeshRoutes
 from ca.api.policy.objects import ObjectRoutes
 from ca.api.policy.openapi import OpenApiRoute
 from ca.api.policy.parts import PolicyParts
@@ -35,6 +36,7 @@ def all_routes(desk: Desk) -> tuple[Route, ...]:
         RevisionRoutes,
         QuestionRoutes,
         AnalysisRoutes,
+        MeshRoutes,
         DecisionRoutes,
         FollowingRoutes,
         AdministrationRoutes,

@@ -81,9 +81,14 @@ GIVEN = ("-f", "policies", "--workloads", "workloads.yaml")
 
 
 def test_without_files_it_is_said_what_is_missing(caadmin: Caadmin) -> None:
-    for command in (["lint"], ["explain", "orders"], ["validate"], ["graph"], ["diff"]):
+    for command in (["validate"], ["diff"]):
         ran = caadmin("policy", *command)
         assert (ran.code, ran.out) == (2, "")
+        assert "--file" in ran.err
+    for command in (["lint"], ["explain", "orders"], ["graph"]):
+        ran = caadmin("policy", *command)
+        assert (ran.code, ran.out) == (1, "")
+        assert "no server answers" in ran.err
         assert "--file" in ran.err
 
 

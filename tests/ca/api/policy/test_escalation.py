@@ -59,6 +59,7 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("GET", "/analyses/lint", None, _ANY),
     ("GET", "/analyses/graph", None, _ANY),
     ("GET", "/analyses/diff?before=0", None, _ANY),
+    ("GET", "/mesh", None, _ANY),
     ("GET", "/decisions", None, _ANY),
     ("GET", "/rollout", None, _ANY),
     ("GET", "/watch?wait_seconds=0", None, _ANY),

@@ -1,0 +1,260 @@
+"""`caadmin policy` on a server that runs: `rollout`, `watch` and `decisions`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ca.cli.arguments import DURATION_HELP, waiting
+from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
+from ca.cli.output import Output, OutputOption, bold, emit, plain
+from ca.cli.policy_client import Api, policy_api
+from ca.cli.policy_texts import decision_lines, decision_row, rollout_text
+from ca.errors import FailedPrecondition, InvalidArgument
+
+if TYPE_CHECKING:
+    from ca.proto.burgee import decisions_pb2
+
+Document = Mapping[str, Any]
+LOOK_SECONDS = 0.2
+WAIT_SECONDS = 30
+CALL_SECONDS = 60.0
+
+
+def rollout(
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until each agent has the policies, and each proxy has taken them over.")
+    ] = False,
+    timeout: Annotated[str, typer.Option(help=f"With --wait: how long. {DURATION_HELP}")] = "60s",
+    output: OutputOption = Output.TABLE,
+    socket: SocketOption = None,
+) -> None:
+    """Show which policies each agent has, and what each of its proxies made of them, in the proxy's own words.
+
+    An agent for whose workloads a revision changes nothing is sent nothing, and is current with an older revision. A
+    proxy is `acked` when it has taken over what it was sent, `sent` when it has not answered, and `nacked` when it
+    refuses it and goes on by what it had. An `unlogged` one does not tell the agent of its decisions.
+
+    With --wait, exits with 1 when a proxy or an agent refuses, or when the time is over.
+    """
+    deadline = time.monotonic() + waiting(timeout)
+    with policy_api(socket) as api:
+        found = api.get("/rollout")
+        while wait and _waits(found) and not _refused(found) and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            found = api.get("/rollout")
+    emit({**found, "complete": not _waits(found)}, output, lambda: rollout_text(found))
+    if not wait:
+        return
+    if refused := _refused(found):
+        raise FailedPrecondition(
+            f"not everybody takes it over: {'; '.join(refused[:3])}", reason="POLICY_NACKED", hint="what it had goes on"
+        )
+    if waits := _waits(found):
+        raise FailedPrecondition(f"not there in time: {'; '.join(waits[:3])}", reason="ROLLOUT_TIMEOUT")
+
+
+def _waits(found: Document) -> list[str]:
+    """Who has not taken over what it needs. Who is not there cannot be waited for: it is sent it when it comes."""
+    has = {one["agent"]: one["revision"] or 0 for one in found["agents"] if one["state"] == "current"}
+    agents = [f"agent {one['agent']} is {one['state']}" for one in found["agents"] if one["state"] == "behind"]
+    there = {one["agent"] for one in found["agents"] if one["state"] != "away"}
+    proxies = [
+        f"proxy {one['proxy']} ({one['resource']}): {one['state']}"
+        for one in found["proxies"]
+        if (one["agent"] in there or not found["agents"])
+        and (one["state"] not in ("acked", "nacked") or one["revision"] < has.get(one["agent"], 0))
+    ]
+    return agents + proxies
+
+
+def _refused(found: Document) -> list[str]:
+    agents = [f"agent {one['agent']}: {one['error']}" for one in found["agents"] if one["state"] == "failed"]
+    return agents + [
+        f"proxy {one['proxy']} ({one['resource']}): {one['detail']}"
+        for one in found["proxies"]
+        if one["state"] == "nacked"
+    ]
+
+
+class Lines(StrEnum):
+    """How what comes is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def watch(
+    after: Annotated[
+        int | None,
+        typer.Option(min=0, help="Begin with the revision after this one. Default: the newest.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=0, help="End after so many revisions; 0 for never.")] = 0,
+    output: Annotated[Lines, typer.Option("--output", "-o", help="For people or for programs.")] = Lines.TEXT,
+    socket: SocketOption = None,
+) -> None:
+    """Print revisions as they come: who wrote what, and why. Ends with Ctrl-C."""
+    from ca.cli.policy_plan import newest
+
+    left = count or sys.maxsize
+    with policy_api(socket) as api:
+        known = newest(api) if after is None else after
+        try:
+            while left > 0:
+                found = api.get("/watch", after=known, wait_seconds=WAIT_SECONDS)
+                if not found["changed"]:
+                    continue
+                for number in range(known + 1, found["revision"] + 1):
+                    if left > 0:
+                        _tell(_revision(api, number), output)
+                        left -= 1
+                known = found["revision"]
+        except KeyboardInterrupt:
+            return
+
+
+def _revision(api: Api, number: int) -> Document:
+    found: Document = api.get(f"/revisions/{number}")
+    return found
+
+
+def _tell(found: Document, output: Lines) -> None:
+    if output is Lines.JSON:
+        print(json.dumps(found, separators=(",", ":")), flush=True)
+        return
+    print(bold(plain(f"revision {found['number']}  {found['at']}  {found['actor']}  {found['note']}".rstrip())))
+    for one in found["changes"]:
+        sign = "+" if one["before"] is None else "-" if one["after"] is None else "~"
+        print(plain(f"  {sign} {one['kind']} {one['namespace']}/{one['name']}"), flush=True)
+
+
+class Records(StrEnum):
+    """How decisions are printed; as lines they can be replayed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    LINES = "jsonl"
+
+
+def decisions(
+    id: Annotated[str, typer.Option(help="Of this ID; with `*` at its end, all that begin so.")] = "",
+    target: Annotated[str, typer.Option(help="Who was called: a SPIFFE ID, or its beginning and `*`.")] = "",
+    principal: Annotated[str, typer.Option("--from", help="Who called, likewise.")] = "",
+    policy: Annotated[str, typer.Option(help="By this policy: NAMESPACE/NAME, or its beginning and `*`.")] = "",
+    allowed: Annotated[bool | None, typer.Option("--allowed/--denied", help="Only these.", show_default=False)] = None,
+    source: Annotated[
+        str, typer.Option(help="Decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
+    ] = "",
+    since: Annotated[str | None, typer.Option(help="Not before this time, in RFC 3339.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option(help="Before this time.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Ask the agent of this node, whose proxies it serves.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print decisions as they are made. Ends with Ctrl-C.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=0, help="With --follow: end after so many; 0 for never.")] = 0,
+    output: Annotated[Records, typer.Option("--output", "-o", help="As what; jsonl can be replayed.")] = Records.TABLE,
+    agent_socket_path: AgentSocketOption = None,
+    socket: SocketOption = None,
+) -> None:
+    """Show what was decided, the newest first: by the server, or with --agent by the proxies of this node.
+
+    What a proxy decides by pushed policies, or asks its agent about, is in the agent's log; what the server was asked
+    is in its own.
+    """
+    wanted: dict[str, Any] = {
+        "id": id,
+        "target": target,
+        "principal": principal.removeprefix("spiffe://"),
+        "policy": policy,
+        "source": source,
+    }
+    where = agent_socket(agent_socket_path) if agent else server_socket(socket)
+    if follow:
+        _follow(where, "agent" if agent else "server", _filter(wanted, allowed), output, count)
+        return
+    times = {"since": _time(since), "until": _time(until)}
+    if agent:
+        found = _of_agent(where, _filter(wanted, allowed), times, limit)
+    else:
+        asked = {name: value for name, value in wanted.items() if value}
+        with policy_api(socket) as api:
+            found = list(api.pages("/decisions", most=limit, allowed=allowed, **asked, **times))
+    if output is Records.LINES:
+        for one in found:
+            print(json.dumps(one, separators=(",", ":")))
+    else:
+        emit({"items": found}, Output(output.value), lambda: decision_lines(found))
+
+
+def _time(text: str | None) -> str | None:
+    from datetime import UTC, datetime
+
+    from ca.cli.arguments import instant
+
+    return None if text is None else datetime.fromtimestamp(instant(text), UTC).isoformat()
+
+
+def _filter(wanted: Mapping[str, Any], allowed: bool | None) -> decisions_pb2.Filter:
+    from ca.proto.burgee import decisions_pb2
+
+    return decisions_pb2.Filter(**wanted, allowed=allowed)
+
+
+def _of_agent(
+    where: Path | Remote, wanted: decisions_pb2.Filter, times: Mapping[str, Any], limit: int
+) -> list[dict[str, Any]]:
+    from ca.proto.burgee import decisions_pb2, decisions_pb2_grpc
+
+    request = decisions_pb2.ListRequest(filter=wanted, limit=limit, **times)
+    with channel(where, who="agent") as opened:
+        answer = decisions_pb2_grpc.DecisionsStub(opened).List(request, timeout=CALL_SECONDS)
+    if answer.lost:
+        print(f"{answer.lost} decisions among these were lost", file=sys.stderr)
+    return [json.loads(one.record) for one in answer.decisions]
+
+
+def _follow(where: Path | Remote, who: str, wanted: decisions_pb2.Filter, output: Records, count: int) -> None:
+    if output is Records.YAML:
+        raise InvalidArgument("--follow prints text or JSON lines", reason="USAGE")
+    left = count or sys.maxsize
+    try:
+        for record, missed in _watched(where, who, wanted):
+            if missed:
+                print(f"{missed} decisions went by unseen", file=sys.stderr)
+            if record is None:
+                continue
+            print(_line(record) if output is Records.TABLE else json.dumps(record, separators=(",", ":")), flush=True)
+            left -= 1
+            if not left:
+                return
+    except KeyboardInterrupt:
+        return
+
+
+def _watched(where: Path | Remote, who: str, wanted: decisions_pb2.Filter) -> Iterator[tuple[Document | None, int]]:
+    from ca.proto.burgee import decisions_pb2, decisions_pb2_grpc
+
+    with channel(where, who=who) as opened:
+        call = decisions_pb2_grpc.DecisionsStub(opened).Watch(decisions_pb2.WatchRequest(filter=wanted))
+        try:
+            for answer in call:
+                record = json.loads(answer.decision.record) if answer.HasField("decision") else None
+                yield record, answer.missed
+        finally:
+            call.cancel()
+
+
+def _line(record: Document) -> str:
+    cells: Sequence[object] = decision_row(record)
+    return "  ".join(plain(cell) for cell in cells)

@@ -1,0 +1,112 @@
+"""Objects from files as they are to be applied, each with the place of every value in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ca.cli.policy_files import read_texts, refused
+from ca.cli.progress import progress
+from ca.errors import InvalidArgument
+from policy.book_values import Key, etag_of
+from policy.documents import Node, read
+from policy.problems import Problem, Refused
+
+MANY = 200
+"""Files from which on a bar is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object of a file."""
+
+    key: Key
+    body: Mapping[str, Any]
+    etag: str
+    source: str
+    node: Node
+
+    def places(self, below: str) -> Iterator[tuple[str, str]]:
+        """(JSON pointer, `file:line:column`) of all that is in it."""
+        yield from _places(self.node, self.source, below)
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.source}:{self.node.line})"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All objects of some files, and what is strange about them."""
+
+    objects: Mapping[Key, Wanted]
+    warnings: tuple[Problem, ...]
+
+
+def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
+    """From files and directories; objects without a namespace are of `namespace`. What the server would refuse by
+    itself alone is told with its place, and ends the program with 2."""
+    from policy.parse import parse_all
+    from policy.state import ANY_HOST
+
+    texts = list(_told(read_texts(paths)))
+    try:
+        parsed = parse_all(texts, default_namespace=namespace, jwks_hosts=ANY_HOST)
+        found = [
+            _wanted(node, source, namespace)
+            for source, text in texts
+            for document in read(text, source)
+            for node in _objects(document)
+        ]
+    except Refused as error:
+        refused(error)
+    return Sources({one.key: one for one in found}, parsed.warnings)
+
+
+def _told(texts: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    found = list(texts)
+    with progress("reading", len(found), least=MANY) as advance:
+        for number, one in enumerate(found, 1):
+            yield one
+            advance(number)
+
+
+def _objects(node: Node) -> Iterator[Node]:
+    """As the parser takes lists apart."""
+    items: Any = node.value
+    if isinstance(items, dict) and items.get("kind", Node(None)).value == "List":
+        items = items["items"].value if "items" in items else []
+    if isinstance(items, list):
+        yield from items
+    else:
+        yield node
+
+
+def _wanted(node: Node, source: str, namespace: str) -> Wanted:
+    body = _plain(node)
+    body["metadata"].setdefault("namespace", namespace)
+    metadata = body["metadata"]
+    key = Key(kind=body["kind"], namespace=metadata["namespace"], name=metadata["name"])
+    try:
+        return Wanted(key, body, etag_of(body), source, node)
+    except (ValueError, UnicodeError) as error:
+        raise InvalidArgument(f"{key} of `{source}` cannot be written as JSON", reason="FILE") from error
+
+
+def _plain(node: Node) -> Any:
+    if isinstance(node.value, dict):
+        return {name: _plain(inner) for name, inner in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(inner) for inner in node.value]
+    return node.value
+
+
+def _places(node: Node, source: str, pointer: str) -> Iterator[tuple[str, str]]:
+    yield pointer, f"{source}:{node.line}:{node.column}"
+    if isinstance(node.value, dict):
+        for name, inner in node.value.items():
+            yield from _places(inner, source, f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}")
+    elif isinstance(node.value, list):
+        for number, inner in enumerate(node.value):
+            yield from _places(inner, source, f"{pointer}/{number}")
