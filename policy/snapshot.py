@@ -142,17 +142,25 @@ class Snapshot:
         if judges is None:
             return UNKNOWN
         decision = judges[0].decide(request)
-        if len(judges) == 1:
-            return decision
         for judge in judges[1:]:
-            other = judge.decide(request)
-            if decision.allowed and not other.allowed:
-                decision = other
+            decision = _both(decision, judge.decide(request))
         return decision
 
     def judges(self, target_spiffe_id: str) -> tuple[Judge, ...]:
         """The compiled policies of a target, several where workloads of different policies share the ID."""
         return self._judges.get(target_spiffe_id, ())
+
+
+def _both(one: Decision, other: Decision) -> Decision:
+    """What holds where each of two must allow, and each one's providers must agree."""
+    shadow = None
+    if one.shadow is not None or other.shadow is not None:
+        shadow = _both(one.shadow or replace(one, shadow=None), other.shadow or replace(other, shadow=None))
+    decision = one if not one.allowed or other.allowed else other
+    providers = decision.providers
+    if decision.allowed:
+        providers = tuple(sorted({*one.providers, *other.providers}))
+    return replace(decision, providers=providers, shadow=shadow)
 
 
 def compile_set(

@@ -375,3 +375,16 @@ def test_a_rule_keeps_its_number_where_those_before_it_mean_nothing_for_connecti
     made, _ = network_filter(TARGET, policies, MESH, Proxy())
     assert "shop/p#1" in str(made)
     assert "shop/p#0" not in str(made)
+
+
+def test_workloads_that_share_an_id_must_all_allow_and_all_their_providers_agree() -> None:
+    """Whichever of them was described first."""
+    other = Target(spiffe_id=ID, namespace="shop", labels=(("app", "other"),))
+    asks = policy("{selector: {matchLabels: {app: web}}, action: CUSTOM, provider: {name: ext}, rules: [{}]}", name="a")
+    allows = policy("{rules: [{}]}", name="b")
+    stricter = policy("{selector: {matchLabels: {app: other}}, action: DENY, rules: [{}]}", name="c", dry_run=True)
+    for targets in ([TARGET, other], [other, TARGET]):
+        decision = compile_set((*asks, *allows, *stricter), MESH, targets).decide(ID, who(WEB))
+        assert (decision.allowed, decision.providers) == (True, ("ext",))
+        assert decision.shadow is not None
+        assert not decision.shadow.allowed
