@@ -23,7 +23,7 @@ from tests.support.helm_values import CHARTS_OWN, SCHEMA, defaults
 
 pytestmark = [pytest.mark.real("helm"), pytest.mark.xdist_group("helm")]
 
-FREE = {"texts", "global", "attestor_deadlines_seconds"}
+FREE = {"texts", "global", "attestor_deadlines_seconds", "providers"}
 """Mappings whose keys are the user's own names."""
 
 
