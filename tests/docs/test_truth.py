@@ -28,7 +28,7 @@ PROGRAMS = {"burgee": typer.main.get_command(burgee.app), "caadmin": typer.main.
 THEIR_OWN = {"--config", "--check", "--dry-run"}
 """Options of `burgee server`, `agent` and `controller`, which read their own command line."""
 
-FILE = re.compile(r"(?:ca|sds|attestor|policy|tests|docs)/[\w/.-]*\w")
+FILE = re.compile(r"(?<![\w/.-])(?:ca|sds|attestor|policy|tests|docs)/[\w/.-]*\w")
 CAPABILITIES = {"CAP_CHOWN", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE"}
 NO_REASONS = NOT_GIVEN | {"BURGEE_REQUIRE_REAL", "SO_PEERPIDFD"} | CAPABILITIES
 METRIC = re.compile(r"burgee_[a-z0-9_]+")
