@@ -21,6 +21,7 @@ from tests.support.pair import Pair, pair, until
 pytestmark = pytest.mark.xdist_group("explain")
 ME = f"unix:uid:{os.getuid()}"
 ID = re.compile(r"caadmin explain workload --id ([0-9a-f]{8}-[0-9a-f]+)")
+REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]+")
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,8 @@ def test_the_workloads_socket_tells_nobody_why(live: Caadmin, running: Pair) -> 
                 next(call)
             said = f"{call.code()} {call.details()} {call.initial_metadata()} {call.trailing_metadata()}"
             assert "request_id" in said, method
+            said, ids = REQUEST_ID.subn("", said)  # it ends in any digit, as a user's number does
+            assert ids == 1, method
             for secret in ("unix:", "uid", "nobody-here", "secret-name", "systemd", str(os.getuid()) + "'", "entry"):
                 assert secret not in said.replace("caadmin", ""), (method, said)
 
