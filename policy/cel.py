@@ -1,4 +1,4 @@
-"""CEL conditions of rules: type-checked when they are written, compiled once, bounded in depth and in steps.
+"""CEL conditions of rules: type-checked when they are written, compiled once, bounded in depth, in steps and in cost.
 
 A condition that fails while it is evaluated (a missing key, a division by zero) does not hold for ALLOW rules and holds
 for all others, so that a failure never allows more.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from policy.cel_cost import cost_of
 from policy.model import Action, Request
 
 if TYPE_CHECKING:
@@ -87,11 +88,17 @@ def compiled(expression: str) -> Condition:
         raise ConditionError(_said(str(error))) from None
     if program.return_type() != cel.Type.BOOL:
         raise ConditionError(f"a condition must be of type bool, this is {program.return_type().name()}")
+    cost = cost_of(expression)
+    if cost.grows:
+        raise ConditionError("`+` cannot stand beside a loop: texts would double with each")
     used = {name: read for name, (_, read) in VARIABLES.items() if name.rpartition(".")[2] in expression}
 
     def condition(request: Request) -> bool | None:
+        data = {name: read(request) for name, read in used.items()}
+        if cost.too_much(data):
+            return None
         try:
-            value = program.eval(data={name: read(request) for name, read in used.items()}).value()
+            value = program.eval(data=data).value()
         except (RuntimeError, TypeError, ValueError):
             return None
         return value if isinstance(value, bool) else None
