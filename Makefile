@@ -52,7 +52,7 @@ test: $(VENV)/.dev ## Install what the tests need and run them all (ARGS="-k nam
 	BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-long: $(VENV)/.dev ## Policies in full counts: index, specification, Envoy and Cedar on 20,000 calls and more
-	BURGEE_TEST_LONG=1 BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup tests/policy tests/ca/api/policy $(ARGS)
+	BURGEE_TEST_LONG=1 BURGEE_CACHE="$(CACHE)" $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 1800 tests/policy tests/ca/api/policy $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, import rules, generated files, docs
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from policy.matching import folded
 from policy.model import Action, Attribute, Clause, Group, IpNetwork, Match, MatchKind, Mesh, Policy, Rule
-from policy.protocol import NEVER, for_connections
+from policy.protocol import for_connections, looks_at_http
 from policy.trust_domains import expanded
 
 MAX_ROWS_PER_RULE = 64
@@ -143,7 +143,7 @@ class Prepared:
     """One policy as it holds in a mesh, with its pieces in the order in which they decide. Those for connections are
     made when they are first asked for; both threads that make some make the same."""
 
-    __slots__ = ("_connections", "origin", "policy", "requests")
+    __slots__ = ("_connections", "_spoken", "origin", "policy", "requests")
 
     def __init__(self, origin: Policy, mesh: Mesh) -> None:
         self.origin = origin
@@ -151,20 +151,47 @@ class Prepared:
         self.policy = expanded(origin, mesh)
         self.requests = pieces_of(self.policy)
         self._connections: tuple[Piece, ...] | None = None
+        self._spoken: tuple[int, ...] | None = None
 
     @property
     def connections(self) -> tuple[Piece, ...]:
         """The same object as `requests` where nothing in the policy is of HTTP."""
         if self._connections is None:
-            policy = for_connections(self.policy)
-            self._connections = self.requests if policy is self.policy else pieces_of(policy)
+            self._connections = self._of_connections()
         return self._connections
 
+    def _of_connections(self) -> tuple[Piece, ...]:
+        if self.policy.action is Action.ALLOW:
+            few = len(self.spoken) < len(self.policy.rules or ())
+            return pieces_of(self.policy, self.spoken) if few else self.requests
+        policy = for_connections(self.policy)
+        return self.requests if policy is self.policy else pieces_of(policy)
 
-def pieces_of(policy: Policy) -> tuple[Piece, ...]:
-    """All rows of a policy as it holds for a protocol, trust domains expanded."""
-    rules = [(number, rule) for number, rule in enumerate(policy.rules or ()) if rule is not NEVER]
-    rows = [row for number, rule in rules for row in _rule_rows(policy, number, rule)]
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """The numbers of the rules in which nothing is of HTTP. Most look at something of it, which the columns tell
+        of all rows at once."""
+        if self._spoken is None:
+            rules = self.policy.rules or ()
+            numbers = dict.fromkeys(row.number for piece in self.requests for row in _not_of_http(piece))
+            self._spoken = tuple(sorted(number for number in numbers if not looks_at_http(rules[number])))
+        return self._spoken
+
+
+def _not_of_http(piece: Piece) -> Iterable[Row]:
+    """The rows that are not known at once to ask for something of HTTP."""
+    left = (1 << len(piece.rows)) - 1
+    for (attribute, _), column in piece.columns.items():
+        if attribute.http_only:
+            left &= ~column.asking
+    return (row for bit, row in enumerate(piece.rows) if left >> bit & 1)
+
+
+def pieces_of(policy: Policy, numbers: Iterable[int] | None = None) -> tuple[Piece, ...]:
+    """All rows of a policy as it holds for a protocol, trust domains expanded; or those of the rules with `numbers`."""
+    rules = policy.rules or ()
+    chosen = range(len(rules)) if numbers is None else numbers
+    rows = [row for number in chosen for row in _rule_rows(policy, number, rules[number])]
     return tuple(_piece(rows[at : at + MAX_ROWS][::-1]) for at in range(0, len(rows), MAX_ROWS))
 
 

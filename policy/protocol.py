@@ -25,8 +25,13 @@ def for_connections(policy: Policy) -> Policy:
 
 def looks_at_http(rule: Rule) -> bool:
     """Whether anything in a rule is absent from connections. CEL conditions may look at anything, so they count."""
-    groups = (*rule.sources, *rule.operations, rule.conditions)
-    return bool(rule.condition) or any(clause.attribute.http_only for group in groups for clause in group)
+    if rule.condition:
+        return True
+    for group in (*rule.operations, *rule.sources, rule.conditions):
+        for clause in group:
+            if clause.attribute.http_only:
+                return True
+    return False
 
 
 def _without_http(rule: Rule) -> Rule:

@@ -24,7 +24,7 @@ class Judge:
     """The policies of one target or of several that have the same. Tables for connections are made when first asked
     for; both threads that make one make the same."""
 
-    __slots__ = ("_connections", "_mesh", "_prepared", "_requests", "is_open", "origins", "policies")
+    __slots__ = ("_connections", "_mesh", "_prepared", "_requests", "_spoken", "is_open", "origins", "policies")
 
     def __init__(
         self, prepared: tuple[Prepared, ...], mesh: Mesh, *, is_open: bool, before: Judge | None = None
@@ -40,6 +40,15 @@ class Judge:
         requests = [(each.policy, each.requests) for each in prepared]
         self._requests: Evaluators = self._evaluators(requests, before._requests if before is not None else None)
         self._connections: Evaluators | None = None
+        self._spoken: tuple[tuple[Policy, int], ...] | None = None
+
+    @property
+    def spoken(self) -> tuple[tuple[Policy, int], ...]:
+        """The rules of ALLOW policies that can allow a connection, each with its number."""
+        if self._spoken is None:
+            allows = (each for each in self._prepared if each.policy.action is Action.ALLOW)
+            self._spoken = tuple((each.policy, number) for each in allows for number in each.spoken)
+        return self._spoken
 
     def decide(self, request: Request) -> Decision:
         """The verdict, with that of the shadow policies where there are any."""

@@ -10,17 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from policy.classes.boxes import Box
-from policy.classes.literals import Literal, Literals, variable_of
+from policy.classes.literals import Literal, Literals
+from policy.classes.narrowing import Narrowing
 from policy.classes.texts import Undecided
-from policy.compile import ORDER, Block
+from policy.compile import ORDER
 from policy.evaluate import Evaluator
 from policy.model import Action, Group, Mesh, Policy, Request, Rule, Scope, Target
-from policy.pieces import Row as IndexRow
 from policy.protocol import for_connections, looks_at_http
 from policy.snapshot import Judge, compile_set
 
 MAX_ROWS_PER_RULE = 4096
-MAX_VALUES = 64
 MAX_PLAIN = 16
 
 Ref = tuple[Policy, int]
@@ -119,6 +118,7 @@ class Side:
         """Those that may be asked."""
         self._originals: dict[int, Policy] = {}
         self._index: Evaluator | None = None
+        self._narrowing = Narrowing()
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -167,7 +167,10 @@ class Side:
         if self.opens:
             yield EVERYTHING
             return
-        yield from self._in(box, self.allowing, Action.ALLOW)
+        if self._rows.http:
+            yield from self._in(box, self.allowing, Action.ALLOW)
+        else:
+            yield from self.rows(ref for ref in self.judge.spoken if self._shadow or not ref[0].shadow)
 
     def denying_in(self, box: Box) -> Iterator[Row]:
         """The same of those that deny."""
@@ -185,7 +188,7 @@ class Side:
             return
         seen = set()
         for block in self._evaluator.blocks:
-            for found in possible(block, box):
+            for found in self._narrowing.rows(block, box):
                 key = (id(found.policy), found.number)
                 if found.policy.action is action and key not in seen:
                     seen.add(key)
@@ -233,24 +236,6 @@ class Side:
             if row.policy.provider == provider:
                 return row
         return None
-
-
-def possible(block: Block, box: Box) -> Iterator[IndexRow]:
-    """The rows of an index that may match something in a box, by those of its attributes of which few values are
-    left; the first that decides first."""
-    left = block.everything
-    for (attribute, key), lookup in zip(block.slots, block.lookups, strict=True):
-        variable = variable_of(attribute, key)
-        values = box.few(variable) if variable.kind in ("text", "port") else None
-        if values is not None and len(values) <= MAX_VALUES:
-            some = 0
-            for value in values:
-                some |= lookup.of(value)
-            left &= some
-    while left:
-        top = left.bit_length() - 1
-        left ^= 1 << top
-        yield block.rows[top]
 
 
 def _without_conditions(policy: Policy, mesh: Mesh) -> Policy:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from policy.attributes import SEPARATOR
 from policy.classes.literals import HOST, METHOD, PATH, PRINCIPAL, REQUEST_PRINCIPAL, Literal, Variable
 from policy.classes.patterns import PCHAR, Chars, Pattern, literal, plus, star
-from policy.classes.texts import Work, text_in
+from policy.classes.texts import Undecided, Work, text_in
 
 Values = tuple[str, ...]
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
@@ -24,6 +24,8 @@ _IN_PATH: Chars = (False, (PCHAR[1] | {"/"}) - {"%"})
 _PRINTABLE: Chars = (False, frozenset(map(chr, range(0x21, 0x7F))))
 
 ANY_METHOD, ANY_PATH = "GET", "/"
+LOOKS = 2_000
+"""Steps after which a value need not look better."""
 _LIKELY: dict[Variable, Values] = {METHOD: (ANY_METHOD, "POST", "PUT"), PATH: (ANY_PATH, "/any")}
 
 
@@ -181,10 +183,20 @@ def _text(variable: Variable, must: Sequence[Literal], never: Sequence[Literal],
     if first is None or reads_well(first):
         return first
     for some, but_not in looks:
-        found = _searched([*sets, some], but_not, never, work)
+        found = _tried([*sets, some], but_not, never, work)
         if found is not None:
             return found
     return first
+
+
+def _tried(
+    sets: list[tuple[Pattern, ...]], but_not: Sequence[Pattern], never: Sequence[Literal], work: Work
+) -> str | None:
+    """One that looks better, if it is found soon: what is there already is as true."""
+    try:
+        return _searched(sets, but_not, never, Work(LOOKS, work))
+    except Undecided:
+        return None
 
 
 def _guesses(must: Sequence[Literal]) -> Iterator[str]:
