@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from ca.cli.connection import Remote, server_socket
 from ca.cli.policy_transport import ANSWER_SECONDS, broken, connect
-from ca.errors import STATUS, BurgeeError, Code
+from ca.errors import STATUS, BurgeeError, Code, Unavailable
 from policy.book_values import AUTHORIZATION, KINDS, PEER, REQUEST, WORKLOAD
 
 PREFIX = "/v1/policy"
@@ -39,8 +39,17 @@ class Answer:
     data: bytes
 
     @property
-    def json(self) -> Any:
-        return json.loads(self.data) if self.data else None
+    def json(self) -> dict[str, Any]:
+        """Raises Unavailable where it is no JSON object."""
+        try:
+            found = json.loads(self.data)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Unavailable(
+                "what answers is no server of policies", reason=SERVER_ANSWER, hint="is it of this program's version?"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +102,7 @@ class ServerRefusal(BurgeeError):
         for fault in self.faults:
             yield fault.at(_place(fault.pointer, places))
         for one in self.violations:
-            rule = f" by {one['policy']}#{one['rule']}" if one.get("policy") else ""
-            yield f"{one.get('invariant')}: {one.get('message')}{rule}"
+            yield f"{one.get('invariant')}: {one.get('message')}"
 
 
 def _place(pointer: str, places: Mapping[str, str]) -> str:
@@ -144,7 +152,7 @@ class Api:
             raise ServerRefusal(answer.status, _problem(answer), answer.headers.get("retry-after"))
         return answer
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
         """The document there."""
         return self.call("GET", path, query=query).json
 
@@ -208,7 +216,6 @@ def _text(value: Any) -> str:
 
 def _problem(answer: Answer) -> Mapping[str, Any]:
     try:
-        found = answer.json
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
+        return answer.json
+    except Unavailable:
+        return {}

@@ -16,7 +16,7 @@ from ca.cli.output import Output, OutputOption, columns, emit
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
 from ca.cli.policy_files import read_texts
 from ca.cli.policy_names import complete_grant, complete_revision
-from ca.cli.policy_texts import difference_text, revision_text
+from ca.cli.policy_texts import difference_text, revision_text, seconds
 from ca.errors import InvalidArgument
 
 revisions = typer.Typer(help="What was written, when, and by whom.")
@@ -48,7 +48,7 @@ def list_revisions(
     with policy_api(socket) as api:
         items = list(api.pages("/revisions", most=limit))
     heads = ("REVISION", "AT", "BY", "OBJECTS", "NOTE")
-    rows = [[one[name] for name in ("number", "at", "actor", "count", "note")] for one in items]
+    rows = [(r["number"], seconds(r["at"]), r["actor"], r["count"], r["note"]) for r in items]
     emit({"items": items}, output, lambda: columns(heads, rows, empty="nothing was ever written"))
 
 
@@ -174,7 +174,7 @@ def set_invariants(
             confirm([f"the invariant {name}" for name in gone], yes=yes)
         found = _put(api, text, before["etag"], str(file), dry_run=dry_run)
     count = len(_names(text))
-    emit(found, output, lambda: f"{count} {'invariant' if count == 1 else 'invariants'} hold")
+    emit(found, output, lambda: "1 invariant holds" if count == 1 else f"{count} invariants hold")
 
 
 def _text(file: Path) -> str:

@@ -216,7 +216,7 @@ def _explain(given: Given) -> None:
         if not target.startswith("spiffe://"):
             target = target_among(tuple(map(_target, api.get("/mesh")["targets"])), target)
         found = api.call("POST", "/explain", {"target": target, "request": _request(given)}).json
-    show(given["output"], found, found["text"])
+    show(given["output"], found["explanation"], found["text"])
 
 
 def _request(given: Given) -> dict[str, Any]:
@@ -246,7 +246,8 @@ def _explain_decision(api: Api, given: Given) -> None:
         if record.get("revision"):
             body["revision"] = record["revision"]
         found = {**api.call("POST", "/explain", body).json, "record": record}
-    show(given["output"], found, f"{record_text(found['record'])}\n\n{found['text']}")
+    document = {**found["explanation"], "record": found["record"]}
+    show(given["output"], document, f"{record_text(found['record'])}\n\n{found['text']}")
 
 
 def _of_agent(given: Given) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from ca.cli.arguments import DURATION_HELP, waiting
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.output import Output, OutputOption, bold, emit, plain
 from ca.cli.policy_client import Api, policy_api
-from ca.cli.policy_texts import decision_lines, decision_row, rollout_text
+from ca.cli.policy_texts import decision_lines, decision_row, rollout_text, seconds
 from ca.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
@@ -129,7 +129,9 @@ def _tell(found: Document, output: Lines) -> None:
     if output is Lines.JSON:
         print(json.dumps(found, separators=(",", ":")), flush=True)
         return
-    print(bold(plain(f"revision {found['number']}  {found['at']}  {found['actor']}  {found['note']}".rstrip())))
+    print(
+        bold(plain(f"revision {found['number']}  {seconds(found['at'])}  {found['actor']}  {found['note']}".rstrip()))
+    )
     for one in found["changes"]:
         sign = "+" if one["before"] is None else "-" if one["after"] is None else "~"
         print(plain(f"  {sign} {one['kind']} {one['namespace']}/{one['name']}"), flush=True)

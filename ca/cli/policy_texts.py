@@ -88,6 +88,11 @@ def request_words(request: Document) -> str:
     return ", ".join(map(str, said))
 
 
+def seconds(at: str) -> str:
+    """A time in UTC, without what nobody reads."""
+    return f"{at[:19]}Z"
+
+
 def rollout_text(found: Document) -> str:
     """Agents and proxies."""
     if not found["agents"] and not found["proxies"]:
@@ -140,7 +145,7 @@ def decision_row(record: Document) -> Sequence[object]:
     by = f"{record['policy']}#{record.get('rule')}" if record.get("policy") else record["reason"]
     asked = f"{record.get('method', '')} {record.get('path', '')}".strip() or "-"
     return (
-        str(record["at"])[:19] + "Z",
+        seconds(record["at"]),
         green("allowed") if record["allowed"] else red("denied"),
         record.get("principal") or "-",
         record["target"].removeprefix("spiffe://"),
@@ -164,7 +169,7 @@ def revision_text(found: Document) -> str:
     head = fields(
         [
             ("Revision", found["number"]),
-            ("At", found["at"]),
+            ("At", seconds(found["at"])),
             ("By", found["actor"]),
             ("Note", found["note"]),
         ]

@@ -92,6 +92,12 @@ def broken(where: Path | Remote, error: Exception) -> Unavailable:
             hint="does the server still know the authority of our SVID, and do both clocks agree?",
         )
     name = where.address if isinstance(where, Remote) else where
-    late = isinstance(error, TimeoutError)
-    text = "did not answer in time" if late else "ended the connection, or speaks no HTTP"
-    return Unavailable(f"the server at `{name}` {text}", reason="UNREACHABLE", hint="is it the server's?")
+    if isinstance(error, TimeoutError):
+        return Unavailable(f"the server at `{name}` did not answer in time", reason="UNREACHABLE", hint="try again")
+    hint = ""
+    if isinstance(where, Path):
+        from ca.cli.connection import grpc_target
+        from ca.cli.sockets import Kind, advice
+
+        hint = advice(grpc_target(where), Kind.SERVER)
+    return Unavailable(f"what is at `{name}` ended the connection, or speaks no HTTP", reason="UNREACHABLE", hint=hint)

@@ -209,6 +209,73 @@ def test_grants_and_invariants(live: Caadmin, files: Path) -> None:
     (files / "p" / "wider.yaml").unlink()
 
 
+def test_what_the_server_has_is_looked_at_where_no_files_are_named(live: Caadmin, files: Path) -> None:
+    assert live("policy", "apply", "p").code == 0
+    assert live("policy", "lint", "-o", "json").json["findings"] == []
+    (files / "never.yaml").write_text(POLICY.replace("NAME", "never").replace("app: orders", "app: nobody"))
+    ran = live("policy", "plan", "never.yaml")
+    assert "never.yaml:2: " in ran.out.partition("1 created")[2]
+    assert live("policy", "apply", "never.yaml").code == 0
+    ran = live("policy", "lint")
+    assert (ran.code, ran.out.startswith("shop/never: ")) == (1, True), ran.out
+    assert live("policy", "graph", "--to", "g.html").code == 0
+    assert (files / "g.html").read_text().startswith("<!doctype html>")
+    services = live("policy", "graph", "-o", "json").json["services"]
+    assert f"{ID}/ns/shop/sa/orders" in str(services)
+    assert live("policy", "graph", "-o", "dot").out.startswith("digraph")
+
+    (files / "wider.yaml").write_text(POLICY.replace("NAME", "orders").replace('"GET"', '"GET", "POST"'))
+    ran = live("policy", "diff", "-f", "wider.yaml")
+    assert (ran.code, "+ newly allowed" in ran.out, "POST" in ran.out) == (1, True, True), ran.err
+    assert live("policy", "diff", "-f", "p").code == 0
+    caller = ["--from", f"{ID}/ns/shop/sa/web", "--method", "POST", "--path", "/x?y"]
+    ran = live("policy", "explain", "orders", *caller)
+    assert (ran.code, "method POST not in [GET]" in ran.out) == (0, True), ran.err
+    found = live("policy", "explain", f"{ID}/ns/shop/sa/orders", *caller, "-o", "json").json
+    assert (found["allowed"], found["revision"] > 0) == (False, True)
+    ran = live("policy", "explain", "nobody")
+    assert (ran.code, "(TARGET)" in ran.err) == (2, True)
+    for wrong in ([], ["orders", "--decision", "x"]):
+        assert live("policy", "explain", *wrong).code == 2
+    assert live("policy", "lint", "--workloads", "p").code == 2
+
+
+def test_the_servers_own_decisions(live: Caadmin, running: Pair, files: Path) -> None:
+    from ca.cli.policy_client import Api
+
+    assert live("policy", "apply", "p").code == 0
+    api = Api(running.admin_socket)
+    asked = {"principal": f"{ID}/ns/shop/sa/web", "method": "GET", "path": "/x"}
+    made = api.call("POST", "/evaluate", {"target": f"{ID}/ns/shop/sa/orders", "request": asked}).json
+    api.close()
+    ran = live("policy", "decisions", "--id", made["id"], "-o", "json")
+    assert [one["policy"] for one in ran.json["items"]] == ["shop/orders"]
+    assert "allowed  pair.test/ns/shop/sa/web" in live("policy", "decisions", "--allowed", "--source", "evaluate").out
+    assert live("policy", "decisions", "--denied", "--since", "2020-01-01", "--id", made["id"]).out == "no decisions\n"
+    ran = live("policy", "explain", "--decision", made["id"])
+    assert (ran.code, "allowed: " in ran.out, made["id"] in ran.out) == (0, True, True), ran.err
+    assert "AuthorizationPolicy" in live("policy", "suggest").out
+    (files / "none.yaml").write_text(POLICY.replace("NAME", "orders").replace("GET", "PUT"))
+    ran = live("policy", "replay", "-f", "none.yaml")
+    assert ran.code == 1, ran.err
+    assert "pair.test/ns/shop/sa/web" in ran.out
+
+
+def test_what_is_no_server_is_said_to_be_none(live: Caadmin, running: Pair, tmp_path: Path) -> None:
+    ran = live("policy", "list", "--socket", str(running.agent_admin_socket))
+    assert ran.code == 1
+    assert "that is the agent's admin socket; --socket wants the server's admin socket" in ran.err
+
+
+def test_thousands_are_one_revision(live: Caadmin, files: Path) -> None:
+    many = "---".join(POLICY.replace("NAME", f"p-{number}") for number in range(600))
+    (files / "many.yaml").write_text(many)
+    ran = live("policy", "apply", "many.yaml", "--owner", "many", "-o", "json")
+    assert (ran.code, len(ran.json["created"])) == (0, 600), ran.err
+    assert live("policy", "plan", "many.yaml", "--owner", "many").code == 0
+    assert len(live("policy", "list", "--owner", "many", "-o", "json").json["items"]) == 600
+
+
 def test_completion(live: Caadmin, files: Path) -> None:
     from types import SimpleNamespace
     from typing import Any
