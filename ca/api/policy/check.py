@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING
 
 import grpc
 
 from ca.api.access import current_caller, current_svid
 from ca.errors import Denied, Exhausted, InvalidArgument
+from ca.identity.bundle import TrustBundle
 from ca.identity.bundle_format import format_jwks
 from ca.identity.spiffe_id import SpiffeId
 from ca.ports import Clock
@@ -46,7 +50,7 @@ class CheckService:
         self._book, self._trust, self._index, self._log, self._clock = book, trust, index, log, clock
         limits = book.held.settings.limits
         self._rates = TokenBuckets(per_second=limits.checks_per_second_per_caller, burst_seconds=limits.burst_seconds)
-        self._bound: dict[str, tuple[State, Bound]] = {}
+        self._bound: dict[str, tuple[_Basis, Bound]] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`."""
@@ -100,8 +104,9 @@ class CheckService:
         from policy.tokens import rules_for
 
         key = str(target)
+        basis = _Basis(state, self._book.key_sets.sets, self._bundles(target))
         known = self._bound.get(key)
-        if known is not None and known[0] is state:
+        if known is not None and known[0].same(basis):
             return known[1]
         described = state.snapshot.targets.get(key, ()) or (Target(spiffe_id=key),)
         root = state.mesh.root_namespace
@@ -109,24 +114,45 @@ class CheckService:
         rules = dict.fromkeys(rule for one in described for rule in rules_for(found, one, root_namespace=root))
         # Where several workloads share an ID, a path counts as normalized if all their proxies normalize it.
         chosen = next((one for one in described if not one.normalized), described[0])
-        vouchers = await asyncio.to_thread(self._vouchers, target)
+        vouchers = await asyncio.to_thread(_vouchers, basis)
         bound = Bound(
             revision=state.revision, snapshot=state.snapshot, target=chosen, rules=tuple(rules), vouchers=vouchers
         )
         if len(self._bound) >= MAX_BOUND:
             self._bound.clear()
-        self._bound[key] = (state, bound)
+        self._bound[key] = (basis, bound)
         return bound
 
-    def _vouchers(self, target: SpiffeId) -> Vouchers:
-        """Keys of issuers, and of the trust domains that the caller's entries federate with."""
-        from policy.tokens import Vouchers
-
+    def _bundles(self, target: SpiffeId) -> tuple[TrustBundle, ...]:
+        """Those of the own trust domain and of those that the caller's entries federate with, now."""
         domains = {self._trust.trust_domain}
         for entry in self._index.by_spiffe_id(target):
             domains.update(entry.federates_with)
-        bundles = (self._trust.get(domain) for domain in domains)
-        return Vouchers(
-            issuers=self._book.key_sets.sets,
-            domains={bundle.trust_domain.name: format_jwks(bundle) for bundle in bundles if bundle is not None},
+        found = (self._trust.get(domain) for domain in sorted(domains, key=str))
+        return tuple(bundle for bundle in found if bundle is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What the policies for a caller were made of: a key that is taken back must not vouch until the next revision."""
+
+    state: State
+    issuers: Mapping[str, str]
+    bundles: tuple[TrustBundle, ...]
+
+    def same(self, other: _Basis) -> bool:
+        """Made of the same objects."""
+        return (
+            self.state is other.state
+            and self.issuers is other.issuers
+            and len(self.bundles) == len(other.bundles)
+            and all(map(is_, self.bundles, other.bundles))
         )
+
+
+def _vouchers(basis: _Basis) -> Vouchers:
+    """Keys of issuers, and of trust domains."""
+    from policy.tokens import Vouchers
+
+    domains = {bundle.trust_domain.name: format_jwks(bundle) for bundle in basis.bundles}
+    return Vouchers(issuers=basis.issuers, domains=domains)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -120,6 +121,33 @@ async def test_tokens_are_verified_with_the_servers_bundle(
     assert (await ask(server, ORDERS, good)).status.code == 0
     bad = check(issue(f"{ID}/any"), headers={"authorization": f"Bearer {minted.svid.token[:-4]}AAAA"})
     assert (await ask(server, ORDERS, bad)).status.code == 7
+
+
+async def test_a_key_that_is_taken_back_vouches_for_nothing_any_more(
+    server: RunningServer,
+    filled: Client,
+    issue: Issue,  # noqa: F811
+) -> None:
+    from ca.proto.spire import server_svid_pb2, server_svid_pb2_grpc, types_pb2
+
+    claim = [{"when": [{"key": "request.auth.claims[sub]", "values": [f"{ID}/web"]}]}]
+    written = await filled("PUT", "/authorization-policies/shop/orders", policy(rules=claim), headers={"If-Match": "*"})
+    assert written.status == 200, written.data
+    minted = await server_svid_pb2_grpc.SVIDStub(server.local.channel).MintJWTSVID(
+        server_svid_pb2.MintJWTSVIDRequest(
+            id=types_pb2.SPIFFEID(trust_domain="example.org", path="/web"), audience=[ORDERS]
+        )
+    )
+    asked = check(issue(f"{ID}/any"), headers={"authorization": f"Bearer {minted.svid.token}"})
+    assert (await ask(server, ORDERS, asked)).status.code == 0
+    trust = server.server.checks._trust
+    bundle = trust.own
+    trust.put(replace(bundle, jwt_authorities=()))
+    try:
+        assert (await ask(server, ORDERS, asked)).status.code == 7
+    finally:
+        trust.put(bundle)
+    assert (await ask(server, ORDERS, asked)).status.code == 0
 
 
 async def test_the_log_is_for_the_admin_socket(server: RunningServer, filled: Client) -> None:
