@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from policy.decision import Decision, Reason
-from policy.decision_record import DecisionRecord
+from policy.decision_record import DecisionRecord, Source
 from policy.explain import Explanation, explain
 from policy.model import Attribute
 from policy.path_shapes import shape_of
@@ -70,6 +70,8 @@ class Replay:
     newly_denied: list[Group] = field(default_factory=list)
     newly_allowed: list[Group] = field(default_factory=list)
     records: int = 0
+    questions: int = 0
+    """What somebody only asked about: nobody is denied or allowed by its change."""
     unknown_targets: int = 0
     """Of targets that the policies do not know: nothing is said of them."""
     masked: int = 0
@@ -90,6 +92,7 @@ class Replay:
             "records": self.records,
             "newly_denied": [group.document() for group in self.newly_denied],
             "newly_allowed": [group.document() for group in self.newly_allowed],
+            "questions": self.questions,
             "unknown_targets": self.unknown_targets,
             "masked": self.masked,
             "unlike": self.unlike,
@@ -108,6 +111,7 @@ class Replay:
             if len(groups) > MAX_SHOWN:
                 lines.append(f"  … {len(groups) - MAX_SHOWN} more groups")
         for count, what in (
+            (self.questions, "were only asked about, and are passed over"),
             (self.unknown_targets, "are of targets that nobody described"),
             (self.masked, "lack what the policies look at, since it was masked"),
             (self.unlike, "are not decided as recorded by the policies that hold now, so nothing follows from them"),
@@ -127,7 +131,9 @@ def replay(records: Iterable[DecisionRecord], proposed: Snapshot, *, current: Sn
     for record in records:
         found.records += 1
         request = record.request
-        if not proposed.judges(record.target):
+        if record.source is Source.EVALUATE:
+            found.questions += 1
+        elif not proposed.judges(record.target):
             found.unknown_targets += 1
         elif record.masked and looks.at(record.target, record.masked):
             found.masked += 1

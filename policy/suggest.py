@@ -1,8 +1,9 @@
 """Writes policies that allow what a log shows was allowed, and as little else as can be said.
 
-Callers, methods and ports are written out as they were seen together, so that they admit nothing beyond it. What admits
-more is a path that became a template, where stated thresholds hold, and what no rule looks at (hosts, headers, tokens):
-both are told with the policies. A record that cannot be written exactly is left out, with its reason.
+Callers, methods and ports are written out as they were seen together, so that they admit nothing beyond it; what was
+only asked about (`evaluate`) was not seen. What admits more is a path that became a template, where stated thresholds
+hold, and what no rule looks at (hosts, headers, tokens): both are told with the policies. A record that cannot be
+written exactly is left out, with its reason.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policy.authorization import MAX_RULES
-from policy.decision_record import DecisionRecord
+from policy.decision_record import DecisionRecord, Source
 from policy.globs import NAMESPACE_MARK
 from policy.model import Target
 from policy.path_shapes import Shape, Thresholds, shapes, writable
@@ -70,6 +71,8 @@ class Suggestion:
     records: int = 0
     allowed: int = 0
     """Records of allowed requests, which is what the policies are made from."""
+    questions: int = 0
+    """Records of what somebody only asked about: nobody did that, so nothing is allowed by it."""
     opened: list[Opened] = field(default_factory=list)
     paths: int = 0
     """Different combinations of caller, target, method and path that were seen."""
@@ -100,6 +103,7 @@ class Suggestion:
             "objects": self.objects,
             "records": self.records,
             "allowed_records": self.allowed,
+            "questions": self.questions,
             "covered_records": self.allowed - self.left_out.total(),
             "over_permission": self.measure(),
             "opened": [one.document() for one in self.opened],
@@ -136,6 +140,8 @@ class Suggestion:
             f"A segment of a path is open where {self.thresholds.identifiers} identifiers or {self.thresholds.words} "
             f"different words were seen. Rules do not look at {', '.join(NOT_LOOKED_AT)}."
         )
+        if self.questions:
+            lines.append(f"Passed over, {self.questions:,} records: what was asked about, and not done.")
         lines += [f"Left out, {count:,} records: {reason}." for reason, count in sorted(self.left_out.items())]
         return lines
 
@@ -149,6 +155,9 @@ def suggest(
     seen: dict[str, dict[str | None, dict[Seen, Counter[str]]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         found.records += 1
+        if record.source is Source.EVALUATE:
+            found.questions += 1
+            continue
         if not record.allowed:
             continue
         found.allowed += 1

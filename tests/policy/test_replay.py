@@ -20,7 +20,7 @@ def record(number: int = 0, method: str = "GET", path: str = "/orders/7", **more
     request = Request(principal=WEB, method=method, path=path)
     decision = NOW.decide(ORDERS, request)
     at = START + timedelta(seconds=number)
-    made = record_of(decision, request, id=f"d{number}", at=at, source=Source.EVALUATE, target=ORDERS)
+    made = record_of(decision, request, id=f"d{number}", at=at, source=Source.EXT_AUTHZ, target=ORDERS)
     return DecisionRecord.from_document(made.document() | more)
 
 
@@ -78,6 +78,15 @@ def test_what_cannot_be_known_is_set_apart() -> None:
     otherwise = record(allowed=False)
     assert counts(replay([otherwise], NOW, current=NOW)) == (0, 0, 1, False)
     assert counts(replay([otherwise], NOW)) == (0, 0, 0, True)
+
+
+def test_what_was_only_asked_about_is_passed_over() -> None:
+    """An administrator's questions are in the log as well; who asks may name any caller."""
+    found = replay([*log(), record(allowed=False, source="evaluate")], snapshot(STOP))
+    assert (found.records, found.questions, sum(group.count for group in found.newly_denied)) == (14, 1, 10)
+    assert found.newly_allowed == []
+    assert found.document()["questions"] == 1
+    assert "1 were only asked about, and are passed over" in found.text()
 
 
 def test_groups_are_bounded_and_the_rest_is_counted() -> None:

@@ -58,6 +58,17 @@ def test_what_was_seen_is_allowed_and_nothing_beside_it() -> None:
     assert found.measure()["templates"] == 0
 
 
+def test_what_was_only_asked_about_becomes_no_permission() -> None:
+    asked = record(source=Source.EVALUATE, principal="td/ns/shop/sa/stranger", path="/admin")
+    found = suggest([record(), asked, asked])
+    assert (found.records, found.allowed, found.questions) == (3, 1, 2)
+    assert allowed(found)
+    assert not allowed(found, principal="td/ns/shop/sa/stranger", path="/admin")
+    assert "stranger" not in found.text()
+    assert "2 records: what was asked about, and not done" in found.text()
+    assert suggest([asked]).objects == []
+
+
 def test_identifiers_become_a_template_where_the_threshold_holds() -> None:
     seen = [record(path=f"/orders/{n}/lines") for n in (1, 22, 333)]
     found = suggest(seen)
