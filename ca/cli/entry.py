@@ -11,10 +11,11 @@ from ca.cli import entry_options as opt
 from ca.cli.arguments import DURATION_HELP
 from ca.cli.connection import CALL_SECONDS, SocketOption, channel, server_socket
 from ca.cli.entry_batches import Sent, batches, creating, outcome, send, show_batch, updating
+from ca.cli.entry_files import read_entries
 from ca.cli.entry_parents import note_lost, warn_lost
-from ca.cli.entry_warnings import warn
-from ca.cli.exits import exit_of_batch, leave
-from ca.cli.output import Output, OutputOption, columns, emit, fields, span, until
+from ca.cli.entry_warnings import findings, warn
+from ca.cli.exits import Exit, exit_of_batch, leave
+from ca.cli.output import Output, OutputOption, columns, emit, fields, plain, span, until
 from ca.cli.values import entry_value, status_value
 from ca.errors import InvalidArgument
 
@@ -201,6 +202,23 @@ def count(
     emit({"count": number}, output, lambda: str(number))
 
 
+@app.command()
+def lint(file: opt.FileOption = None, output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
+    """Find entries that are for more than was meant: for everybody with a token of an issuer, or for a program whoever
+    runs it. Exits with 1 on findings.
+
+    Without --file, what the server has is looked at; `caadmin doctor server` says what of it nothing can match.
+    """
+    if file is not None:
+        entries = read_entries(file)
+    else:
+        with channel(server_socket(socket)) as opened:
+            entries = list(_pages(_stub(opened), opt.NO_FILTER))
+    found = findings(entries)
+    emit({"entries": len(entries), "findings": found}, output, lambda: _linted(len(entries), found))
+    leave(Exit.FAILED if found else Exit.OK)
+
+
 def _finish(sent: Sent, output: Output) -> None:
     """Show what became of the entries, say what of it is seldom meant, and leave."""
     code = show_batch(sent, output, _details)
@@ -240,6 +258,16 @@ def _table(entries: list[dict[str, Any]]) -> str:
         for entry in entries
     )
     return columns(headers, rows, empty="no entries")
+
+
+def _linted(number: int, found: list[dict[str, Any]]) -> str:
+    if not found:
+        return f"{number} {'entry' if number == 1 else 'entries'}, and each is for whom it names"
+    return "\n".join(
+        f"entry {plain(one['entry_id'] or '-')} ({plain(one['spiffe_id'])}) {plain(one['detail'])} ({one['reason']})\n"
+        f"  hint: {one['hint']}"
+        for one in found
+    )
 
 
 def _details(entry: dict[str, Any]) -> str:

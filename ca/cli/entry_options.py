@@ -128,6 +128,10 @@ class Filter:
             message.by_downstream.value = self.downstream
 
 
+NO_FILTER = Filter(None, None, None, Match.SUPERSET, None, None, None)
+"""All entries."""
+
+
 def selector_match(selectors: list[str], match: Match) -> types_pb2.SelectorMatch:
     """A filter by selectors. Raises InvalidArgument."""
     from ca.proto.spire import types_pb2

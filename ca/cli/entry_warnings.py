@@ -1,16 +1,19 @@
-"""What is allowed and seldom meant: said on stderr when entries are written."""
+"""What is allowed and seldom meant: said on stderr when entries are written, and found by `caadmin entry lint`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ca.cli.entry_batches import Sent
 from ca.cli.output import plain
 from ca.cli.values import id_text
 from ca.identity.exchange import ISSUER_WIDE_REASON, issuer_wide
 from ca.identity.selector import PROGRAM_ALONE_REASON, Selector, program_alone
+
+if TYPE_CHECKING:
+    from ca.proto.spire import types_pb2
 
 SHOWN = 5
 """Of more entries than that the number is told."""
@@ -45,14 +48,27 @@ def warn(sent: Sent) -> None:
     """Name the entries that were written and are for more than was meant."""
     written = [entry for entry, result in zip(sent.entries, sent.results, strict=False) if result.status.code == 0]
     for warning in _WARNINGS:
-        _tell(
-            warning,
-            [
-                id_text(entry.spiffe_id)
-                for entry in written
-                if warning.applies([Selector(s.type, s.value) for s in entry.selectors])
-            ],
-        )
+        _tell(warning, [id_text(entry.spiffe_id) for entry in written if _applies(warning, entry)])
+
+
+def findings(entries: Iterable[types_pb2.Entry]) -> list[dict[str, Any]]:
+    """The same of each of them, as values; in the order of the entries."""
+    return [
+        {
+            "entry_id": entry.id,
+            "spiffe_id": id_text(entry.spiffe_id),
+            "reason": warning.reason,
+            "detail": warning.said,
+            "hint": warning.hint,
+        }
+        for entry in entries
+        for warning in _WARNINGS
+        if _applies(warning, entry)
+    ]
+
+
+def _applies(warning: _Warning, entry: types_pb2.Entry) -> bool:
+    return warning.applies([Selector(s.type, s.value) for s in entry.selectors])
 
 
 def _tell(warning: _Warning, found: list[str]) -> None:
