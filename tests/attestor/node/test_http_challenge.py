@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 import shutil
 import socket
@@ -243,6 +244,21 @@ async def test_a_name_is_resolved_once_and_that_address_is_asked() -> None:
 async def test_a_second_address_is_tried_where_the_first_does_not_answer() -> None:
     async with web(ok) as made:
         await verifier("127.0.0.99", "127.0.0.1").verify(payload(made.port), made.answer)
+
+
+async def test_how_far_a_page_is_right_takes_no_time_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page and nonce are compared in constant time: whoever guesses cannot do it byte by byte."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    async with web(ok) as made:
+        with pytest.raises(Denied):
+            await verifier("127.0.0.1").verify(payload(made.port), made.answer)
+    assert compared == [(made.nonce.encode(), made.nonce.encode())]
 
 
 async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
