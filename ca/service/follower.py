@@ -77,6 +77,9 @@ class Follower:
         """Follows until cancelled."""
         while True:
             await self._store.changes.wait(self.revision)
+            if self._lock.locked():
+                async with self._lock:
+                    continue  # whoever was reading has mostly shown it
             await self.catch_up()
 
     async def catch_up(self) -> None:
