@@ -17,7 +17,7 @@ from cryptography.x509 import load_pem_x509_certificates
 
 from tests.bench.load import ROOT, Figures
 from tests.bench.target import UNLIMITED, cpu_seconds
-from tests.support.pair import Pair
+from tests.support.pair import Pair, until
 from tests.support.server import Caller, attest, make_csr
 from tests.support.tls_client import TlsClient
 
@@ -39,6 +39,7 @@ def k8s_psat(rounds: int) -> Figures:
         )
         try:
             server.start_server()
+            until("there is a trust bundle", server.bundle_file.exists)
             asyncio.run(_attestations(server, payload, 20))
             costs = [_cost_ms(server, payload) for _ in range(rounds)]
         finally:
