@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ca.api.policy.bodies import QUESTION_BYTES, read_body
-from ca.api.policy.desk import Desk
+from ca.api.policy.desk import AT_ONCE, Desk
 from ca.api.policy.refusals import Faulty, HttpRefusal, problem_document
 from ca.api.policy.web import Route, answer
 from ca.errors import BurgeeError, Denied, InvalidArgument
@@ -122,6 +122,7 @@ class Authzen:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     def routes(self) -> tuple[AuthzenRoute, ...]:
         """All of them."""
@@ -247,7 +248,7 @@ class Authzen:
             readable = [one for one in known if self._desk.reads_target(state, one, rights)]
             return [one for one in readable if _may(question, state, resource=one)]
 
-        found, told = page.of(await _sought(resources))
+        found, told = page.of(await _sought(resources, self._turns))
         return answer({"results": [{"type": kind, "id": one} for one in found], "page": told})
 
     async def search_action(self, request: Request) -> Response:
@@ -273,7 +274,7 @@ class Authzen:
     ) -> Response:
         """Of a target that the caller may not ask about nothing is found, as of one that there is not."""
         readable = self._desk.reads_target(state, question.target, rights)
-        found, told = page.of(await _sought(seek) if readable else [])
+        found, told = page.of(await _sought(seek, self._turns) if readable else [])
         return answer({"results": [shown(one) for one in found], "page": told})
 
     async def _search(self, request: Request, wanted: Wanted) -> tuple[Question, Page, State, Rights]:
@@ -283,10 +284,11 @@ class Authzen:
         return question, _read(lambda value: read_page(value, wanted), body), self._desk.book.state, rights
 
 
-async def _sought(seek: Callable[[], list[str]]) -> Sequence[str]:
+async def _sought(seek: Callable[[], list[str]], turns: asyncio.Semaphore) -> Sequence[str]:
     """A property that is not of its type is found when the first request is made of it."""
     try:
-        return await asyncio.to_thread(seek)
+        async with turns:
+            return await asyncio.to_thread(seek)
     except Malformed as error:
         raise _bad(error) from None
 

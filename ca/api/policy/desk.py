@@ -45,6 +45,12 @@ ASKS_TO_WRITE = {
 }
 
 
+PAST_COST = 10
+"""What a revision that is past counts against the caller's rate besides: all of it is read and compiled."""
+AT_ONCE = 2
+"""Searches of the decision log, or among targets; past revisions are made one after the other. Who waits for a turn
+keeps no thread from others."""
+
 _route: ContextVar[Route] = ContextVar("burgee_policy_route")
 
 
@@ -58,13 +64,21 @@ class Desk:
         self._rates = TokenBuckets(
             per_second=limits.questions_per_second_per_caller, burst_seconds=limits.burst_seconds
         )
+        self._searching, self._going_back = asyncio.Semaphore(AT_ONCE), asyncio.Lock()
+        self._past: tuple[State, State] | None = None
+        """The revision in force, and the last that was made anew beside it."""
 
     async def enter(self, route: Route) -> None:
         """Before anything of a call is looked at. Raises Exhausted (429); writes have a rate of their own."""
         _route.set(route)
-        if route.writes or self.rights.exempt:
+        if not route.writes:
+            self._charge(route.cost)
+
+    def _charge(self, cost: float) -> None:
+        """Raises Exhausted (429)."""
+        if self.rights.exempt:
             return
-        seconds = self._rates.take(self.author()["actor"], route.cost, self.parts.clock.monotonic())
+        seconds = self._rates.take(self.author()["actor"], cost, self.parts.clock.monotonic())
         if seconds:
             RATE_REFUSED.labels("policy").inc()
             raise Exhausted(
@@ -132,14 +146,32 @@ class Desk:
         if kept is None:
             return decision_reader.Page((), True, 0, 0)
         try:
-            await asyncio.to_thread(kept.flush)
-            return await asyncio.to_thread(decision_reader.find, kept.directory, query)
+            async with self._searching:
+                await asyncio.to_thread(kept.flush)
+                return await asyncio.to_thread(decision_reader.find, kept.directory, query)
         except OSError as error:
             raise Unavailable("the decision log cannot be read now", reason="DECISION_LOG") from error
 
     async def state(self, revision: int | None) -> State:
-        """The newest, or that of a revision. Raises NotFound."""
-        return self.book.state if revision is None else await self.book.state_at(revision)
+        """The newest, or that of a revision. Raises NotFound, Exhausted."""
+        if revision in (None, self.book.state.revision):
+            return self.book.state
+        if (known := self._made(revision)) is not None:
+            return known
+        self._charge(PAST_COST)
+        async with self._going_back:
+            if (known := self._made(revision)) is not None:
+                return known
+            now = self.book.state
+            made = await self.book.state_at(revision)
+            self._past = now, made
+            return made
+
+    def _made(self, revision: int) -> State | None:
+        """A past revision, if it was made with the targets of now."""
+        if self._past is None or self._past[0] is not self.book.state or self._past[1].revision != revision:
+            return None
+        return self._past[1]
 
     async def write(
         self,
