@@ -202,6 +202,7 @@ class PolicyBook:
 
         async def undone() -> Sequence[Change]:
             changes = await self._undoing(number)
+            await self._require_seen(changes, actor, rights, origin)
             await self._require(changes, actor, rights, origin)
             return changes
 
@@ -305,6 +306,14 @@ class PolicyBook:
                     retry_after_seconds=seconds,
                 )
         await self._require(changes, actor, rights, origin)
+
+    async def _require_seen(self, changes: Sequence[Change], actor: str, rights: Rights, origin: str) -> None:
+        """What others wrote meanwhile is not named to who may not read it."""
+        unseen = [change for change in changes if not rights.may_read(change.key.namespace)]
+        if unseen:
+            error = forbidden("undo what was written in namespaces that you may not read", rights.missing())
+            await self._writing.refused(unseen, Author(name=actor, origin=origin), error)
+            raise error
 
     async def _require(self, changes: Sequence[Change], actor: str, rights: Rights, origin: str) -> None:
         for change in changes:

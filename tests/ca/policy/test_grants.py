@@ -159,6 +159,16 @@ async def test_a_rollback_needs_what_the_writes_would_need(made: Lab) -> None:
     assert made.book.state.revision == 4
 
 
+async def test_a_rollback_tells_nobody_the_names_of_what_it_may_not_read(made: Lab) -> None:
+    await made.write(put(allow("a-secret", "b", namespace=FOREIGN)))
+    for dry_run in (True, False):
+        with pytest.raises(Denied) as caught:
+            await made.book.rollback(1, actor="x", rights=rights(made, "author"), dry_run=dry_run)
+        assert caught.value.reason == "POLICY_FORBIDDEN"
+        assert FOREIGN not in caught.value.detail
+        assert "secret" not in caught.value.detail
+
+
 async def test_an_author_reaches_the_own_namespace_alone(made: Lab) -> None:
     """Whatever selector is tried: by ID, by label, by reference, or none."""
     targets = {ns: f"spiffe://example.org/{ns}/web" for ns in (OWN, FOREIGN)}
