@@ -12,7 +12,14 @@ import grpc
 from ca.errors import FailedPrecondition, Unavailable
 from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
-from ca.proto.burgee import admin_pb2, admin_pb2_grpc, agent_pb2, agent_pb2_grpc
+from ca.proto.burgee import (
+    admin_pb2,
+    admin_pb2_grpc,
+    agent_pb2,
+    agent_pb2_grpc,
+    decisions_pb2,
+    decisions_pb2_grpc,
+)
 from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_entry_pb2, server_entry_pb2_grpc, types_pb2
 from ca.runtime.rpc import connect, error_of
 
@@ -85,6 +92,14 @@ async def agent_status(socket: Path) -> agent_pb2.Status | None:
         raise Unavailable(f"{status.detail} ({status.reason})")
     in_touch = status.last_sync_at >= status.started_at > 0
     return status if status.state == "OK" and in_touch else None
+
+
+async def decision(socket: Path, decision_id: str) -> bytes:
+    """What the agent's log has under that ID: JSON. Raises NotFound."""
+    async with _channel(socket) as channel:
+        stub = decisions_pb2_grpc.DecisionsStub(channel)
+        found = await stub.Get(decisions_pb2.GetRequest(id=decision_id), timeout=_CALL_SECONDS)
+    return found.record
 
 
 async def known_agents(socket: Path, trust_domain: TrustDomain) -> set[str]:

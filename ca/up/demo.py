@@ -1,28 +1,28 @@
-"""The demo: web and api, each behind a real Envoy, and the proof that web → api goes over mTLS."""
+"""The demo: web and api, each behind a real Envoy, a gateway, and the proof that web → api goes over mTLS."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ca.errors import Unavailable
-from ca.up import http
+from ca.up import calls, envoy_config, envoy_policy, http
 from ca.up.child import Child
 from ca.up.envoy import Envoy, start_envoy
-from ca.up.envoy_config import INBOUND, OUTBOUND, Peering, inbound, outbound
+from ca.up.envoy_config import INBOUND, OUTBOUND, THROUGH_GATEWAY, Peering, inbound, outbound
 from ca.up.layout import Layout
 from ca.up.options import DEMO_SVID_SECONDS, SERVICES, Options
 from ca.up.places import Place, by_path, by_uid, can_become_others
+from ca.up.policies import ALLOWED_PATH, REFUSED_PATH
 from ca.up.ports import LOOPBACK
-from ca.up.report import Proof
+from ca.up.report import Decided, Proof
 from ca.up.status import DemoStatus
 
 _PROOF_SECONDS = 15.0
-_PROOF_PATH = "/hello"
 
 
 def choose_places(layout: Layout, envoy: Path) -> list[Place]:
@@ -40,9 +40,20 @@ class Service:
     spiffe_id: str
     envoy: Envoy
     url: str
+    through_gateway: str = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
 
     def status(self) -> DemoStatus:
-        return DemoStatus(name=self.name, spiffe_id=self.spiffe_id, pid=self.envoy.child.pid, url=self.url)
+        return DemoStatus(
+            name=self.name,
+            spiffe_id=self.spiffe_id,
+            pid=self.envoy.child.pid,
+            url=self.url,
+            through_gateway=self.through_gateway,
+        )
 
 
 class Demo:
@@ -67,19 +78,46 @@ class Demo:
         application = await Child.start("api application", arguments, log=self._layout.log("api"), home=directory)
         self._started(application)
         await application.until("it did not open its socket", lambda: _exists(socket), seconds=10)
-        envoy = await self._envoy(place, inbound(self._peering("api", "web"), socket))
+        envoy = await self._envoy(place, inbound(self._peering("api", "web"), socket, envoy_policy.sidecar("api")))
         return self._add("api", envoy, f"https://{LOOPBACK}:{await envoy.port(INBOUND)}/")
 
-    async def start_web(self) -> Service:
-        """The Envoy whose plaintext listener leads to api over mTLS. Raises PartFailed."""
-        port = int(self.services["api"].url.rstrip("/").rpartition(":")[2])
-        envoy = await self._envoy(self._prepare("web"), outbound(self._peering("web", "api"), port))
-        return self._add("web", envoy, f"http://{LOOPBACK}:{await envoy.port(OUTBOUND)}/")
+    async def start_gateway(self) -> Service:
+        """The Envoy before api that asks about every request. Raises PartFailed."""
+        config = envoy_config.gateway(
+            self._peering("gateway", "api"), self.services["api"].port, envoy_policy.gateway("gateway")
+        )
+        envoy = await self._envoy(self._prepare("gateway"), config)
+        return self._add("gateway", envoy, f"https://{LOOPBACK}:{await envoy.port(INBOUND)}/")
 
-    async def prove(self) -> Proof:
-        """One request web → api. Raises PartFailed when it does not succeed, or not with the two expected IDs."""
+    async def start_web(self) -> Service:
+        """The Envoy whose plaintext listeners lead to api over mTLS: at once, and through the gateway.
+
+        Raises PartFailed.
+        """
+        through = (self._peering("web", "gateway"), self.services["gateway"].port)
+        config = outbound(self._peering("web", "api"), self.services["api"].port, through)
+        envoy = await self._envoy(self._prepare("web"), config)
+        urls = [f"http://{LOOPBACK}:{await envoy.port(name)}/" for name in (OUTBOUND, THROUGH_GATEWAY)]
+        return self._add("web", envoy, *urls)
+
+    async def prove(self, status: int = 200) -> Proof:
+        """One request web → api. Raises PartFailed when it does not end with `status`, or others than the two expected
+        IDs are seen."""
         web = self.services["web"].envoy.child
-        return await web.until("no request reached api over mTLS", self._proof, seconds=_PROOF_SECONDS)
+        failed = "no request reached api over mTLS"
+        return await web.until(failed, lambda: self._proof(status), seconds=_PROOF_SECONDS)
+
+    async def prove_policies(self) -> Proof:
+        """Requests web → api by each way. Raises PartFailed when one is not allowed or refused as the policies say."""
+        web = self.services["web"].envoy.child
+        decisions = await web.until("no policy decided", self._decisions, seconds=_PROOF_SECONDS)
+        return replace(await self.prove(decisions[0].status), decisions=decisions)
+
+    async def _decisions(self) -> tuple[Decided, ...]:
+        web = self.services["web"]
+        ways = calls.ways(self._options, direct=web.url, through_gateway=web.through_gateway)
+        asked = [(way, path) for way in ways for path in (ALLOWED_PATH, REFUSED_PATH)]
+        return tuple([await calls.decided(way, path, self._layout) for way, path in asked])
 
     async def request_status(self) -> int:
         """The status of a request now; 0 when there was no answer."""
@@ -88,9 +126,9 @@ class Demo:
         except Unavailable:
             return 0
 
-    async def _proof(self) -> Proof | None:
+    async def _proof(self, status: int) -> Proof | None:
         response = await self._request()
-        if response.status != 200:
+        if response.status != status:
             raise Unavailable(f"web's Envoy answered {response.status}: {response.body[:200].decode(errors='replace')}")
         seen = (response.headers.get("x-demo-client", ""), response.headers.get("x-demo-server", ""))
         expected = tuple(str(self._options.service_id(name)) for name in ("web", "api"))
@@ -110,11 +148,10 @@ class Demo:
 
     @property
     def _url(self) -> str:
-        return self.services["web"].url.rstrip("/") + _PROOF_PATH
+        return self.services["web"].url.rstrip("/") + ALLOWED_PATH
 
     async def _request(self) -> http.Response:
-        port = int(self.services["web"].url.rstrip("/").rpartition(":")[2])
-        return await http.get((LOOPBACK, port), _PROOF_PATH)
+        return await http.get((LOOPBACK, self.services["web"].port), ALLOWED_PATH)
 
     async def _envoy(self, place: Place, config: dict[str, object]) -> Envoy:
         envoy = await start_envoy(place, config, self._layout)
@@ -141,8 +178,9 @@ class Demo:
             admin_socket=self._layout.service(own) / "admin.sock",
         )
 
-    def _add(self, name: str, envoy: Envoy, url: str) -> Service:
-        service = Service(name=name, spiffe_id=str(self._options.service_id(name)), envoy=envoy, url=url)
+    def _add(self, name: str, envoy: Envoy, url: str, through_gateway: str = "") -> Service:
+        own_id = str(self._options.service_id(name))
+        service = Service(name=name, spiffe_id=own_id, envoy=envoy, url=url, through_gateway=through_gateway)
         self.services[name] = service
         return service
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ca.errors import FailedPrecondition
 from ca.runtime.files import atomic_write
-from ca.up import admin
+from ca.up import admin, policies
 from ca.up.child import Child
 from ca.up.configs import agent_config, as_yaml, server_config
 from ca.up.demo import Demo
@@ -42,8 +42,13 @@ class Fleet:
         self.status.write(self.layout.status)
         await self._start_server(port)
         known = await admin.known_agents(self.layout.server_admin_socket, self.options.trust_domain)
-        await self._start_agent(known)
-        if self.demo is not None:
+        if self.demo is None:
+            await self._start_agent(known)
+        else:
+            revision, *_ = await asyncio.gather(
+                policies.ensure(self.layout.server_admin_socket, self.options), self._start_agent(known)
+            )
+            self._report.part("policy", "hello", f"web may GET {policies.ALLOWED_PATH} of api (revision {revision})")
             await self._register()
             await self._start_demo(self.demo)
         self._write_status()
@@ -102,7 +107,7 @@ class Fleet:
         self._report.part("entries", str(len(wanted)), ", ".join(words))
 
     async def _start_demo(self, demo: Demo) -> None:
-        for start in (demo.start_api, demo.start_web):
+        for start in (demo.start_api, demo.start_gateway, demo.start_web):
             service = await start()
             detail = f"Envoy (pid {service.envoy.child.pid}) at {service.url} is {service.spiffe_id}"
             self._report.part(service.name, "up", detail)

@@ -14,7 +14,7 @@ DEFAULT_DIRECTORY = Path(".burgee")
 DEMO_SVID_SECONDS = 60
 """Short, so that a person sees a rotation."""
 
-SERVICES = ("web", "api")
+SERVICES = ("web", "api", "gateway")
 
 
 @dataclass(frozen=True, kw_only=True)

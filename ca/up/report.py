@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Protocol, TextIO
@@ -14,8 +15,24 @@ from ca.up.failure import PartFailed
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decided:
+    """One request web → api, and what was decided of it at `target`'s Envoy: by a filter that was `pushed` to it, or by
+    asking (`ext_authz`). `decision` is the ID that the caller was told."""
+
+    source: str
+    target: str
+    url: str
+    status: int
+    allowed: bool
+    decision: str
+    revision: int
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One request web → api, as the two Envoys told it. `client_id` is what api's Envoy saw, `server_id` what web's."""
+    """One request web → api, as the two Envoys told it. `client_id` is what api's Envoy saw, `server_id` what web's;
+    `decisions` are of further requests."""
 
     url: str
     status: int
@@ -25,6 +42,7 @@ class Proof:
     svid_not_after: str
     svid_remaining_seconds: int
     svid_ttl_seconds: int
+    decisions: tuple[Decided, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +55,9 @@ class Rotation:
     not_after: str
     remaining_seconds: int
     request_status: int
+
+
+_WAYS = {"pushed": "sidecar", "ext_authz": "gateway"}
 
 
 class Report(Protocol):
@@ -72,9 +93,22 @@ class TextReport:
             self._line(f"         api's Envoy saw   {proof.client_id}")
             self._line(f"         web's Envoy saw   {proof.server_id}")
             self._line(f"         SVID life left    {proof.svid_remaining_seconds} s of {proof.svid_ttl_seconds} s")
+            self._decisions(proof.decisions)
         self._line("")
         for number, step in enumerate(next_steps):
             self._line(("next     " if number == 0 else "         ") + step)
+
+    def _decisions(self, decisions: Sequence[Decided]) -> None:
+        """Of what is refused the whole explanation."""
+        for number, one in enumerate(decisions):
+            first = number == 0 or decisions[number - 1].source != one.source
+            if first:
+                self._line("")
+            head = self._paint("1;32", f"{_WAYS.get(one.source, one.source):<9}") if first else " " * 9
+            self._line(f"{head}GET {one.url} → {one.status}, decision {one.decision}")
+            lines = one.explanation.splitlines()
+            for line in lines[:1] if one.allowed else lines:
+                self._line(" " * 9 + line)
 
     def rotation(self, rotation: Rotation) -> None:
         clock = datetime.now().astimezone().strftime("%H:%M:%S")

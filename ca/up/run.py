@@ -65,7 +65,7 @@ async def _up(options: Options, report: Report) -> None:
 
 async def _life(fleet: Fleet, port: int, report: Report) -> None:
     await fleet.start(port)
-    proof = await fleet.demo.prove() if fleet.demo is not None else None
+    proof = await fleet.demo.prove_policies() if fleet.demo is not None else None
     fleet.finish()
     report.ready(_summary(fleet), proof, _next_steps(fleet, proof))
     if not fleet.options.once:

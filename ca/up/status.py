@@ -34,6 +34,8 @@ class DemoStatus:
     spiffe_id: str
     pid: int
     url: str
+    through_gateway: str = ""
+    """Another URL of the same, from which the way to api leads through the gateway; of web alone."""
 
 
 @dataclass(kw_only=True)

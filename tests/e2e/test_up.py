@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +117,7 @@ def test_once_proves_mtls_and_a_second_run_goes_on_with_the_same_state(home: Pat
     assert (proof["status"], proof["tls_version"]) == (200, "TLSv1.3")
     assert (proof["client_id"], proof["server_id"]) == ("spiffe://burgee.demo/web", "spiffe://burgee.demo/api")
     assert 0 < proof["svid_remaining_seconds"] <= 60
+    assert_decided(proof["decisions"])
     assert first["ready"] is True
     assert not (home / ".burgee/status.json").exists()
     assert not any(alive(pid) for pid in pids(first))
@@ -125,6 +127,73 @@ def test_once_proves_mtls_and_a_second_run_goes_on_with_the_same_state(home: Pat
     assert code == 0, (second, err)
     assert second["agent"]["spiffe_id"] == first["agent"]["spiffe_id"]
     assert (home / ".burgee/bundle.pem").read_bytes() == authority
+    assert {one["revision"] for one in second["proof"]["decisions"]} == {1}, "nothing was written again"
+
+
+def assert_decided(decisions: list[dict[str, Any]]) -> None:
+    """Allowed and refused by the sidecar, which was pushed its policies, and by the gateway, which asked."""
+    api, gateway = "spiffe://burgee.demo/api", "spiffe://burgee.demo/gateway"
+    assert [(one["source"], one["target"], one["allowed"], one["status"]) for one in decisions] == [
+        ("pushed", api, True, 200),
+        ("pushed", api, False, 403),
+        ("ext_authz", gateway, True, 200),
+        ("ext_authz", gateway, False, 403),
+    ]
+    for one in decisions:
+        assert one["decision"].startswith("api-" if one["source"] == "pushed" else "gateway-")
+    assert len({one["decision"] for one in decisions}) == 4
+    for refused in decisions[1::2]:
+        assert "ALLOW demo/hello#0" in refused["explanation"]
+        assert "path /admin not in [/hello]" in refused["explanation"]
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+MINE = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: mine, namespace: demo}
+spec:
+  action: DENY
+  rules:
+  - to: [{operation: {paths: ["/hello"]}}]
+"""
+
+
+def caadmin(home: Path, *arguments: str) -> None:
+    done = subprocess.run([*CAADMIN, *arguments], cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_persons_policies_hold_and_outlast_a_restart(home: Path) -> None:
+    """They go beside the demo's; what was taken over from it is not put back; and the proof goes by both."""
+    with foreground(home) as process:
+        event(process, "ready")
+        status = json.loads((home / ".burgee/status.json").read_text())
+        web = next(service for service in status["demo"] if service["name"] == "web")
+        hello, through = web["url"] + "hello", web["through_gateway"] + "hello"
+        assert (status_of(hello), status_of(through)) == (200, 200)
+        (home / "mine.yaml").write_text(MINE)
+        caadmin(home, "policy", "apply", "mine.yaml", "--owner", "me")
+        assert until(lambda: (status_of(hello), status_of(through)) == (403, 403))
+        (home / "hello.yaml").write_text(
+            MINE.replace("name: mine", "name: hello").replace("DENY", "ALLOW").replace("/hello", "/admin")
+        )
+        caadmin(home, "policy", "apply", "hello.yaml", "--owner", "me", "--take-over", "--yes")
+        assert until(lambda: status_of(web["url"] + "admin") == 200)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    code, told, err = once(home)
+    assert code == 0, (told, err)
+    verdicts = [(one["allowed"], one["status"]) for one in told["proof"]["decisions"]]
+    assert verdicts == [(False, 403), (True, 200), (False, 403), (True, 200)]
+    assert told["proof"]["status"] == 403
 
 
 def test_in_the_foreground_it_tells_where_everything_is_until_ctrl_c(home: Path) -> None:
@@ -133,8 +202,10 @@ def test_in_the_foreground_it_tells_where_everything_is_until_ctrl_c(home: Path)
         status = json.loads((home / ".burgee/status.json").read_text())
         assert status == {key: ready[key] for key in status}
         assert status["ready"] is True
-        with urllib.request.urlopen(next(s["url"] for s in status["demo"] if s["name"] == "web"), timeout=10) as answer:
-            assert json.load(answer)["caller"] == "spiffe://burgee.demo/web"
+        web = next(service for service in status["demo"] if service["name"] == "web")
+        for url, caller in ((web["url"], "web"), (web["through_gateway"], "gateway")):
+            with urllib.request.urlopen(f"{url}hello", timeout=10) as answer:
+                assert json.load(answer)["caller"] == f"spiffe://burgee.demo/{caller}"
         entries = subprocess.run([*CAADMIN, "entry", "list", "-o", "json"], cwd=home, capture_output=True, check=True)
         assert {e["spiffe_id"] for e in json.loads(entries.stdout)["entries"]} == {
             s["spiffe_id"] for s in status["demo"]
@@ -156,9 +227,9 @@ def test_a_person_sees_rotations_while_requests_go_on(home: Path) -> None:
     """The demo's SVIDs live 60 s and are renewed at half of it."""
     with foreground(home) as process:
         event(process, "ready")
-        rotated = [event(process, "rotation") for _ in range(2)]
+        rotated = [event(process, "rotation") for _ in range(3)]
     assert {rotation["request_status"] for rotation in rotated} == {200}
-    assert {rotation["service"] for rotation in rotated} == {"web", "api"}
+    assert {rotation["service"] for rotation in rotated} == {"web", "gateway", "api"}
     assert all(rotation["remaining_seconds"] > 30 for rotation in rotated)
 
 
@@ -210,7 +281,7 @@ def test_without_the_right_to_change_uids_services_are_told_apart_by_path(home: 
     code, told, err = once(home, wrapper=wrapper)
     assert code == 0, (told, err)
     assert told["proof"]["client_id"] == "spiffe://burgee.demo/web"
-    for name in ("web", "api"):
+    for name in ("web", "api", "gateway"):
         assert (home / f".burgee/bin/{name}/envoy").exists()
 
 

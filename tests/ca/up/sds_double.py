@@ -1,7 +1,7 @@
-"""A stand-in for the agent's SDS: gives every Envoy that asks a certificate for the name it asks for.
+"""A stand-in for the agent: gives every Envoy that asks a certificate for the name it asks for, and allows everything.
 
-It makes its own CA and certificates with a short life, and can rotate them. It attests nobody: tests with the real
-agent cover that.
+It makes its own CA and certificates with a short life, and can rotate them. It attests nobody and knows no policy:
+tests with the real agent cover that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2, tls_spiffe_validator_config_pb2
 from envoy.service.discovery.v3 import discovery_pb2
+from envoy.service.extension.v3 import config_discovery_pb2_grpc as ecds_pb2_grpc
 from envoy.service.secret.v3 import sds_pb2_grpc
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
@@ -103,10 +106,27 @@ class SdsDouble(sds_pb2_grpc.SecretDiscoveryServiceServicer):
         )
 
 
+class _AllowAll(ecds_pb2_grpc.ExtensionConfigDiscoveryServiceServicer):
+    """Whatever filter is asked for denies nothing."""
+
+    async def DeltaExtensionConfigs(
+        self, requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest], context: Any
+    ) -> AsyncIterator[discovery_pb2.DeltaDiscoveryResponse]:
+        async for request in requests:
+            response = discovery_pb2.DeltaDiscoveryResponse(type_url=request.type_url, nonce="1")
+            for name in request.resource_names_subscribe:
+                made = TypedExtensionConfig(name=name)
+                made.typed_config.Pack(RBAC(rules={"action": "DENY"}))
+                response.resources.add(name=name, version="1").resource.Pack(made)
+            if response.resources:
+                yield response
+
+
 async def serve_sds(double: SdsDouble, socket: Path) -> grpc.aio.Server:
     """A started server of `double` on a Unix socket that every uid can reach."""
     server = grpc.aio.server()
     sds_pb2_grpc.add_SecretDiscoveryServiceServicer_to_server(double, server)
+    ecds_pb2_grpc.add_ExtensionConfigDiscoveryServiceServicer_to_server(_AllowAll(), server)
     socket.parent.mkdir(mode=0o755, exist_ok=True)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()

@@ -65,11 +65,16 @@ async def stage() -> AsyncIterator[Stage]:
     shutil.rmtree(home)
 
 
+async def start(demo: Demo) -> None:
+    await demo.start_api()
+    await demo.start_gateway()
+    await demo.start_web()
+
+
 @pytest.mark.real("envoy")
 async def test_web_reaches_api_over_mtls_and_both_identities_are_shown(stage: Stage) -> None:
     demo = stage.demo()
-    await demo.start_api()
-    await demo.start_web()
+    await start(demo)
     proof = await demo.prove()
     assert (proof.status, proof.client_id, proof.server_id) == (
         200,
@@ -78,9 +83,9 @@ async def test_web_reaches_api_over_mtls_and_both_identities_are_shown(stage: St
     )
     assert proof.tls_version == "TLSv1.3"
     assert 0 < proof.svid_remaining_seconds <= 60
-    assert [status.name for status in (s.status() for s in demo.services.values())] == ["api", "web"]
+    assert [status.name for status in (s.status() for s in demo.services.values())] == ["api", "gateway", "web"]
     for child in stage.children:
-        assert_confined(child.pid, stage.layout.service("web" if child.name == "web" else "api"))
+        assert_confined(child.pid, stage.layout.service("api" if child.name == "api application" else child.name))
 
 
 def assert_confined(pid: int, home: Path) -> None:
@@ -93,8 +98,7 @@ def assert_confined(pid: int, home: Path) -> None:
 @pytest.mark.real("envoy")
 async def test_a_rotation_is_seen_and_requests_go_on(stage: Stage) -> None:
     demo = stage.demo()
-    await demo.start_api()
-    await demo.start_web()
+    await start(demo)
     await demo.prove()
     seen: list[Rotation] = []
 
@@ -105,7 +109,7 @@ async def test_a_rotation_is_seen_and_requests_go_on(stage: Stage) -> None:
     watching = asyncio.create_task(show_rotations(demo, Collector(once=False)))
     await asyncio.sleep(0.2)  # let it read the first serials; a rotation before that would only make it see none
     async with asyncio.timeout(15):
-        while {rotation.service for rotation in seen} != {"web", "api"}:
+        while {rotation.service for rotation in seen} != {"web", "gateway", "api"}:
             if not seen:
                 await stage.sds.rotate()
             await asyncio.sleep(0.5)
@@ -120,6 +124,7 @@ async def test_a_peer_with_another_identity_is_refused(stage: Stage) -> None:
     await demo.start_api()
     stage.options = Options(trust_domain=TrustDomain("burgee.test"), directory=stage.layout.home)
     peering = demo._peering
+    await demo.start_gateway()
     demo._peering = lambda own, peer: peering(own, "somebody-else")  # type: ignore[method-assign]
     await demo.start_web()
     assert await demo.request_status() == 503

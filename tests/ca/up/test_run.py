@@ -23,7 +23,7 @@ from ca.up.failure import PartFailed
 from ca.up.layout import plan_layout
 from ca.up.options import DEFAULT_TRUST_DOMAIN, Options
 from ca.up.places import by_uid, can_become_others
-from ca.up.report import JsonReport, Proof, Rotation, TextReport
+from ca.up.report import Decided, JsonReport, Proof, Rotation, TextReport
 from ca.up.run import _arguments, up
 from ca.up.status import AgentStatus, DemoStatus, ServerStatus, Status
 
@@ -37,6 +37,18 @@ PROOF = Proof(
     svid_not_after="2026-01-01T00:00:58+00:00",
     svid_remaining_seconds=58,
     svid_ttl_seconds=60,
+    decisions=(
+        Decided(
+            source="pushed",
+            target="spiffe://burgee.test/api",
+            url="http://127.0.0.1:1/admin",
+            status=403,
+            allowed=False,
+            decision="api-1",
+            revision=1,
+            explanation="denied: no rule allows it\nnearest rules:",
+        ),
+    ),
 )
 
 
@@ -87,7 +99,7 @@ def test_status_has_exactly_the_promised_keys(tmp_path: Path) -> None:
     assert list(written) == ["trust_domain", "server", "agent", "demo", "ready"]
     assert list(written["server"]) == ["pid", "address", "admin_socket", "metrics_address", "bundle_file"]
     assert list(written["agent"]) == ["pid", "spiffe_id", "workload_socket", "admin_socket", "metrics_address"]
-    assert list(written["demo"][0]) == ["name", "spiffe_id", "pid", "url"]
+    assert list(written["demo"][0]) == ["name", "spiffe_id", "pid", "url", "through_gateway"]
     assert written["ready"] is False
     assert os.listdir(tmp_path) == ["status.json"]
 
@@ -124,6 +136,7 @@ def test_a_person_reads_the_proof_and_what_to_type_next() -> None:
         "→ 200 over mutual TLSv1.3",
         "spiffe://burgee.test/web",
         "58 s of 60 s",
+        "sidecar  GET http://127.0.0.1:1/admin → 403, decision api-1\n         denied: no rule allows it\n",
         "next     curl it",
         "rotated web",
     ):
@@ -141,7 +154,8 @@ def test_a_program_reads_one_object_or_one_per_line() -> None:
     for report in (JsonReport(once=True, out=once), JsonReport(once=False, out=lines)):
         report.part("server", "up", "x")
         report.ready({"trust_domain": "burgee.test"}, PROOF, [])
-    assert json.loads(once.getvalue())["proof"]["client_id"] == "spiffe://burgee.test/web"
+    proof = json.loads(once.getvalue())["proof"]
+    assert (proof["client_id"], proof["decisions"][0]["decision"]) == ("spiffe://burgee.test/web", "api-1")
     events = [json.loads(line) for line in lines.getvalue().splitlines()]
     assert [event["event"] for event in events] == ["part", "ready"]
     failed = io.StringIO()
