@@ -193,16 +193,15 @@ async def test_what_discovery_must_not_say(issuer: OidcIssuer, clock: FakeClock)
 
 async def test_keys_on_another_host_count_where_that_is_configured(issuer: OidcIssuer, clock: FakeClock) -> None:
     """One that proves itself and has these very keys: what is wrong is that discovery alone names it."""
-    with OidcIssuer() as other:
-        other.keys = issuer.keys
-        both = issuer.context()
-        both.load_verify_locations(cadata=other.ca.pem.decode())
+    other = OidcIssuer()
+    other.ca, other.keys = issuer.ca, issuer.keys
+    with other:
         issuer.answers[DISCOVERY] = (200, document(issuer=issuer.url, jwks_uri=other.url + JWKS))
-        keys = cache(issuer, clock, context=both)
+        keys = cache(issuer, clock)
         await unavailable(keys)
         assert "another host" in keys.trouble
         assert not other.asked
-        assert await ids(cache(issuer, clock, context=both, jwks_uri=other.url + JWKS), "key-1") == ["key-1"]
+        assert await ids(cache(issuer, clock, jwks_uri=other.url + JWKS), "key-1") == ["key-1"]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"keys": {}}', b'{"keys": [], "keys": []}'])
