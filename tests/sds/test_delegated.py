@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from subprocess import Popen
 
@@ -27,6 +27,7 @@ from ca.runtime.log_levels import LogLevels
 from ca.runtime.rpc import grpc_server
 from sds.config import AdminSocketConfig, AgentConfig
 from sds.delegated import SERVICE, DelegatedIdentityApi
+from sds.jwt_cache import JwtIssued
 from sds.logger_api import LoggerApi
 from sds.sockets import Administrators, AdministratorsOnly, Endpoint, admin_access
 from tests.sds.lab import API, FED, TD, WEB, Authority, Lab, entry, eventually, quiet, refused, status_of
@@ -228,6 +229,22 @@ async def test_a_delegate_that_is_one_no_more_is_sent_away(lab: Lab, stub: Stub)
     ends = {await status_of(call) for call in calls}
     assert ends == {("PERMISSION_DENIED", "caller not configured as an authorized delegate")}
     assert lab.cache.streams() == 0
+
+
+async def test_a_delegate_that_is_one_no_more_when_its_tokens_are_made_gets_none(
+    lab: Lab, stub: Stub, monkeypatch: pytest.MonkeyPatch
+):
+    lab.snapshot(DELEGATE, entry("q", "/no-proxy", PROXY), entry("a", "/a"))
+    make = lab.server.new_jwt_svid
+
+    async def meanwhile(entry_id: str, audience: Sequence[str]) -> JwtIssued:
+        lab.remove("p")
+        return await make(entry_id, audience)
+
+    monkeypatch.setattr(lab.server, "new_jwt_svid", meanwhile)
+    ended = await refused(jwts(stub, WEB))
+    assert ended == ("PERMISSION_DENIED", "caller not configured as an authorized delegate")
+    assert lab.server.jwts_asked == [("a", ("a",))]
 
 
 async def test_what_is_asked_for_must_be_clear(lab: Lab, stub: Stub):
