@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from policy.book_values import AUTHORIZATION, KINDS, PEER, REQUEST, WORKLOAD
 
 PREFIX = "/v1/policy"
 PAGE = 500
+TRIES = 10
+LONGEST_PAUSE_SECONDS = 10.0
 MAX_ANSWER_BYTES = 512 << 20
 PATHS = {
     AUTHORIZATION: "authorization-policies",
@@ -138,7 +141,8 @@ class Api:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One call below the prefix. Raises ServerRefusal, Unavailable, Unauthenticated."""
+        """One call below the prefix; who asks too fast waits as long as the server says. Raises ServerRefusal,
+        Unavailable, Unauthenticated."""
         sent = {"Accept": "application/json", **(headers or {})}
         data = None
         if body is not None:
@@ -147,10 +151,17 @@ class Api:
         if verb not in ("GET", "HEAD"):
             sent.setdefault("Idempotency-Key", secrets.token_hex(16))  # so that it may be sent a second time
         asked = {name: _text(value) for name, value in (query or {}).items() if value is not None}
-        answer = self._twice(verb, PREFIX + path + (f"?{urlencode(asked)}" if asked else ""), data, sent)
-        if answer.status >= 400:
-            raise ServerRefusal(answer.status, _problem(answer), answer.headers.get("retry-after"))
-        return answer
+        target = PREFIX + path + (f"?{urlencode(asked)}" if asked else "")
+        for last in range(TRIES - 1, -1, -1):
+            answer = self._twice(verb, target, data, sent)
+            if answer.status < 400:
+                return answer
+            refusal = ServerRefusal(answer.status, _problem(answer), answer.headers.get("retry-after"))
+            pause = refusal.retry_after_seconds
+            if answer.status != 429 or not last or pause is None or pause > LONGEST_PAUSE_SECONDS:
+                raise refusal
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """The document there."""

@@ -15,7 +15,7 @@ from ca.cli.connection import SocketOption
 from ca.cli.exits import Exit, leave
 from ca.cli.output import Output, OutputOption, columns, emit, plain
 from ca.cli.policy_client import PATHS, Api, object_path, policy_api
-from ca.cli.policy_names import KindArgument, ObjectArgument, ObjectsArgument, kind_of, names_of
+from ca.cli.policy_names import KindArgument, ObjectArgument, ObjectsArgument, complete_revision, kind_of, names_of
 from ca.cli.policy_plan import Asked, Plan, made, send
 from ca.cli.policy_sources import Sources, read_sources
 from ca.cli.policy_texts import difference_text, finding_lines
@@ -239,7 +239,10 @@ def _deletion(api: Api, kind: str, namespace: str, name: str, *, force: bool) ->
 
 
 def rollback(
-    revision: Annotated[int, typer.Argument(min=0, help="The revision whose content shall hold again.")],
+    revision: Annotated[
+        int,
+        typer.Argument(min=0, help="The revision whose content shall hold again.", autocompletion=complete_revision),
+    ],
     note: NoteOption = "",
     dry_run: DryRunOption = False,
     yes: YesOption = False,

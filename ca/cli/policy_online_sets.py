@@ -14,7 +14,7 @@ import typer
 from ca.cli import policy_offline, policy_offline_tools
 from ca.cli.connection import AgentSocketOption, SocketOption, agent_socket, channel
 from ca.cli.exits import Exit, leave
-from ca.cli.policy_client import Api, policy_api
+from ca.cli.policy_client import Api, ServerRefusal, policy_api
 from ca.cli.policy_files import Form, show, target_among
 from ca.cli.policy_texts import finding_lines, record_text
 from ca.errors import BurgeeError, InvalidArgument, Unavailable
@@ -164,8 +164,8 @@ def _diff(given: Given) -> None:
 
 
 def _replay(given: Given) -> None:
-    """With --online, --file is laid over what the server has, and that is what is proposed; without --log, the server's
-    decisions are decided again."""
+    """With --online, --file is laid over what the server has, and that is what is proposed; without --log, the
+    decisions of the server, or with --agent of this node's proxies, are decided again."""
     from ca.cli.policy_files import read_log
     from policy.replay import replay
 
@@ -173,7 +173,7 @@ def _replay(given: Given) -> None:
         raise InvalidArgument("say with --file which policies are proposed", reason="USAGE")
     with policy_api(given["socket"]) as api:
         server = Server(api)
-        records = list(read_log(given["log"]) if given["log"] else _records(api))
+        records = list(read_log(given["log"])) if given["log"] else _records(api, given)
     now = server.state()
     proposed = server.with_files(given["files"], given["workloads"], now)
     found = replay(records, proposed.snapshot, current=now.snapshot)
@@ -182,13 +182,14 @@ def _replay(given: Given) -> None:
 
 
 def _suggest(given: Given) -> None:
-    """Without --log, by the server's decisions, for the workloads that it knows."""
+    """Without --log, by the decisions of the server, or with --agent of this node's proxies, for the workloads that the
+    server knows."""
     from policy.path_shapes import Thresholds
     from policy.suggest import suggest
 
     with policy_api(given["socket"]) as api:
         server = Server(api)
-        records = list(_records(api))
+        records = _records(api, given)
     thresholds = Thresholds(identifiers=given["identifiers"], words=given["words"])
     found = suggest(records, targets=server.targets, thresholds=thresholds)
     if given["output"] is Form.JSON:
@@ -197,10 +198,17 @@ def _suggest(given: Given) -> None:
         print(found.text(), end="")
 
 
-def _records(api: Api) -> list[DecisionRecord]:
+def _records(api: Api, given: Given) -> list[DecisionRecord]:
+    """Of the agent of this node, or of the server."""
+    from ca.cli.policy_online_views import of_agent
+    from ca.proto.burgee import decisions_pb2
     from policy.decision_record import DecisionRecord
 
-    return [DecisionRecord.from_document(one) for one in api.pages("/decisions", most=MAX_RECORDS)]
+    if given["agent"]:
+        found = of_agent(agent_socket(given["agent_socket_path"]), decisions_pb2.Filter(), {}, MAX_RECORDS)
+    else:
+        found = api.pages("/decisions", most=MAX_RECORDS)
+    return [DecisionRecord.from_document(one) for one in found]
 
 
 def _explain(given: Given) -> None:
@@ -245,7 +253,11 @@ def _explain_decision(api: Api, given: Given) -> None:
         body = {"target": record["target"], "request": _recorded(record)}
         if record.get("revision"):
             body["revision"] = record["revision"]
-        found = {**api.call("POST", "/explain", body).json, "record": record}
+        try:
+            found = {**api.call("POST", "/explain", body).json, "record": record}
+        except (ServerRefusal, Unavailable):
+            show(given["output"], {"record": record}, record_text(record))  # which is known all the same
+            raise
     document = {**found["explanation"], "record": found["record"]}
     show(given["output"], document, f"{record_text(found['record'])}\n\n{found['text']}")
 
@@ -285,6 +297,9 @@ DecisionOption = Annotated[
 OnlineOption = Annotated[
     bool, typer.Option("--online", help="Against what the server has, instead of --file alone and --current.")
 ]
+AgentOption = Annotated[
+    bool, typer.Option("--agent", help="Without --log: what the agent of this node has of its proxies.")
+]
 _TARGET = Annotated[
     str | None,
     typer.Argument(
@@ -298,10 +313,16 @@ _LOG = Annotated[
     typer.Option(
         "--log",
         metavar="FILE|-",
-        help="A decision log: JSON lines. Can be given several times. Default: the server's.",
+        help="A decision log: JSON lines. Can be given several times. Default: the server's own.",
         show_default=False,
     ),
 ]
+
+_LOGS: dict[str, tuple[Any, Any]] = {
+    "log": (_LOG, None),
+    "agent": (AgentOption, False),
+    "agent_socket_path": (AgentSocketOption, None),
+}
 
 lint = either(policy_offline.lint, _lint, _no_files)
 graph = either(policy_offline_tools.graph, _graph, _no_files)
@@ -310,10 +331,10 @@ replay = either(
     policy_offline_tools.replay,
     _replay,
     lambda given: given["online"] or not given["log"],
-    log=(_LOG, None),
     online=(OnlineOption, False),
+    **_LOGS,
 )
-suggest = either(policy_offline_tools.suggest, _suggest, lambda given: not given["log"], log=(_LOG, None))
+suggest = either(policy_offline_tools.suggest, _suggest, lambda given: not given["log"], **_LOGS)
 explain = either(
     policy_offline.explain,
     _explain,

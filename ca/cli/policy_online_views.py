@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,17 +16,19 @@ import typer
 from ca.cli.arguments import DURATION_HELP, waiting
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.output import Output, OutputOption, bold, emit, plain
-from ca.cli.policy_client import Api, policy_api
+from ca.cli.policy_client import Api, ServerRefusal, policy_api
 from ca.cli.policy_texts import decision_lines, decision_row, rollout_text, seconds
-from ca.errors import FailedPrecondition, InvalidArgument
+from ca.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
     from ca.proto.burgee import decisions_pb2
 
 Document = Mapping[str, Any]
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.1
+LONGEST_SECONDS = 1.0
 WAIT_SECONDS = 30
 CALL_SECONDS = 60.0
+AGENT_PAGE = 1000
 
 
 def rollout(
@@ -44,11 +47,12 @@ def rollout(
 
     With --wait, exits with 1 when a proxy or an agent refuses, or when the time is over.
     """
-    deadline = time.monotonic() + waiting(timeout)
+    deadline, pause = time.monotonic() + waiting(timeout), LOOK_SECONDS
     with policy_api(socket) as api:
         found = api.get("/rollout")
         while wait and _waits(found) and not _refused(found) and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_SECONDS)
             found = api.get("/rollout")
     emit({**found, "complete": not _waits(found)}, output, lambda: rollout_text(found))
     if not wait:
@@ -107,22 +111,41 @@ def watch(
     with policy_api(socket) as api:
         known = newest(api) if after is None else after
         try:
-            while left > 0:
-                found = api.get("/watch", after=known, wait_seconds=WAIT_SECONDS)
-                if not found["changed"]:
-                    continue
-                for number in range(known + 1, found["revision"] + 1):
-                    if left > 0:
-                        _tell(_revision(api, number), output)
-                        left -= 1
-                known = found["revision"]
+            for found in _revisions(api, known):
+                _tell(found, output)
+                left -= 1
+                if not left:
+                    return
         except KeyboardInterrupt:
             return
 
 
-def _revision(api: Api, number: int) -> Document:
-    found: Document = api.get(f"/revisions/{number}")
-    return found
+def _revisions(api: Api, known: int) -> Iterator[Document]:
+    """Each one after `known` that is kept, as long as somebody reads. A server that is away is waited for."""
+    away = False
+    while True:
+        try:
+            found = api.get("/watch", after=known, wait_seconds=WAIT_SECONDS)
+            for number in range(known + 1, found["revision"] + 1):
+                if (one := _revision(api, number)) is not None:
+                    yield one
+                known = number
+            away = False
+        except Unavailable as error:
+            if not away:
+                print(plain(f"waiting: {error.detail}"), file=sys.stderr)
+            away = True
+            time.sleep(LONGEST_SECONDS)
+
+
+def _revision(api: Api, number: int) -> Document | None:
+    """None for one that is kept no more."""
+    try:
+        return api.get(f"/revisions/{number}")
+    except ServerRefusal as error:
+        if error.reason != "POLICY_REVISION_NOT_FOUND":
+            raise
+        return None
 
 
 def _tell(found: Document, output: Lines) -> None:
@@ -187,7 +210,7 @@ def decisions(
         return
     times = {"since": _time(since), "until": _time(until)}
     if agent:
-        found = _of_agent(where, _filter(wanted, allowed), times, limit)
+        found = list(of_agent(where, _filter(wanted, allowed), times, limit))
     else:
         asked = {name: value for name, value in wanted.items() if value}
         with policy_api(socket) as api:
@@ -200,8 +223,6 @@ def decisions(
 
 
 def _time(text: str | None) -> str | None:
-    from datetime import UTC, datetime
-
     from ca.cli.arguments import instant
 
     return None if text is None else datetime.fromtimestamp(instant(text), UTC).isoformat()
@@ -213,17 +234,28 @@ def _filter(wanted: Mapping[str, Any], allowed: bool | None) -> decisions_pb2.Fi
     return decisions_pb2.Filter(**wanted, allowed=allowed)
 
 
-def _of_agent(
+def of_agent(
     where: Path | Remote, wanted: decisions_pb2.Filter, times: Mapping[str, Any], limit: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
+    """The newest `limit` decisions of an agent's log, the newest first."""
     from ca.proto.burgee import decisions_pb2, decisions_pb2_grpc
 
-    request = decisions_pb2.ListRequest(filter=wanted, limit=limit, **times)
+    told: set[str] = set()
     with channel(where, who="agent") as opened:
-        answer = decisions_pb2_grpc.DecisionsStub(opened).List(request, timeout=CALL_SECONDS)
-    if answer.lost:
-        print(f"{answer.lost} decisions among these were lost", file=sys.stderr)
-    return [json.loads(one.record) for one in answer.decisions]
+        stub = decisions_pb2_grpc.DecisionsStub(opened)
+        while len(told) < limit:
+            request = decisions_pb2.ListRequest(filter=wanted, limit=AGENT_PAGE, **times)
+            answer = stub.List(request, timeout=CALL_SECONDS)
+            if answer.lost:
+                print(f"{answer.lost} decisions among these were lost", file=sys.stderr)
+            page = [json.loads(one.record) for one in answer.decisions]
+            fresh = [one for one in page if one["id"] not in told][: limit - len(told)]
+            yield from fresh
+            told.update(one["id"] for one in fresh)
+            if answer.complete or not fresh:
+                return
+            last = datetime.fromisoformat(page[-1]["at"]) + timedelta(microseconds=1)  # others may be of that time
+            times = {**times, "until": last.isoformat()}
 
 
 def _follow(where: Path | Remote, who: str, wanted: decisions_pb2.Filter, output: Records, count: int) -> None:

@@ -33,7 +33,8 @@ spec:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Pair]:
-    with pair(server={"policy": {"admins": [f"{ID}/boss"]}}) as made:
+    slow = {"questions_per_second_per_caller": 4.0, "burst_seconds": 2.0}
+    with pair(server={"policy": {"admins": [f"{ID}/boss"], "limits": slow}}) as made:
         yield made
 
 
@@ -301,7 +302,15 @@ def test_over_the_network(live: Caadmin, running: Pair, files: Path, monkeypatch
     monkeypatch.setenv("BURGEE_ADMIN_SOCKET", "/nowhere/admin.sock")
     server = ("--server", f"127.0.0.1:{running.port}", "--svid-dir")
     assert live("policy", "apply", "p", "--owner", "shop", *server, "boss", "--yes").code == 0
-    assert live("policy", "plan", "p", "--owner", "shop", *server, "boss").code == 0
+    assert live("policy", "plan", "p", "--owner", "shop", *server, "boss").code == 0  # it waits as long as it is told
+    ran = live(
+        "policy", "grants", "set", "c", "--spiffe-id", f"{ID}/clerk", "--role", "author", "-n", "shop", *server, "boss"
+    )
+    assert ran.code == 0, ran.err
+    (files / "p" / "orders.yaml").write_text(POLICY.replace("NAME", "orders").replace("GET", "PUT"))
+    ran = live("policy", "plan", "p", "--owner", "shop", *server, "clerk")  # workloads do not change, which it may not
+    assert (ran.code, "~ AuthorizationPolicy shop/orders" in ran.out) == (4, True), ran.err
+    assert live("policy", "grants", "delete", "c", "--yes", *server, "boss").code == 0
     for command in (["plan", "p"], ["list"], ["rollout"]):
         ran = live("policy", *command, *server, "clerk")
         assert (ran.code, "POLICY_FORBIDDEN" in ran.err, "a grant" in ran.err) == (3, True, True), ran.err

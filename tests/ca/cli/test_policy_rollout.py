@@ -132,8 +132,10 @@ def test_decisions_of_the_proxies_of_this_node(
     (tmp_path / "none.yaml").write_text(FILES.replace("/orders/*", "/nothing"))
     ran = live("policy", "replay", "--log", "log", "-f", "none.yaml", "--online")
     assert (ran.code, "newly denied" in ran.out.lower()) == (1, True), ran.out
-    ran = live("policy", "suggest", "--log", "log")
-    assert "AuthorizationPolicy" in ran.out
+    ran = live("policy", "replay", "--agent", "-f", "none.yaml")
+    assert (ran.code, "newly denied" in ran.out.lower()) == (1, True), ran.err
+    ran = live("policy", "suggest", "--agent")
+    assert "AuthorizationPolicy" in ran.out, ran.err
 
 
 def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: pytest.MonkeyPatch) -> None:
