@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ca.service.policy.grants import Rights
 from ca.service.policy.refusals import InvariantBroken, PolicyInvalid
@@ -13,7 +14,16 @@ from policy.diff import difference as of_snapshots
 from policy.findings import Finding
 from policy.lint import lint
 from policy.problems import Refused
+from policy.snapshot import Snapshot
 from policy.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Invariants that hold for policies, as was checked."""
+
+    text: str
+    snapshot: Snapshot
 
 
 class InvariantsInvalid(PolicyInvalid):
@@ -22,11 +32,13 @@ class InvariantsInvalid(PolicyInvalid):
     reason = "INVARIANTS_INVALID"
 
 
-def check_invariants(text: str, state: State) -> None:
-    """Raises InvariantBroken, with every one that would not hold."""
+def check_invariants(text: str, state: State, held: Holding | None = None) -> None:
+    """Raises InvariantBroken, with every one that would not hold. Of targets for which the same was `held` to be so,
+    and whose policies are the same, nothing is asked again."""
     if not text:
         return
-    violations = invariants.check(invariants.read(text), state.snapshot)
+    previous = held.snapshot if held is not None and held.text == text else None
+    violations = invariants.check(invariants.read(text), state.snapshot, previous=previous)
     if violations:
         raise InvariantBroken(violations)
 

@@ -107,6 +107,7 @@ class GrantBook:
             )
             await _unless_moved(put, "the book of policies")
             self._held.invariants = text
+            self._held.holding = gate.Holding(text, state.snapshot)
         return _etag(text)
 
     def _existing(self, name: str) -> Grant:

@@ -16,6 +16,7 @@ from ca.runtime.threads import to_thread
 from ca.service.follower import Applied
 from ca.service.policy.candidates import Candidates, addresses_of, candidates
 from ca.service.policy.compile import Settings, Targets, book_state
+from ca.service.policy.gate import Holding
 from ca.service.policy.targets import Made, all_targets, made_by
 from ca.store.authorized import AuthorizedIndex
 from ca.store.store import Store
@@ -52,6 +53,8 @@ class Held:
         self.lock = asyncio.Lock()
         self.grants: Mapping[str, Grant] = {}
         self.invariants = ""
+        self.holding: Holding | None = None
+        """The invariants that were checked last, and for what: not always what is in force."""
         self._state: State | None = None
         self._candidates: Candidates | None = None
         self._made: Made | None = None  # while there is nothing to be decided: of many entries it takes room

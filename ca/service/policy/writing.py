@@ -150,7 +150,7 @@ class Writing:
         if pieces.size > max(settings.limits.max_bytes, 0 if before is None else before.size):
             most = settings.limits.max_bytes
             raise invalid(made.steps[0].key, "P002", f"{pieces.size:,} bytes of policies, and at most {most:,} may be")
-        gate.check_invariants(invariants, made.state)
+        gate.check_invariants(invariants, made.state, self._held.holding)
         return made, pieces
 
     async def _commit(
@@ -174,6 +174,7 @@ class Writing:
             answer=None if answer is None else replace(answer, number=number),
         )
         if pieces is not None:
+            self._held.holding = gate.Holding(invariants, made.state.snapshot)
             self._held.swap(made.state, pieces)
         logger.info("policies were written", revision=number, objects=len(made.steps), actor=wanted.author.name)
         return Outcome(revision=revision, objects=made.objects, warnings=made.warnings)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ca.errors import InvalidArgument
 from ca.service.policy.refusals import InvariantBroken
 from ca.service.policy.targets import all_targets, made_by
+from policy import invariants
 from policy.described import described
+from policy.invariants import Violation
 from policy.model import Request, Target
+from policy.snapshot import Snapshot
 from tests.ca.policy.lab import ADMIN, Lab, allow, body, lab, put, url_in, workload
 from tests.support.server import eventually
 from tests.support.stores import entry
@@ -100,6 +104,29 @@ class TestInvariants:
         assert made.book.state.revision == 1
         await made.write(put(allow("two", "c")))
         await made.write(put(body("no", action="DENY", rules=[{}])), put(allow("three", "b")))
+
+    async def test_what_was_found_to_hold_is_not_asked_again(self, made: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[Snapshot | None] = []
+
+        def check(*some: Any, previous: Snapshot | None) -> tuple[Violation, ...]:
+            asked.append(previous)
+            return original(*some, previous=previous)
+
+        original = invariants.check
+        monkeypatch.setattr(invariants, "check", check)
+        await made.write(put(allow("one")), put(workload("web", WEB)))
+        await made.book.set_invariants(never("b"), actor="x", rights=ADMIN)
+        held = made.book.state.snapshot
+        await made.write(put(allow("else", "b", "other")))
+        assert asked == [None, held]
+        held = made.book.state.snapshot
+        for _ in range(2):  # what was refused is no more known to hold than before
+            with pytest.raises(InvariantBroken):
+                await made.write(put(allow("two", "b")))
+        assert asked[2:] == [held, held]
+        await made.book.set_invariants(never("z"), actor="x", rights=ADMIN)
+        await made.write(put(allow("two", "b")))
+        assert asked[4] is None
 
     async def test_invariants_that_do_not_hold_now_are_not_taken(self, made: Lab) -> None:
         await made.write(put(allow("one")), put(workload("web", WEB)))
