@@ -151,6 +151,13 @@ def parse_all(
     return _collect([(source, read(text, source)) for source, text in texts], default_namespace, jwks_hosts)
 
 
+def parse_documents(
+    texts: Iterable[tuple[str, list[Node]]], *, default_namespace: str = "", jwks_hosts: frozenset[str] = frozenset()
+) -> PolicySet:
+    """Everything in texts whose documents were read already, (source, documents) each. Raises Refused."""
+    return _collect(texts, default_namespace, jwks_hosts)
+
+
 def parse_object(
     value: Any, source: str, *, default_namespace: str = "", jwks_hosts: frozenset[str] = frozenset()
 ) -> PolicySet:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ca.cli.policy_client import PATHS, Api, ServerRefusal
-from ca.cli.policy_sources import Sources, Wanted
+from ca.cli.policy_sources import MANY, Sources, Wanted
+from ca.cli.progress import progress
 from ca.errors import FailedPrecondition, InvalidArgument
 from policy.book_values import Key
 
@@ -85,14 +86,18 @@ def key_document(key: Key) -> dict[str, str]:
     return {"kind": key.kind, "namespace": key.namespace, "name": key.name}
 
 
-def there(api: Api) -> dict[Key, There]:
-    """All that the caller may read."""
+def there(api: Api, about: int = 0) -> dict[Key, There]:
+    """All that the caller may read; it is thought to be `about` so many."""
     found = {}
-    for kind, path in PATHS.items():
-        for item in api.pages(f"/{path}"):
-            metadata = item["object"]["metadata"]
-            key = Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
-            found[key] = There(key, item["etag"], item["owner"], item["revision"], item["object"])
+    with progress("comparing", about, least=MANY) as advance:
+        for kind, path in PATHS.items():
+            for item in api.pages(f"/{path}"):
+                metadata = item["object"]["metadata"]
+                key = Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
+                found[key] = There(key, item["etag"], item["owner"], item["revision"], item["object"])
+                if len(found) % MANY == 0:
+                    advance(min(len(found), about))
+        advance(about)
     return found
 
 
@@ -106,7 +111,7 @@ def made(api: Api, sources: Sources, asked: Asked) -> Plan:
     """Rehearsed by the server. Raises ServerRefusal with places in files, and what `compared` raises."""
     for last in range(TRIES - 1, -1, -1):
         revision = newest(api)
-        plan = compared(sources.objects, there(api), asked, revision)
+        plan = compared(sources.objects, there(api, len(sources.objects)), asked, revision)
         if plan.empty:
             return plan
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from policy.documents import Node, read
 from policy.problems import Problem, Refused
 
 MANY = 200
-"""Files from which on a bar is shown."""
+"""Files, or objects, from which on a bar is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +47,23 @@ class Sources:
 def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
     """From files and directories; objects without a namespace are of `namespace`. What the server would refuse by
     itself alone is told with its place, and ends the program with 2."""
-    from policy.parse import parse_all
+    from policy.parse import parse_documents
     from policy.state import ANY_HOST
 
-    texts = list(_told(read_texts(paths)))
+    texts = list(read_texts(paths))
     try:
-        parsed = parse_all(texts, default_namespace=namespace, jwks_hosts=ANY_HOST)
+        with progress("reading", len(texts), least=MANY) as advance:
+            documents = []
+            for number, (source, text) in enumerate(texts, 1):
+                documents.append((source, read(text, source)))
+                advance(number)
+        parsed = parse_documents(documents, default_namespace=namespace, jwks_hosts=ANY_HOST)
         found = [
-            _wanted(node, source, namespace)
-            for source, text in texts
-            for document in read(text, source)
-            for node in _objects(document)
+            _wanted(node, source, namespace) for source, roots in documents for root in roots for node in _objects(root)
         ]
     except Refused as error:
         refused(error)
     return Sources({one.key: one for one in found}, parsed.warnings)
-
-
-def _told(texts: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    found = list(texts)
-    with progress("reading", len(found), least=MANY) as advance:
-        for number, one in enumerate(found, 1):
-            yield one
-            advance(number)
 
 
 def _objects(node: Node) -> Iterator[Node]:
