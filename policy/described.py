@@ -30,6 +30,13 @@ def described(spiffe_id: str, selectors: Iterable[tuple[str, str]], given: Seque
     )
 
 
+def contradictory(selectors: Iterable[tuple[str, str]], given: Sequence[Target]) -> bool:
+    """Whether Workload objects of one ID give it several places or labels, and no selector tells which holds. A book
+    takes no such objects; what policies are for the workload is not known then."""
+    placed = {(target.namespace, tuple(sorted(target.labels))) for target in given}
+    return len(placed) > 1 and not _of_pod(selectors)[0]
+
+
 def _of_pod(selectors: Iterable[tuple[str, str]]) -> tuple[str, dict[str, str]]:
     """Namespace and labels of a pod; nothing where its namespace is not told."""
     values = sorted(value for kind, value in selectors if kind == "k8s")

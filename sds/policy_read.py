@@ -18,7 +18,7 @@ from ca.identity.selector import Selector
 from ca.identity.text import quote
 from ca.proto.burgee import policy_pb2
 from policy.authentication import JwtRule, RequestAuthentication
-from policy.described import described
+from policy.described import contradictory, described
 from policy.model import Mesh, Policy, Target
 from policy.parse import PolicySet, parse_object
 from policy.peers import Peers
@@ -28,6 +28,7 @@ from policy.state import ANY_HOST
 from policy.workload import Scopes, is_for
 
 MAX_SNAPSHOTS = 256
+CONTRADICTORY = "several Workload objects name this ID and say different things of it"
 Name = tuple[str, str, str]
 """Kind, namespace and name."""
 
@@ -83,7 +84,8 @@ class Policies:
     def matched(self, spiffe_id: str, selectors: Iterable[Selector]) -> Matched:
         """What is for the workload with this ID of which these selectors were attested."""
         pairs = [(selector.type, selector.value) for selector in selectors]
-        target = described(spiffe_id, pairs, self._workloads.get(spiffe_id, ()))
+        given = self._workloads.get(spiffe_id, ())
+        target = described(spiffe_id, pairs, given)
         strict = self._peers.policy_for(target)
         mine = self._scopes.of(target)
         return Matched(
@@ -92,7 +94,7 @@ class Policies:
             authentications=tuple(one for one in self._requests if self._is_for(one, target)),
             mesh=self.mesh,
             keys=self.keys,
-            unknown=self._unknown(target),
+            unknown=CONTRADICTORY if contradictory(pairs, given) else self._unknown(target),
         )
 
     def snapshot(self, matched: Matched) -> Snapshot:

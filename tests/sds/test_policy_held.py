@@ -133,6 +133,17 @@ def test_a_strict_workload_refuses_plain_text_before_anything_else() -> None:
     assert again.matched(A, ()).policies[0] is found.matched(A, ()).policies[0]
 
 
+def test_nobody_may_call_whom_two_places_are_told_of() -> None:
+    elsewhere = workload("b", "/a")
+    elsewhere["metadata"]["namespace"] = "b"
+    found = read(policy_set(1, workload("a", "/a"), elsewhere, allowing("p")))
+    matched = found.matched(A, ())
+    assert "several Workload objects" in matched.unknown
+    assert not found.snapshot(matched).judges(A)
+    attested = found.matched(A, {Selector("k8s", "ns:a")})
+    assert (attested.unknown, attested.target.namespace) == ("", "a")
+
+
 @pytest.mark.parametrize(
     ("payload", "why"),
     [

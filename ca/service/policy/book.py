@@ -126,7 +126,7 @@ class PolicyBook:
         """All or nothing; nothing where it is a dry run, or where all is so already.
 
         Raises Denied POLICY_FORBIDDEN, PolicyInvalid, NotFound POLICY_NOT_FOUND, AlreadyExists POLICY_EXISTS,
-        FailedPrecondition POLICY_CHANGED, Conflict (POLICY_OWNED, INVARIANT_BROKEN), InvalidArgument
+        FailedPrecondition POLICY_CHANGED, Conflict (POLICY_OWNED, INVARIANT_BROKEN, …), InvalidArgument
         (IDEMPOTENCY_KEY), Exhausted RATE_LIMITED, Unavailable.
         """
         wanted = tuple(changes)

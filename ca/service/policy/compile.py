@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from ca.errors import AlreadyExists, NotFound
 from ca.runtime.policy_config import PolicyLimitsConfig
 from ca.service.policy.refusals import Conflict, PolicyInvalid, changed, invalid
 from ca.store.policies import Step
-from policy.book_values import KINDS, Body, Change, Key, Stored, canonical, etag_of
+from policy.book_values import KINDS, WORKLOAD, Body, Change, Key, Stored, canonical, etag_of
 from policy.model import Mesh, Target
 from policy.parse import PolicySet, parse_object
 from policy.problems import MAX_PROBLEMS, Problem, Refused, shown
@@ -176,7 +177,25 @@ def _next(
         mesh=state.mesh,
         parts=parts,
     )
-    return state_of(state.revision + 1, objects, settings.mesh, targets, previous=known)
+    made = state_of(state.revision + 1, objects, settings.mesh, targets, previous=known)
+    _check_places([step.key for step in steps if step.after is not None and step.key.kind == WORKLOAD], made)
+    return made
+
+
+def _check_places(written: Sequence[Key], state: State) -> None:
+    """One ID, one place: an agent could not tell whose policies are meant. Of what is there already only who writes it
+    again hears."""
+    places: defaultdict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for target in state.parsed.targets if written else ():
+        places[target.spiffe_id].add((target.namespace, tuple(sorted(target.labels))))
+    for key in written:
+        for target in state.parts[key][1].targets:
+            if len(places[target.spiffe_id]) > 1:
+                raise Conflict(
+                    f"{key} gives {shown(target.spiffe_id)} another namespace or other labels than a second Workload",
+                    reason="WORKLOAD_CONTRADICTED",
+                    hint="one of them is enough, or the same in each; a pod's own are attested and need none",
+                )
 
 
 def _rules(parts: Iterable[PolicySet]) -> int:

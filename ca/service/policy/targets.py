@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId
-from policy.described import described
+from policy.described import contradictory, described
 from policy.model import Target
 
 Made = frozenset[tuple[SpiffeId, tuple[tuple[str, str], ...]]]
@@ -33,9 +33,9 @@ def all_targets(made: Made, given: tuple[Target, ...]) -> tuple[Target, ...]:
     of_id: defaultdict[str, list[Target]] = defaultdict(list)
     for target in given:
         of_id[target.spiffe_id].append(target)
-    found = dict.fromkeys(
-        described(name, selectors, of_id.get(name, ()))
-        for name, selectors in sorted((str(spiffe_id), selectors) for spiffe_id, selectors in made)
-    )
+    found: dict[Target, None] = {}
+    for name, selectors in sorted((str(spiffe_id), selectors) for spiffe_id, selectors in made):
+        mine = of_id.get(name, ())
+        found |= dict.fromkeys(mine if contradictory(selectors, mine) else [described(name, selectors, mine)])
     known = {target.spiffe_id for target in found}
     return (*found, *(target for target in given if target.spiffe_id not in known))

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from ca.errors import InvalidArgument
-from ca.service.policy.refusals import InvariantBroken
+from ca.service.policy.refusals import Conflict, InvariantBroken
 from ca.service.policy.targets import all_targets, made_by
 from policy import invariants
+from policy.book_values import Change
 from policy.described import described
 from policy.invariants import Violation
 from policy.model import Request, Target
 from policy.snapshot import Snapshot
-from tests.ca.policy.lab import ADMIN, Lab, allow, body, lab, put, url_in, workload
+from tests.ca.policy.lab import ADMIN, Lab, allow, body, key, lab, put, url_in, workload
 from tests.support.server import eventually
 from tests.support.stores import entry
 
@@ -65,6 +66,25 @@ def test_targets_are_those_of_entries_and_of_workload_objects_alone() -> None:
         ("vm", "vms", ()),
         ("cloud", "clouds", ()),
     }
+
+
+async def test_one_id_has_one_place(made: Lab) -> None:
+    """Else the first would win, here by namespace and at an agent by name: a DENY of the other's would be nowhere."""
+    await made.write(put(workload("b", WEB, "bank", app="web")))
+    for second in (workload("a", WEB, "shop", app="web"), workload("a", WEB, "bank", app="other")):
+        for dry_run in (True, False):
+            with pytest.raises(Conflict, match="than a second Workload"):
+                await made.write(put(second), dry_run=dry_run)
+    await made.write(put(workload("a", WEB, "bank", app="web")))
+    away = [Change(key=key(name, "bank", "Workload"), body=None) for name in ("a", "b")]
+    await made.write(*away, put(workload("a", WEB, "shop")), put(workload("b", WEB, "shop")))
+    assert made.book.state.snapshot.targets[WEB][0].namespace == "shop"
+
+
+def test_what_an_older_book_says_twice_must_be_allowed_by_each_place() -> None:
+    given = (Target(spiffe_id=WEB, namespace="bank"), Target(spiffe_id=WEB, namespace="shop"))
+    assert set(all_targets(made_by([entry("/web")]), given)) == set(given)
+    assert [t.namespace for t in all_targets(made_by([entry("/web", "k8s:ns:shop")]), given)] == ["shop"]
 
 
 async def test_entries_that_come_are_targets_soon(made: Lab) -> None:
