@@ -8,6 +8,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 MAX_SET_BYTES = 1 << 20
 MAX_KEYS = 256
+MAX_DEPTH = 32
+"""Of the JSON in a token: a proxy's filter does not read what is much deeper."""
 MIN_RSA_BITS, MAX_RSA_BITS = 2048, 8192
 """RFC 7518 §3.3; a longer modulus makes a signature expensive to look at."""
 
@@ -61,7 +64,8 @@ def _encoded(raw: bytes) -> str:
 
 
 def json_object(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object, each member once: which of two would be meant is the reader's guess. Raises NotVerified."""
+    """A JSON object, each member once: which of two would be meant is the reader's guess. It has nothing that cannot be
+    written down again: no number beyond bounds, no half of a character, no depth without end. Raises NotVerified."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -77,7 +81,29 @@ def json_object(raw: bytes, what: str) -> dict[str, Any]:
         raise NotVerified(f"{what} is not JSON") from None
     if not isinstance(found, dict):
         raise NotVerified(f"{what} is no JSON object")
+    if not _can_be_kept(found):
+        raise NotVerified(f"{what} is not JSON")
     return found
+
+
+def _can_be_kept(found: dict[str, Any]) -> bool:
+    left: list[tuple[int, Any]] = [(1, found)]
+    while left:
+        depth, value = left.pop()
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+                return False
+        elif isinstance(value, float):
+            if not isfinite(value):
+                return False
+        elif isinstance(value, dict | list):
+            if depth > MAX_DEPTH:
+                return False
+            if isinstance(value, dict):
+                left += ((depth, name) for name in value)
+                value = value.values()
+            left += ((depth + 1, inner) for inner in value)
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -227,6 +227,24 @@ def test_a_jwt_svid_needs_a_key_id_and_the_right_type(issuer: JwtIssuer) -> None
     assert ask(issuer, issuer.token(SVID, header={"typ": "dpop+jwt"}), domains=domains) is None
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        '"x": NaN',
+        '"x": 1e999',
+        '"x": [-Infinity]',
+        r'"x": {"y": "\ud800"}',
+        r'"\udfff": 1',
+        f'"x": {"[" * 40}{"]" * 40}',
+        f'"x": {"[" * 900}{"]" * 900}',
+    ],
+)
+def test_claims_that_no_log_could_keep_are_none(issuer: JwtIssuer, claim: str) -> None:
+    """A decision on them would be one that nobody can be told of."""
+    payload = f"{json.dumps(SVID)[:-1]}, {claim}}}"
+    assert ask(issuer, issuer.sign('{"alg":"ES256","kid":"ec"}', payload, "ES256"), domains={"td": issuer.jwks}) is None
+
+
 def test_a_good_svid_does_not_excuse_a_bad_token_elsewhere(issuer: JwtIssuer) -> None:
     rule = JwtRule(issuer="https://i", from_params=("tok",))
     with pytest.raises(NotVerified):
