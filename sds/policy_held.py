@@ -63,6 +63,8 @@ class HeldPolicies:
 
     async def asked(self) -> Policies | None:
         """As `in_force`, once a set that was put aside has been read, which takes a moment."""
+        if (policies := self.in_force) is not None:
+            return policies
         try:
             async with asyncio.timeout(READ_SECONDS):
                 while self.in_force is None and self._unread is not None and not self.problem:

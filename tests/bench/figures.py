@@ -114,6 +114,8 @@ FIGURES = (
         "ext_authz_checks_per_s", "ext_authz checks answered by one agent", "/s", None, None, 1_500, 2_500, more=True
     ),
     Figure("ext_authz_check_cpu_us", "the agent's CPU for one of them", "µs", None, None, 667, 400),
+    Figure("ext_authz_bare_per_s", "a gRPC server of the same library that answers at once, by turns", "/s", more=True),
+    Figure("ext_authz_bare_cpu_us", "its CPU for one answer", "µs"),
     Figure("policy_tree_1k_percent", "1,000 pushed rules, of ext_authz", "%", None, None, 5, 1, True),
     Figure("policy_tree_10k_mesh_percent", "10,000 pushed in the mesh, of ext_authz", "%", None, None, 2),
     Figure(
