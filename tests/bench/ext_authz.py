@@ -63,7 +63,7 @@ async def serve_bare(path: str) -> None:
     async def nothing(raw: bytes, context: Any) -> bytes:
         return b""
 
-    handler = grpc.unary_unary_rpc_method_handler(nothing)
+    handler: Any = grpc.unary_unary_rpc_method_handler(nothing)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Check": handler}),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
