@@ -67,16 +67,12 @@ def rollout(
 
 def _waits(found: Document) -> list[str]:
     """Who has not taken over what it needs. Who is not there cannot be waited for: it is sent it when it comes."""
-    has = {one["agent"]: one["revision"] or 0 for one in found["agents"] if one["state"] == "current"}
     agents = [f"agent {one['agent']} is {one['state']}" for one in found["agents"] if one["state"] == "behind"]
-    there = {one["agent"] for one in found["agents"] if one["state"] != "away"}
-    proxies = [
-        f"proxy {one['proxy']} ({one['resource']}): {one['state']}"
+    return agents + [
+        f"proxy {one['proxy']} ({one['resource']}) is {one['state']} with revision {one['revision']}"
         for one in found["proxies"]
-        if (one["agent"] in there or not found["agents"])
-        and (one["state"] not in ("acked", "nacked") or one["revision"] < has.get(one["agent"], 0))
+        if not one["current"] and one["agent_state"] in ("behind", "current") and one["state"] != "nacked"
     ]
-    return agents + proxies
 
 
 def _refused(found: Document) -> list[str]:

@@ -64,7 +64,8 @@ class FollowingRoutes:
             if rights.reads_all:
                 agents.append(_agent(agent_id, ack, feed))
             if ack is not None:
-                proxies += [_proxy(agent_id, one) for one in ack.proxies if self._may_read(one, rights)]
+                state = _state(agent_id, ack, feed)
+                proxies += [_proxy(agent_id, one, ack, state) for one in ack.proxies if self._may_read(one, rights)]
         return answer({"revision": self._desk.book.state.revision, "agents": agents, "proxies": proxies})
 
     async def watch(self, request: Request, after: After = 0, wait_seconds: Seconds = 30.0) -> Response:
@@ -139,9 +140,11 @@ def _state(agent_id: SpiffeId, ack: Acknowledged | None, feed: Feed) -> str:
     return "current" if feed.policies_settled(agent_id) and there >= feed.policies_sent(agent_id) else "behind"
 
 
-def _proxy(agent_id: SpiffeId, proxy: ProxyState) -> dict[str, Any]:
+def _proxy(agent_id: SpiffeId, proxy: ProxyState, ack: Acknowledged, agent_state: str) -> dict[str, Any]:
     return {
         "agent": str(agent_id),
+        "agent_state": agent_state,
+        "current": agent_state == "current" and proxy.state == "acked" and proxy.revision >= ack.revision,
         "proxy": proxy.proxy,
         "pid": proxy.pid,
         "spiffe_id": proxy.spiffe_id,

@@ -1,4 +1,4 @@
-"""What policies hold in: trust domains, namespaces, providers, and who can be called. With it a caller decides alike."""
+"""What policies hold in: trust domains, namespaces, providers, and who can be called. By it a caller decides alike."""
 
 from __future__ import annotations
 

@@ -334,9 +334,12 @@ class MeshDocument(Told):
 
 
 class ProxyDocument(Told):
-    """What one proxy made of one resource."""
+    """What one proxy made of one resource. `current`: its agent has what it needs of the newest revision, and the proxy
+    has taken that over."""
 
     agent: str
+    agent_state: Literal["current", "behind", "failed", "away"]
+    current: bool
     proxy: str
     pid: int
     spiffe_id: str

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +145,8 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
     agent = {"agent": "a", "connected": True, "state": "current", "sent": 2, "revision": 2, "error": "", "at": None}
     proxy = {
         "agent": "a",
+        "agent_state": "current",
+        "current": False,
         "proxy": "front",
         "pid": 1,
         "spiffe_id": ORDERS,
@@ -153,7 +156,7 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
         "detail": "no such extension",
         "unlogged": True,
     }
-    found = {"revision": 2, "agents": [agent], "proxies": [proxy]}
+    found: dict[str, Any] = {"revision": 2, "agents": [agent], "proxies": [proxy]}
 
     class Told:
         def get(self, path: str) -> object:
@@ -173,7 +176,12 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
     assert (ran.code, "(ROLLOUT_TIMEOUT)" in ran.err) == (1, True)
     proxy |= {"state": "acked", "revision": 1}  # it has an older one than its agent
     assert live("policy", "rollout", "--wait", "--timeout", "1s").code == 1
+    found["agents"] = []  # which only those see who may read everything
+    proxy |= {"agent_state": "behind"}
+    assert live("policy", "rollout", "--wait", "--timeout", "1s").code == 1
+    found["agents"] = [agent]
     agent |= {"state": "away"}  # who is not there is sent it when it comes
+    proxy |= {"agent_state": "away"}
     assert live("policy", "rollout", "--wait", "--timeout", "1s").code == 0
     agent |= {"state": "failed", "error": "cannot be read"}
     assert "cannot be read" in live("policy", "rollout", "--wait").err
