@@ -71,7 +71,10 @@ def claims_of(
     token = _bearer(headers)
     if token is not None and shown <= {token}:
         with suppress(NotVerified):
-            return svid_claims(token, vouchers, audience, now)
+            claims = svid_claims(token, vouchers, audience, now)
+            # Whose keys a rule names is not for another trust domain to say it is.
+            if not any(rule.issuer and rule.issuer == claims.get("iss") for rule in rules):
+                return claims
     if why is not None:
         raise why
     return None

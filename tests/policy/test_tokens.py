@@ -221,6 +221,15 @@ def test_a_domain_does_not_vouch_for_another(issuer: JwtIssuer) -> None:
     assert ask(issuer, issuer.token(SVID), domains=domains) is None
 
 
+def test_a_federated_domain_does_not_speak_for_the_issuer_of_a_rule(issuer: JwtIssuer) -> None:
+    evil = JwtIssuer()
+    token = evil.token({"iss": "https://i", "sub": "spiffe://evil/x", "aud": [TARGET, "us"], "exp": SECONDS + 60})
+    with pytest.raises(NotVerified):
+        ask(issuer, token, RULE, domains={"td": issuer.jwks, "evil": evil.jwks})
+    listed = issuer.token({**SVID, "iss": ["https://i"]})
+    assert ask(issuer, listed, RULE, domains={"td": issuer.jwks}) == {**SVID, "iss": ["https://i"]}
+
+
 def test_a_jwt_svid_needs_a_key_id_and_the_right_type(issuer: JwtIssuer) -> None:
     domains = {"td": issuer.jwks}
     assert ask(issuer, issuer.sign('{"alg":"ES256"}', json.dumps(SVID), "ES256"), domains=domains) is None
