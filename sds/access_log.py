@@ -1,12 +1,13 @@
 """Envoy's access-log service, v3, on the workload socket: what proxies decided by pushed policies reaches the log.
 
 A stream belongs to its attested caller: its decisions are on requests to that workload, whatever it writes. What comes
-faster than it may is lost, and counted like all loss.
+faster than all streams of a workload may bring is lost, and counted like all loss: nobody writes the others' out of the
+log by opening many.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 SERVICE = "envoy.service.accesslog.v3.AccessLogService"
 MAX_PER_SECOND = 10_000
-"""Entries of one stream; in one burst no more either."""
+"""Entries of one workload's streams; in one burst no more either."""
+MAX_SHARES = 1024
 MAX_NODE = 256
 
 STREAMS = gauge("agent_access_log_streams", "Open streams of Envoy's access log")
@@ -59,6 +61,7 @@ class AccessLogs:
         self._revision_of, self._max_per_second = revision_of, max_per_second
         self._on_change = on_change
         self._open: Counter[int] = Counter()
+        self._paces: OrderedDict[str, _Pace] = OrderedDict()
 
     def logged(self, pid: int) -> bool:
         """Whether the proxy of a process sends its log here now. Envoy begins with its first request."""
@@ -86,7 +89,8 @@ class AccessLogs:
             wanted = said_by(context.invocation_metadata() or ())[1]
         except ValueError as error:
             raise InvalidArgument(f"no access log: {error}", reason="LOG_MALFORMED") from None
-        stream = _Stream(self._cache, subscription, wanted, self._clock, self._max_per_second)
+        pace = self._pace_of(subscription.share)
+        stream = _Stream(self._cache, subscription, wanted, self._clock, pace)
         named = False
         try:
             async for raw in requests:
@@ -108,6 +112,14 @@ class AccessLogs:
             if named:
                 self._opened(pid, -1)
 
+    def _pace_of(self, share: str) -> _Pace:
+        """It outlives the streams: who comes again has no new burst."""
+        pace = self._paces.pop(share, None) or _Pace(self._clock, self._max_per_second)
+        self._paces[share] = pace
+        if len(self._paces) > MAX_SHARES:
+            self._paces.popitem(last=False)
+        return pace
+
     def _opened(self, pid: int, change: int) -> None:
         STREAMS.inc(change)
         self._open[pid] += change
@@ -116,18 +128,34 @@ class AccessLogs:
         self._on_change()
 
 
-class _Stream:
-    """What one stream says of itself, and how much it may say."""
+class _Pace:
+    """How much the streams of one workload may say together."""
 
-    def __init__(
-        self, cache: Cache, subscription: Subscription, wanted: str, clock: Clock, max_per_second: int
-    ) -> None:
+    def __init__(self, clock: Clock, max_per_second: int) -> None:
+        self._clock = clock
+        self._max = self._room = float(max_per_second)
+        self._filled_at = clock.monotonic()
+
+    def may(self) -> bool:
+        """Whether one more entry may come now."""
+        now = self._clock.monotonic()
+        self._room = min(self._max, self._room + (now - self._filled_at) * self._max)
+        self._filled_at = now
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
+
+
+class _Stream:
+    """What one stream says of itself."""
+
+    def __init__(self, cache: Cache, subscription: Subscription, wanted: str, clock: Clock, pace: _Pace) -> None:
         self.lost = 0
         self._cache, self._subscription, self._wanted, self._clock = cache, subscription, wanted, clock
         self._prefix: str | None = None
         self._node = ""
-        self._max = self._room = float(max_per_second)
-        self._filled_at = clock.monotonic()
+        self._pace = pace
 
     def parsed(self, raw: bytes) -> Any:
         """Raises InvalidArgument for what is no message, or a log that the snippet does not name."""
@@ -159,7 +187,7 @@ class _Stream:
         now = self._clock.now()
         for entries, read in ((message.http_logs.log_entry, http_record), (message.tcp_logs.log_entry, tcp_record)):
             for entry in entries:
-                if not self._may():
+                if not self._pace.may():
                     self.lost += 1
                     continue
                 record = read(entry, proxy, now=now)
@@ -174,12 +202,3 @@ class _Stream:
         ids = tuple(sorted({str(entry.spiffe_id) for entry in content.entries}))
         target = target_of(ids, self._wanted)
         return Proxy(target=target, prefix=self._prefix or "", node=self._node, revision=revision or None)
-
-    def _may(self) -> bool:
-        now = self._clock.monotonic()
-        self._room = min(self._max, self._room + (now - self._filled_at) * self._max)
-        self._filled_at = now
-        if self._room < 1:
-            return False
-        self._room -= 1
-        return True

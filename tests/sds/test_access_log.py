@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -97,9 +98,29 @@ async def test_a_log_whose_name_has_no_prefix_is_not_ours(lab: PolicyLab, name: 
     assert await send(lab, message(name)) == "LOG_NAME"
 
 
-async def test_junk_and_floods_are_bounded(lab: PolicyLab) -> None:
-    assert await send(lab, b"\xff" * 100) == "LOG_MALFORMED"
+async def test_many_streams_of_a_workload_bring_no_more_than_one(lab: PolicyLab) -> None:
     lab.access_logs._max_per_second = 50
+    found = message()
+    for _ in range(200):
+        add_http(found)
+
+    async def keeping_open() -> AsyncIterator[bytes]:
+        yield found.SerializeToString()
+        await over.wait()
+
+    over = asyncio.Event()
+    async with grpc.aio.insecure_channel(f"unix:{lab.policy_socket}") as channel:
+        calls = [channel.stream_unary(METHOD)(keeping_open(), timeout=20) for _ in range(10)]
+        before = LOST._value.get()
+        await eventually(lambda: len(lab.records) + LOST._value.get() - before >= 2000)
+        over.set()
+        await asyncio.gather(*calls)
+    assert 50 <= len(lab.records) < 450
+
+
+async def test_junk_and_floods_are_bounded(lab: PolicyLab) -> None:
+    lab.access_logs._max_per_second = 50
+    assert await send(lab, b"\xff" * 100) == "LOG_MALFORMED"
     before = LOST._value.get()
     found = message()
     for _ in range(500):
