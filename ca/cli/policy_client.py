@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -182,20 +183,20 @@ class Api:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
 
     def _twice(self, verb: str, target: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:
         """A kept connection may have been closed meanwhile: then once more on a new one."""
-        if self._connection is not None:
-            try:
-                return self._once(verb, target, data, headers)
-            except (ConnectionError, http.client.BadStatusLine):
-                self.close()
-        self._connection = connect(self.where, self.seconds)
         try:
+            if self._connection is not None:
+                try:
+                    return self._once(verb, target, data, headers)
+                except (ConnectionError, http.client.BadStatusLine, ssl.SSLError):
+                    self.close()
+            self._connection = connect(self.where, self.seconds)
             return self._once(verb, target, data, headers)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            self._connection = None
             raise broken(self.where, error) from error
 
     def _once(self, verb: str, target: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:

@@ -270,6 +270,45 @@ def test_what_is_no_server_is_said_to_be_none(live: Caadmin, running: Pair, tmp_
     assert "that is the agent's admin socket; --socket wants the server's admin socket" in ran.err
 
 
+def test_a_server_that_breaks_off_or_answers_nonsense(live: Caadmin, tmp_path: Path) -> None:
+    import shutil
+    import socket
+    import tempfile
+    import threading
+
+    directory = Path(tempfile.mkdtemp(prefix="bg-"))
+    answers = [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
+        b"HTTP/1.1 500 X\r\ncontent-length: 3\r\n\r\n\x1b[m",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n[]",
+    ]
+    given: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(given[0])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "s"))
+        listener.listen()
+        threading.Thread(target=serve, daemon=True).start()
+        for answer in answers:
+            given[:] = [answer]
+            ran = live("policy", "list", "--socket", str(directory / "s"))
+            assert (ran.code, ran.out, "Traceback" in ran.err, "\x1b" in ran.err) == (1, "", False, False)
+            assert "(UNREACHABLE)" in ran.err or "(SERVER_ANSWER)" in ran.err, answer
+        listener.shutdown(socket.SHUT_RDWR)
+    shutil.rmtree(directory)
+
+
 def test_thousands_are_one_revision(live: Caadmin, files: Path) -> None:
     many = "---".join(POLICY.replace("NAME", f"p-{number}") for number in range(600))
     (files / "many.yaml").write_text(many)
