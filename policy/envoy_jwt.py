@@ -21,6 +21,7 @@ from google.protobuf.empty_pb2 import Empty
 from policy.attributes import SPACE_DELIMITED
 from policy.authentication import JwtRule
 from policy.envoy_predicates import JWT_KEY
+from policy.jwks import keys_of
 
 SPIFFE = "spiffe://"
 NO_KEYS = (
@@ -86,7 +87,9 @@ def _provider(rule: JwtRule, keys: Mapping[str, str]) -> JwtProvider:
         forward=rule.forward_original_token,
         forward_payload_header=rule.output_payload_to_header,
     )
-    made.local_jwks.inline_string = rule.jwks or keys.get(rule.jwks_uri or rule.issuer) or NO_KEYS
+    jwks = rule.jwks or keys.get(rule.jwks_uri or rule.issuer) or ""
+    # A set that a proxy refuses would leave it with the keys it had, also where the issuer has taken them back.
+    made.local_jwks.inline_string = jwks if keys_of(jwks) else NO_KEYS
     delimited = sorted(SPACE_DELIMITED.union(rule.space_delimited_claims))
     made.normalize_payload_in_metadata.space_delimited_claims.extend(delimited)
     for name, prefix in rule.from_headers:

@@ -204,6 +204,14 @@ def test_claims_of_verified_tokens_alone_count(verifying: PolicyEnvoy, issuer: I
     assert status(verifying, "not", None) == 200
 
 
+@pytest.mark.parametrize("taken_back", ['{"keys":[]}', '{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}'])
+def test_an_issuer_that_took_its_keys_back_has_none_in_the_proxy(taken_back: str) -> None:
+    """Envoy refuses a set without keys, and goes on with those that it had."""
+    fetched, inline = JwtRule(issuer="https://i", jwks_uri="https://i/k"), JwtRule(issuer="https://j", jwks=taken_back)
+    made = jwt_filter([fetched, inline], {"https://i/k": taken_back})
+    assert {one.local_jwks.inline_string for one in made.providers.values()} == {NO_KEYS}
+
+
 def test_nobody_made_the_key_of_issuers_whose_keys_are_not_known() -> None:
     point = json.loads(NO_KEYS)["keys"][0]
     x, y = (int.from_bytes(base64.urlsafe_b64decode(point[name] + "="), "big") for name in ("x", "y"))
