@@ -15,6 +15,8 @@ OWNER = "burgee-up"
 """Marks what is ours to correct; what a person wrote or took over is left alone."""
 NAMESPACE = "demo"
 ALLOWED_PATH, REFUSED_PATH = "/hello", "/admin"
+_SERVES = {"serves": "hello"}
+"""The label of those that the policy is for: one policy for the sidecar and the gateway."""
 _PREFIX = "/v1/policy"
 _PATHS = {"Workload": "workloads", "AuthorizationPolicy": "authorization-policies"}
 _OK, _NOT_FOUND = 200, 404
@@ -23,23 +25,31 @@ Document = Mapping[str, Any]
 
 
 def objects(options: Options) -> list[dict[str, Any]]:
-    """web may GET /hello of all in the namespace, and so may the gateway, which asks in web's place."""
+    """web may GET /hello of whoever serves it, and so may the gateway, which calls api in web's place."""
     callers = [str(options.service_id(name)).removeprefix("spiffe://") for name in ("web", "gateway")]
     rule = {
         "from": [{"source": {"principals": callers}}],
         "to": [{"operation": {"methods": ["GET"], "paths": [ALLOWED_PATH]}}],
     }
     return [
-        *(_object("Workload", name, {"spiffeId": str(options.service_id(name))}) for name in SERVICES),
-        _object("AuthorizationPolicy", "hello", {"rules": [rule]}),
+        *(_workload(name, str(options.service_id(name))) for name in SERVICES),
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": {"name": "hello", "namespace": NAMESPACE},
+            "spec": {"selector": {"matchLabels": _SERVES}, "rules": [rule]},
+        },
     ]
 
 
-def _object(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    version = "burgee.io/v1" if kind == "Workload" else "security.istio.io/v1"
-    labels = {"labels": {"app": name}} if kind == "Workload" else {}
-    metadata = {"name": name, "namespace": NAMESPACE, **labels}
-    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+def _workload(name: str, spiffe_id: str) -> dict[str, Any]:
+    labels = {"app": name} | ({} if name == "web" else _SERVES)
+    return {
+        "apiVersion": "burgee.io/v1",
+        "kind": "Workload",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
+        "spec": {"spiffeId": spiffe_id},
+    }
 
 
 async def ensure(socket: Path, options: Options) -> int:
