@@ -125,7 +125,10 @@ class KeySets:
         if self.sets.get(address) == text:
             return False
         self.sets = {**self.sets, address: text}
-        await self._store.policies.put_key_set(address, text, self._clock.now())
+        try:
+            await self._store.policies.put_key_set(address, text, self._clock.now())
+        except Unavailable as error:  # agents are told all the same: a key may have been taken back
+            logger.warning("cannot keep a key set now", reason=error.reason, address=address, detail=error.detail)
         return True
 
     async def _forget(self) -> None:

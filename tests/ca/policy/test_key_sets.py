@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ca.errors import Unavailable
 from ca.proto.burgee import policy_pb2
 from ca.service.policy import key_sets
 from ca.service.policy.candidates import Concern
@@ -82,6 +83,22 @@ def sent(made: Lab) -> dict[str, str]:
     return {one.issuer: one.jwks for one in policy_pb2.PolicySet.FromString(found.payload).keys}
 
 
+async def test_new_keys_are_told_of_while_the_store_is_away(
+    tmp_path: Path, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = asyncio.Event()
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the store is away", reason="STORE_UNAVAILABLE")
+
+    async with fetching(tmp_path) as made:
+        made.book.key_sets.on_changed(told.set)
+        monkeypatch.setattr(made.store.policies, "put_key_set", away)
+        await made.write(trusting(issuer.url))
+        await asyncio.wait_for(told.wait(), 10)
+        assert issuer.url in sent(made)
+
+
 async def test_a_key_set_is_fetched_and_sent_to_who_needs_it(tmp_path: Path, issuer: Issuer) -> None:
     async with fetching(tmp_path) as made:
         await made.write(trusting(issuer.url), trusting(issuer.url, name="again"))
@@ -106,7 +123,7 @@ async def test_a_new_key_is_pushed(tmp_path: Path, issuer: Issuer) -> None:
         await asyncio.sleep(0.05)
         await made.clock.advance(key_sets.REFRESH_SECONDS + 1)
         await eventually(lambda: '"2"' in sent(made)[issuer.url])
-        assert told
+        await eventually(lambda: bool(told))
 
 
 @pytest.mark.parametrize(
