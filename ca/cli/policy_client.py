@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import secrets
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from ca.cli.connection import Remote, server_socket
-from ca.cli.policy_transport import ANSWER_SECONDS, broken, connect
 from ca.errors import STATUS, BurgeeError, Code, Unavailable
 from policy.book_values import AUTHORIZATION, KINDS, PEER, REQUEST, WORKLOAD
 
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
 PREFIX = "/v1/policy"
 PAGE = 500
+ANSWER_SECONDS = 120.0
+"""For one answer: of ten thousand policies the difference takes a while."""
 TRIES = 10
 LONGEST_PAUSE_SECONDS = 10.0
 MAX_ANSWER_BYTES = 512 << 20
@@ -131,7 +133,7 @@ class Api:
 
     where: Path | Remote
     seconds: float = ANSWER_SECONDS
-    _connection: http.client.HTTPConnection | None = field(default=None)
+    _connection: HTTPConnection | None = field(default=None)
 
     def call(
         self,
@@ -187,6 +189,11 @@ class Api:
 
     def _twice(self, verb: str, target: str, data: bytes | None, headers: Mapping[str, str]) -> Answer:
         """A kept connection may have been closed meanwhile: then once more on a new one."""
+        import http.client  # which, with TLS, takes longer than most of the rest of a start
+        import ssl
+
+        from ca.cli.policy_transport import broken, connect
+
         try:
             if self._connection is not None:
                 try:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ca.cli.policy_files import read_texts, refused
 from ca.cli.progress import progress
 from ca.errors import InvalidArgument
 from policy.book_values import Key, etag_of
-from policy.documents import Node, read
 from policy.problems import Problem, Refused
+
+if TYPE_CHECKING:
+    from policy.documents import Node
 
 MANY = 200
 """Files, or objects, from which on a bar is shown."""
@@ -47,6 +49,7 @@ class Sources:
 def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
     """From files and directories; objects without a namespace are of `namespace`. What the server would refuse by
     itself alone is told with its place, and ends the program with 2."""
+    from policy.documents import read
     from policy.parse import parse_documents
     from policy.state import ANY_HOST
 
@@ -69,7 +72,7 @@ def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
 def _objects(node: Node) -> Iterator[Node]:
     """As the parser takes lists apart."""
     items: Any = node.value
-    if isinstance(items, dict) and items.get("kind", Node(None)).value == "List":
+    if isinstance(items, dict) and "kind" in items and items["kind"].value == "List":
         items = items["items"].value if "items" in items else []
     if isinstance(items, list):
         yield from items

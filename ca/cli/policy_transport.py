@@ -12,11 +12,9 @@ from ca.cli.connection import Remote
 from ca.errors import Unauthenticated, Unavailable
 
 DIAL_SECONDS = 5.0
-ANSWER_SECONDS = 120.0
-"""For one answer: of ten thousand policies the difference takes a while."""
 
 
-def connect(where: Path | Remote, seconds: float = ANSWER_SECONDS) -> http.client.HTTPConnection:
+def connect(where: Path | Remote, seconds: float) -> http.client.HTTPConnection:
     """A connection that is not open yet; `seconds` are for one answer. Opening it raises Unavailable, Unauthenticated,
     and what is wrong with files of an SVID."""
     return _Remote(where, seconds) if isinstance(where, Remote) else _Local(where, seconds)

@@ -320,6 +320,7 @@ def test_no_option_wants_bare_seconds() -> None:
     named = {name for p in numbers for name in p.opts}
     assert named == {
         "--port",
+        "--after",
         "--count",
         "--limit",
         "--log-lines",
