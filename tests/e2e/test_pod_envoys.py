@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ca.up import envoy_policy
+from ca.up import http as up_http
 from ca.up.envoy_config import INBOUND, OUTBOUND, Peering, inbound, outbound
 from sds.envoy_subscriber import ResourceState, ResourceStatus
 from tests.attestor.node.test_k8s_psat_real import Node
@@ -64,6 +66,12 @@ class Pods:
             workload_socket=self.lab.agent.config.workload_socket,
             admin_socket=envoy.admin_socket,
         )
+
+    async def apply(self, policy: dict[str, object]) -> None:
+        """As `caadmin policy apply` does."""
+        change = {"object": policy, "force": True}
+        answer = await up_http.post(self.lab.server.config.admin_socket_path, "/v1/policy/apply", {"changes": [change]})
+        assert answer.status == 200, answer.body
 
     @contextmanager
     def envoy(
@@ -147,3 +155,44 @@ async def test_envoys_of_two_pods_speak_as_their_pods_until_one_is_relabelled(po
                 await asyncio.to_thread(passes, again)
                 node.cluster.delete_pod(pods.pods["web"])
                 await pods.comes_to(again, ResourceState.ACKED, "no longer given: no registration entry")
+
+
+async def test_a_pods_envoy_goes_by_the_policies_of_its_labels(pods: Pods, node: Node) -> None:
+    """Nobody describes the pod: its namespace and labels are attested. Without a policy it refuses everything."""
+    async with application(pods.home / "app.sock") as served:
+        with pods.envoy("api", lambda own: inbound(own, served, envoy_policy.sidecar("api"))) as api:
+            await pods.comes_to(api, ResourceState.ACKED)
+            port = await asyncio.to_thread(api.port, INBOUND)
+            with pods.envoy("web", lambda own: outbound(own, port)) as web:
+                await pods.comes_to(web, ResourceState.ACKED)
+                url = f"http://127.0.0.1:{await asyncio.to_thread(web.port, OUTBOUND)}/orders"
+
+                async def comes_to(status: int) -> None:
+                    await asyncio.to_thread(until, f"it is {status}", lambda: answered(url) == status, seconds=60)
+
+                await comes_to(403)
+                await pods.apply(web_may_read(pods.namespace, app="api"))
+                await comes_to(200)
+                node.cluster.relabel(pods.pods["api"], app="api", canary="yes")
+                await pods.apply(web_may_read(pods.namespace, app="api", canary="no"))
+                await comes_to(403)
+                await pods.apply(web_may_read(pods.namespace, app="api", canary="yes"))
+                await comes_to(200)
+
+
+def answered(url: str) -> int:
+    return httpx.get(url, timeout=10, trust_env=False).status_code
+
+
+def web_may_read(namespace: str, **labels: str) -> dict[str, object]:
+    """A policy for the pods with these labels."""
+    rule = {
+        "from": [{"source": {"principals": [f"{TRUST_DOMAIN}/web"]}}],
+        "to": [{"operation": {"methods": ["GET"], "paths": ["/orders"]}}],
+    }
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "web-may-read", "namespace": namespace},
+        "spec": {"selector": {"matchLabels": labels}, "rules": [rule]},
+    }
