@@ -12,18 +12,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from envoy.config.rbac.v3.rbac_pb2 import RBAC as Rules
-from envoy.config.rbac.v3.rbac_pb2 import Action as RbacAction
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as HttpRbac
 from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRbac
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
 from xds.type.matcher.v3.matcher_pb2 import Matcher
 
-from policy.envoy_predicates import Input, Predicate, all_of, any_of, asks, extension, none_of
+from policy.envoy_predicates import Input, Predicate, all_of, any_of, asks, none_of
+from policy.envoy_shares import ASK, CANNOT_ASK, Proxy, Share, Shares, Unsaid, rule_name, verdict
 from policy.envoy_text import PATH_ASCII, PATH_NOT_NORMAL, PATH_PLAIN, Test
-from policy.envoy_tree import Cell, OnMatch, cells_of, meaning_of, tree
+from policy.envoy_tree import Cell, OnMatch, listed, otherwise, tree
+from policy.envoy_wire import field as put_field
+from policy.envoy_wire import type_of
 from policy.model import Action, Attribute, Mesh, Policy, Target
-from policy.protocol import NEVER, for_connections
-from policy.trust_domains import expanded
+
+__all__ = [
+    "ASK",
+    "CANNOT_ASK",
+    "NOTHING",
+    "Config",
+    "Proxy",
+    "Shares",
+    "Unsaid",
+    "deny_all",
+    "deny_all_connections",
+    "http_config",
+    "http_filter",
+    "network_config",
+    "network_filter",
+    "rule_name",
+]
 
 PREFIX = "burgee_"
 """Of counters, and of what the filter leaves in its metadata: other filters of its kind do not overwrite it."""
@@ -31,14 +49,13 @@ HTTP_METADATA, NETWORK_METADATA = "envoy.filters.http.rbac", "envoy.filters.netw
 HTTP_MARK, NETWORK_MARK = f"{PREFIX}enforced_effective_policy_id", f"{PREFIX}shadow_effective_policy_id"
 """Where ASK is found. The filter for connections says of shadow verdicts only what it decided."""
 
-ASK = "burgee/ask"
-CANNOT_ASK = "burgee/cannot-ask"
 SEVERAL_NAMES = "burgee/several-names"
 NOT_NORMAL = "burgee/path-not-normal"
 DEFAULT = "burgee/default"
 OPEN = "burgee/open-namespace"
 NOT_DELIVERED = "burgee/not-delivered"
 
+_PREFIX = PREFIX.encode()
 _CALLER: Input = (Attribute.SOURCE_PRINCIPAL, ())
 _PATH: Input = (Attribute.PATH, ())
 _SEVERAL = asks(_CALLER, Test("contains", ","))
@@ -47,26 +64,7 @@ _ALWAYS = none_of(_SEVERAL)
 """Once that was asked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proxy:
-    """What stands beside the filter in a proxy's configuration."""
-
-    ext_authz: bool = False
-    """Behind it is an ext_authz filter that is switched on by the mark."""
-    jwt: bool = False
-    """Before it is our filter that verifies tokens."""
-
-
 NOTHING = Proxy()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unsaid:
-    """A rule that the tree cannot say in full, and why."""
-
-    policy: str
-    rule: int
-    reason: str
 
 
 @dataclass(slots=True)
@@ -75,99 +73,111 @@ class _Verdicts:
     might_deny: list[Cell] = field(default_factory=list)
     allow: list[Cell] = field(default_factory=list)
     might_allow: list[Cell] = field(default_factory=list)
-    unsaid: list[Unsaid] = field(default_factory=list)
     has_allow: bool = False
     paths: bool = False
 
 
-def rule_name(policy: Policy, rule: int) -> str:
-    """By which a rule is found again in an access log: `namespace/name#2`, counted from 0."""
-    return f"{policy.id}#{rule}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A filter's configuration, and what of it the proxy has to ask for. While `shares` are kept, the next is made
+    faster of the same `Shares`."""
+
+    message: AnyMessage
+    unsaid: tuple[Unsaid, ...]
+    shares: tuple[Share, ...]
+
+
+def http_config(
+    target: Target, policies: Sequence[Policy], mesh: Mesh, proxy: Proxy, lent: Shares | None = None
+) -> Config:
+    """The filter for requests, of all policies that are for a target."""
+    lent = lent or Shares()
+    shares = [lent.of(policy, mesh, proxy, http=True) for policy in policies]
+    fields = {"rules_stat_prefix": _PREFIX, "matcher": _matcher(_real(shares), target, mesh)}
+    if len(_real(shares)) < len(shares):
+        fields |= {"shadow_rules_stat_prefix": _PREFIX, "shadow_matcher": _matcher(shares, target, mesh)}
+    return _config(HttpRbac, fields, shares)
+
+
+def network_config(
+    target: Target, policies: Sequence[Policy], mesh: Mesh, proxy: Proxy, lent: Shares | None = None
+) -> Config:
+    """The same for connections. Where it has to ask, the mark takes the place of shadow policies."""
+    lent = lent or Shares()
+    shares = [lent.of(policy, mesh, proxy, http=False) for policy in policies]
+    real = _real(shares)
+    matcher = _matcher(real, target, mesh, http=False)
+    fields = {"stat_prefix": _PREFIX, "shadow_rules_stat_prefix": _PREFIX, "matcher": matcher}
+    if any(share.might for share in _deciding(real)):
+        fields["shadow_matcher"] = matcher
+    elif len(real) < len(shares):
+        fields["shadow_matcher"] = _matcher(shares, target, mesh, http=False)
+    return _config(NetworkRbac, fields, shares)
 
 
 def http_filter(
     target: Target, policies: Sequence[Policy], mesh: Mesh, proxy: Proxy
 ) -> tuple[HttpRbac, tuple[Unsaid, ...]]:
-    """The filter for requests, of all policies that are for a target, and what of them it has to ask for."""
-    policies = [expanded(policy, mesh) for policy in policies]
-    real = _verdicts((p for p in policies if not p.shadow), mesh, proxy)
-    made = HttpRbac(matcher=_matcher(real, target, mesh, proxy), rules_stat_prefix=PREFIX)
-    if any(p.shadow for p in policies):
-        shadow = _matcher(_verdicts(policies, mesh, proxy), target, mesh, proxy)
-        made.shadow_matcher.CopyFrom(shadow)
-        made.shadow_rules_stat_prefix = PREFIX
-    return made, tuple(real.unsaid)
+    """The filter for requests as a message, and what of it the proxy has to ask for."""
+    made = http_config(target, policies, mesh, proxy)
+    return HttpRbac.FromString(made.message.value), made.unsaid
 
 
 def network_filter(
     target: Target, policies: Sequence[Policy], mesh: Mesh, proxy: Proxy
 ) -> tuple[NetworkRbac, tuple[Unsaid, ...]]:
-    """The same for connections. Where it has to ask, the mark takes the place of shadow policies."""
-    policies = [for_connections(expanded(policy, mesh)) for policy in policies]
-    real = _verdicts((p for p in policies if not p.shadow), mesh, proxy)
-    matcher = _matcher(real, target, mesh, proxy, http=False)
-    made = NetworkRbac(matcher=matcher, stat_prefix=PREFIX, shadow_rules_stat_prefix=PREFIX)
-    if real.might_deny or real.might_allow:
-        made.shadow_matcher.CopyFrom(matcher)
-    elif any(p.shadow for p in policies):
-        made.shadow_matcher.CopyFrom(_matcher(_verdicts(policies, mesh, proxy), target, mesh, proxy, http=False))
-    return made, tuple(real.unsaid)
+    """The same for connections."""
+    made = network_config(target, policies, mesh, proxy)
+    return NetworkRbac.FromString(made.message.value), made.unsaid
 
 
 def deny_all() -> HttpRbac:
     """What holds until the first delivery. An empty filter would allow everything."""
-    return HttpRbac(matcher=Matcher(on_no_match=verdict(NOT_DELIVERED, allow=False)), rules_stat_prefix=PREFIX)
+    return HttpRbac(matcher=_nothing_yet(), rules_stat_prefix=PREFIX)
 
 
 def deny_all_connections() -> NetworkRbac:
     """The same for connections."""
-    return NetworkRbac(matcher=Matcher(on_no_match=verdict(NOT_DELIVERED, allow=False)), stat_prefix=PREFIX)
+    return NetworkRbac(matcher=_nothing_yet(), stat_prefix=PREFIX)
 
 
-def verdict(name: str, *, allow: bool) -> OnMatch:
-    """What is decided, by the name under which Envoy tells it."""
-    action = RbacAction(name=name, action=Rules.ALLOW if allow else Rules.DENY)
-    return Matcher.OnMatch(action=extension(name, action))
+def _nothing_yet() -> Matcher:
+    return Matcher.FromString(otherwise(b"", verdict(NOT_DELIVERED, allow=False)))
 
 
-def _verdicts(policies: Iterable[Policy], mesh: Mesh, proxy: Proxy) -> _Verdicts:
+def _real(shares: Sequence[Share]) -> list[Share]:
+    return [share for share in shares if not share.origin.shadow]
+
+
+def _deciding(shares: Iterable[Share]) -> Iterator[Share]:
+    return (share for share in shares if share.origin.action is not Action.AUDIT)
+
+
+def _config(kind: type[Message], fields: dict[str, bytes], shares: Sequence[Share]) -> Config:
+    numbers = kind.DESCRIPTOR.fields_by_name
+    raw = b"".join(
+        put_field(kind, name)(fields[name]) for name in sorted(fields, key=lambda name: numbers[name].number)
+    )
+    unsaid = tuple(one for share in _deciding(_real(shares)) for one in share.unsaid)
+    return Config(message=AnyMessage(type_url=type_of(kind), value=raw), unsaid=unsaid, shares=tuple(shares))
+
+
+def _verdicts(shares: Iterable[Share]) -> _Verdicts:
     found = _Verdicts()
-    ask = verdict(ASK, allow=True) if proxy.ext_authz else verdict(CANNOT_ASK, allow=False)
-    for policy in policies:
-        if policy.action is Action.AUDIT:
-            continue
-        found.has_allow |= policy.action is Action.ALLOW
-        _add(found, policy, ask, mesh, proxy)
+    for share in _deciding(shares):
+        allows = share.origin.action is Action.ALLOW
+        found.has_allow |= allows
+        found.paths |= share.paths
+        (found.allow if allows else found.deny).extend(share.said)
+        (found.might_allow if allows else found.might_deny).extend(share.might)
     return found
 
 
-def _add(found: _Verdicts, policy: Policy, ask: OnMatch, mesh: Mesh, proxy: Proxy) -> None:
-    allows = policy.action is Action.ALLOW
-    others_decide = policy.action is Action.CUSTOM and policy.provider in mesh.providers
-    might = found.might_allow if allows else found.might_deny
-    for number, rule in enumerate(policy.rules or ()):
-        if rule is NEVER:
-            continue
-        found.paths |= "path" in rule.condition or any(
-            clause.attribute is Attribute.PATH for group in (*rule.operations, rule.conditions) for clause in group
-        )
-        meaning = meaning_of(rule, jwt=proxy.jwt)
-        missing = (*meaning.missing, f"the provider {policy.provider}") if others_decide else meaning.missing
-        if missing:
-            found.unsaid.append(Unsaid(policy=policy.id, rule=number, reason="; ".join(dict.fromkeys(missing))))
-            might.extend(cells_of(meaning.alternatives, ask))
-        else:
-            said = verdict(rule_name(policy, number), allow=allows)
-            (found.allow if allows else found.deny).extend(cells_of(meaning.alternatives, said))
-
-
-def _matcher(found: _Verdicts, target: Target, mesh: Mesh, proxy: Proxy, *, http: bool = True) -> Matcher:
+def _matcher(shares: Sequence[Share], target: Target, mesh: Mesh, *, http: bool = True) -> bytes:
+    found = _verdicts(shares)
     is_open = not found.has_allow and target.namespace in mesh.open_namespaces
     last = verdict(OPEN, allow=True) if is_open else verdict(DEFAULT, allow=False)
-    stages = Matcher.MatcherList()
-    for predicate, then in _stages(found, guarded=http and found.paths and not target.normalized):
-        stages.matchers.add(predicate=predicate, on_match=then)
-    return Matcher(matcher_list=stages, on_no_match=last)
+    return otherwise(listed(_stages(found, guarded=http and found.paths and not target.normalized)), last)
 
 
 def _stages(found: _Verdicts, *, guarded: bool) -> Iterator[tuple[Predicate, OnMatch]]:

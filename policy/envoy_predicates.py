@@ -15,19 +15,30 @@ from envoy.type.matcher.v3 import value_pb2 as value
 from envoy.type.matcher.v3.http_inputs_pb2 import HttpRequestHeaderMatchInput
 from google.protobuf.message import Message
 from xds.core.v3.cidr_pb2 import CidrRange
-from xds.core.v3.extension_pb2 import TypedExtensionConfig
 from xds.type.matcher.v3.matcher_pb2 import Matcher
 from xds.type.matcher.v3.regex_pb2 import RegexMatcher
 from xds.type.matcher.v3.string_pb2 import StringMatcher
 
 from policy.attributes import LISTS, SPACE_DELIMITED
 from policy.envoy_text import PRINCIPAL, Inexpressible, Test, tests_of
+from policy.envoy_wire import extension, field, raw_of
 from policy.matching import request_principal_parts
 from policy.model import Attribute, Clause, IpNetwork, Match, MatchKind
 
-Predicate: TypeAlias = Any
-"""A Matcher.MatcherList.Predicate; Envoy's messages have no types."""
+Predicate: TypeAlias = bytes
+"""A Matcher.MatcherList.Predicate."""
 _Predicate = Matcher.MatcherList.Predicate
+_single, _or, _and, _not = (
+    field(_Predicate, what) for what in ("single_predicate", "or_matcher", "and_matcher", "not_matcher")
+)
+_listed = field(_Predicate.PredicateList, "predicate")
+_input, _text, _custom = (field(_Predicate.SinglePredicate, what) for what in ("input", "value_match", "custom_match"))
+_HOW = {
+    **{how: field(StringMatcher, how) for how in ("exact", "prefix", "suffix", "contains")},
+    "regex": field(StringMatcher, "safe_regex"),
+}
+_ENGINE, _regex = raw_of(RegexMatcher(google_re2=RegexMatcher.GoogleRE2())), field(RegexMatcher, "regex")
+_FOLDED = raw_of(StringMatcher(ignore_case=True))
 Input = tuple[Attribute, tuple[str, ...]]
 
 JWT_FILTER, JWT_KEY = "envoy.filters.http.jwt_authn", "payload"
@@ -42,13 +53,7 @@ _NETWORK: dict[Attribute, type[Message]] = {
 }
 _PSEUDO = {Attribute.PATH: ":path", Attribute.METHOD: ":method", Attribute.HOST: ":authority"}
 ADDRESSES = frozenset({Attribute.SOURCE_IP, Attribute.REMOTE_IP, Attribute.DESTINATION_IP})
-
-
-def extension(name: str, message: Message) -> TypedExtensionConfig:
-    """A message as a named part of a tree."""
-    found = TypedExtensionConfig(name=name)
-    found.typed_config.Pack(message, deterministic=True)
-    return found
+_NO_TEXTS = ADDRESSES | {Attribute.METADATA} | {attribute for attribute in Attribute if attribute.needs_jwt}
 
 
 def input_of(clause: Clause) -> Input:
@@ -64,67 +69,77 @@ def input_of(clause: Clause) -> Input:
 
 
 @lru_cache(maxsize=1024)
-def data_input(wanted: Input) -> TypedExtensionConfig:
-    """The input by which Envoy reads it. Not to be changed."""
+def data_input(wanted: Input) -> bytes:
+    """The input by which Envoy reads it."""
     attribute, key = wanted
     if attribute is Attribute.SOURCE_PRINCIPAL:
-        return extension("uri-san", UriSanInput())
+        return extension("uri-san", UriSanInput)
     if (found := _NETWORK.get(attribute)) is not None:
-        return extension(str(attribute), found())
+        return extension(str(attribute), found)
     name = _PSEUDO.get(attribute) or key[0]
-    return extension(name, HttpRequestHeaderMatchInput(header_name=name))
+    return extension(name, HttpRequestHeaderMatchInput, raw_of(HttpRequestHeaderMatchInput(header_name=name)))
 
 
-def string_matcher(test: Test) -> StringMatcher:
+def string_matcher(test: Test) -> bytes:
     """One test as Envoy writes it."""
-    match test.how:
-        case "exact":
-            return StringMatcher(exact=test.text, ignore_case=test.fold)
-        case "prefix":
-            return StringMatcher(prefix=test.text, ignore_case=test.fold)
-        case "suffix":
-            return StringMatcher(suffix=test.text, ignore_case=test.fold)
-        case "contains":
-            return StringMatcher(contains=test.text, ignore_case=test.fold)
-        case "regex":
-            return StringMatcher(safe_regex=RegexMatcher(google_re2=RegexMatcher.GoogleRE2(), regex=test.text))
+    text = test.text.encode()
+    if test.how == "regex":  # Envoy refuses to fold it
+        return _HOW["regex"](_ENGINE + _regex(text))
+    found = _HOW[test.how](text)
+    return found + _FOLDED if test.fold else found
 
 
 def asks(wanted: Input, test: Test) -> Predicate:
     """Whether an input passes a test; one that is absent passes none."""
-    single = _Predicate.SinglePredicate(input=data_input(wanted), value_match=string_matcher(test))
-    return _Predicate(single_predicate=single)
+    return _compared(_read(wanted), test)
+
+
+@lru_cache(maxsize=1024)
+def _read(wanted: Input) -> bytes:
+    return _input(data_input(wanted))
+
+
+def _compared(read: bytes, test: Test) -> Predicate:
+    return _single(read + _text(string_matcher(test)))
 
 
 def any_of(predicates: Sequence[Predicate]) -> Predicate:
     """Envoy wants two alternatives at least."""
-    if len(predicates) == 1:
-        return predicates[0]
-    return _Predicate(or_matcher=_Predicate.PredicateList(predicate=predicates))
+    return predicates[0] if len(predicates) == 1 else _or(b"".join(map(_listed, predicates)))
 
 
 def all_of(predicates: Sequence[Predicate]) -> Predicate:
     """Envoy wants two conditions at least."""
-    if len(predicates) == 1:
-        return predicates[0]
-    return _Predicate(and_matcher=_Predicate.PredicateList(predicate=predicates))
+    return predicates[0] if len(predicates) == 1 else _and(b"".join(map(_listed, predicates)))
 
 
 def none_of(predicate: Predicate) -> Predicate:
     """The opposite."""
-    return _Predicate(not_matcher=predicate)
+    return _not(predicate)
 
 
-def predicate_of(clause: Clause, *, jwt: bool) -> Predicate | bool:
-    """A clause as a predicate, or True or False where it is always so. Raises Inexpressible. `jwt`: tokens are verified
-    by a filter before."""
-    found = _positive(clause, jwt=jwt)
+def plain_tests(clause: Clause) -> list[tuple[Test, ...]] | None:
+    """For each alternative of a clause how the input is compared as a text; None where it is not. Raises
+    Inexpressible."""
+    attribute = clause.attribute
+    if attribute in _NO_TEXTS:
+        return None
+    return [tests_of(attribute, match) for match in clause.matches]
+
+
+def predicate_of(clause: Clause, tests: list[tuple[Test, ...]] | None, *, jwt: bool) -> Predicate | bool:
+    """A clause as a predicate, or True or False where it is always so; `tests` are its own. Raises Inexpressible.
+    `jwt`: tokens are verified by a filter before."""
+    found = _positive(clause, tests, jwt=jwt)
     if not clause.negated:
         return any_of(found) if found else False
     return none_of(any_of(found)) if found else True
 
 
-def _positive(clause: Clause, *, jwt: bool) -> list[Predicate]:
+def _positive(clause: Clause, tests: list[tuple[Test, ...]] | None, *, jwt: bool) -> list[Predicate]:
+    if tests is not None:
+        wanted = _read(input_of(clause))
+        return [_compared(wanted, test) for alternatives in tests for test in alternatives]
     if clause.attribute.needs_jwt and not jwt:
         raise Inexpressible("the proxy has no filter that verifies tokens")
     if clause.attribute in ADDRESSES:
@@ -134,10 +149,7 @@ def _positive(clause: Clause, *, jwt: bool) -> list[Predicate]:
         return [_metadata(path[0], path[1:], [_value(m, lists=lists) for m in clause.matches])]
     if clause.attribute is Attribute.REQUEST_PRINCIPAL:
         return [_request_principal(match) for match in clause.matches]
-    if clause.attribute.needs_jwt:
-        return [_claim(_claim_path(clause), clause.matches)]
-    wanted = input_of(clause)
-    return [asks(wanted, test) for match in clause.matches for test in tests_of(clause.attribute, match)]
+    return [_claim(_claim_path(clause), clause.matches)]
 
 
 def _addresses(wanted: Input, networks: Iterable[IpNetwork | None]) -> Predicate:
@@ -146,15 +158,14 @@ def _addresses(wanted: Input, networks: Iterable[IpNetwork | None]) -> Predicate
         if found is None:
             raise Inexpressible("an address is compared with networks only")
         ip.cidr_ranges.add(address_prefix=str(found.network_address)).prefix_len.value = found.prefixlen
-    single = _Predicate.SinglePredicate(input=data_input(wanted), custom_match=extension("ip", ip))
-    return _Predicate(single_predicate=single)
+    return _single(_read(wanted) + _custom(extension("ip", Ip, raw_of(ip))))
 
 
-def cidr(network: IpNetwork) -> CidrRange:
+def cidr(network: IpNetwork) -> bytes:
     """A network as a tree of addresses has it."""
     found = CidrRange(address_prefix=str(network.network_address))
     found.prefix_len.value = network.prefixlen
-    return found
+    return raw_of(found)
 
 
 def _claim_path(clause: Clause) -> tuple[str, ...]:
@@ -186,10 +197,8 @@ def _metadata(filter_name: str, path: Sequence[str], alternatives: list[value.Va
     wanted = alternatives[0]
     if len(alternatives) > 1:
         wanted = value.ValueMatcher(or_match=value.OrMatcher(value_matchers=alternatives))
-    single = _Predicate.SinglePredicate(
-        input=extension("metadata", read), custom_match=extension("value", Metadata(value=wanted))
-    )
-    return _Predicate(single_predicate=single)
+    where = extension("metadata", network.DynamicMetadataInput, raw_of(read))
+    return _single(_input(where) + _custom(extension("value", Metadata, raw_of(Metadata(value=wanted)))))
 
 
 def _value(match: Match, *, lists: bool) -> value.ValueMatcher:

@@ -7,11 +7,11 @@ these, so that an alternative stands in one place only for each of its values.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from xds.type.matcher.v3.ip_pb2 import IPMatcher
 from xds.type.matcher.v3.matcher_pb2 import Matcher
@@ -24,16 +24,25 @@ from policy.envoy_predicates import (
     any_of,
     cidr,
     data_input,
-    extension,
     input_of,
+    plain_tests,
     predicate_of,
 )
-from policy.envoy_text import PRINCIPAL, Inexpressible, template_prefix, tests_of
+from policy.envoy_text import PRINCIPAL, Inexpressible, Test, template_prefix
+from policy.envoy_wire import entry_of, extension, field
 from policy.model import Attribute, Clause, Group, IpNetwork, MatchKind, Rule
 
-OnMatch: TypeAlias = Any
-"""A Matcher.OnMatch: a verdict or a tree; Envoy's messages have no types."""
-_OnMatch = Matcher.OnMatch
+OnMatch: TypeAlias = bytes
+"""A Matcher.OnMatch: a verdict or a tree."""
+_matcher = field(Matcher.OnMatch, "matcher")
+_list, _tree, _no_match = (field(Matcher, what) for what in ("matcher_list", "matcher_tree", "on_no_match"))
+_listed_one = field(Matcher.MatcherList, "matchers")
+_when, _then = (field(Matcher.MatcherList.FieldMatcher, what) for what in ("predicate", "on_match"))
+_input, _custom = (field(Matcher.MatcherTree, what) for what in ("input", "custom_match"))
+_MAPS = {how: field(Matcher.MatcherTree, f"{how}_match_map") for how in ("exact", "prefix")}
+_entry = entry_of(Matcher.MatcherTree.MatchMap, "map")
+_range = field(IPMatcher, "range_matchers")
+_network, _there = (field(IPMatcher.IPRangeMatcher, what) for what in ("ranges", "on_match"))
 
 LIST = 4
 """So many alternatives are compared one by one: a map for them would cost more."""
@@ -49,8 +58,7 @@ _VERDICT = 150
 Map = Literal["exact", "prefix", "network"]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """Where an alternative stands in a map; `whole`: who stands there passes the condition."""
 
     map: Map
@@ -58,43 +66,55 @@ class Key:
     whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One condition: as a predicate, and as keys of the map for an input where there are such."""
 
     predicate: Predicate
-    size: int
-    """In bytes."""
     input: Input | None = None
     keys: tuple[Key, ...] = ()
+    whole: bool = True
+    """So are all keys."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cell:
-    """All of `parts` must hold for `verdict`. In `places` places it stands, which may take `limit` bytes."""
+    """All of `parts` must hold for `verdict`. In `places` places it stands, which may take `limit` bytes. Not changed
+    once it is made."""
 
     parts: tuple[Part, ...]
     verdict: OnMatch
     limit: int
+    size: int
+    """Of all predicates, in bytes."""
     places: int = 1
 
     def part(self, wanted: Input) -> Part | None:
         """The condition by which this may stand in the map for an input."""
         for part in self.parts:
-            if part.input == wanted:
-                kept = _VERDICT + sum(p.size for p in self.parts if p is not part)
-                if not all(key.whole for key in part.keys):
-                    kept += part.size
-                if self.places * len(part.keys) * kept <= self.limit:
-                    return part
+            if part.input == wanted and self._fits(part):
+                return part
         return None
 
-    def at(self, part: Part, key: Key) -> Cell:
-        """The same where one condition was looked up."""
-        places = self.places * len(part.keys)
-        kept = replace(part, input=None, keys=())
-        parts = (p if p is not part else kept for p in self.parts if p is not part or not key.whole)
-        return Cell(tuple(parts), self.verdict, self.limit, places)
+    def inputs(self) -> list[Input]:
+        """In whose maps this may stand."""
+        return [part.input for part in self.parts if part.input is not None and self._fits(part)]
+
+    def _fits(self, part: Part) -> bool:
+        kept = _VERDICT + self.size - (len(part.predicate) if part.whole else 0)
+        return self.places * len(part.keys) * kept <= self.limit
+
+    def without(self, part: Part) -> Cell:
+        """The same where one condition was looked up and holds."""
+        parts = tuple([p for p in self.parts if p is not part])
+        return self._at(part, parts, self.size - len(part.predicate))
+
+    def beside(self, part: Part) -> Cell:
+        """The same where one condition was looked up and may hold."""
+        bare = Part(part.predicate)
+        return self._at(part, tuple([p if p is not part else bare for p in self.parts]), self.size)
+
+    def _at(self, part: Part, parts: tuple[Part, ...], size: int) -> Cell:
+        return Cell(parts, self.verdict, self.limit, size, self.places * len(part.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +160,7 @@ def _combined(
     if conditions is None:
         return
     of_sources, of_operations = (
-        sum(part.size for group in groups for part in group) for groups in (sources, operations)
+        sum(len(part.predicate) for group in groups for part in group) for groups in (sources, operations)
     )
     spread = of_sources * len(operations) + of_operations * len(sources)
     if spread > GROWTH * (of_sources + of_operations) + ROOM:
@@ -153,40 +173,46 @@ def _either(groups: list[tuple[Part, ...]]) -> tuple[Part, ...]:
     """Groups as one condition that cannot be looked up."""
     if not all(groups):
         return ()
-    predicate = any_of([all_of([part.predicate for part in group]) for group in groups])
-    return (Part(predicate, predicate.ByteSize()),)
+    return (Part(any_of([all_of([part.predicate for part in group]) for group in groups])),)
 
 
 def _part(clause: Clause, *, jwt: bool) -> Part | bool:
-    predicate = predicate_of(clause, jwt=jwt)
+    tests = plain_tests(clause)
+    predicate = predicate_of(clause, tests, jwt=jwt)
     if isinstance(predicate, bool):
         return predicate
-    keys = () if clause.negated else tuple(_keys(clause))
-    if None in keys or not keys:
-        return Part(predicate, predicate.ByteSize())
-    return Part(predicate, predicate.ByteSize(), input_of(clause), tuple(key for key in keys if key is not None))
+    keys = None if clause.negated else _keys(clause, tests)
+    if not keys:
+        return Part(predicate)
+    return Part(predicate, input_of(clause), tuple(dict.fromkeys(keys)), all(key.whole for key in keys))
 
 
-def _keys(clause: Clause) -> Iterator[Key | None]:
-    if clause.attribute.needs_jwt or clause.attribute is Attribute.METADATA or clause.attribute is Attribute.HOST:
-        yield None
-        return
-    for match in clause.matches:
-        if match.network is not None and clause.attribute in ADDRESSES:
-            yield Key("network", match.network)
-        elif match.kind is MatchKind.TEMPLATE:
-            yield Key("prefix", template_prefix(match.text), whole=False)
-        elif match.kind in (MatchKind.NON_EMPTY, MatchKind.PRESENT) and clause.attribute in PRINCIPAL:
-            yield None  # everybody's prefix would be no help
-        else:
-            for test in tests_of(clause.attribute, match):
-                yield Key(test.how, test.text) if test.how in ("exact", "prefix") else None
+def _keys(clause: Clause, tests: Sequence[tuple[Test, ...]] | None) -> list[Key] | None:
+    """Where all its alternatives stand; None if one of them stands nowhere."""
+    attribute = clause.attribute
+    if attribute in ADDRESSES:
+        return [Key("network", match.network) for match in clause.matches if match.network is not None]
+    if tests is None or attribute is Attribute.HOST:
+        return None
+    keys = []
+    for match, alternatives in zip(clause.matches, tests, strict=True):
+        if match.kind is MatchKind.TEMPLATE:
+            keys.append(Key("prefix", template_prefix(match.text), whole=False))
+            continue
+        if match.kind in (MatchKind.NON_EMPTY, MatchKind.PRESENT) and attribute in PRINCIPAL:
+            return None  # everybody's prefix would be no help
+        for test in alternatives:
+            if test.how not in ("exact", "prefix"):
+                return None
+            keys.append(Key(test.how, test.text))
+    return keys
 
 
 def cells_of(alternatives: Iterable[tuple[Part, ...]], verdict: OnMatch) -> Iterator[Cell]:
     """One cell for each alternative."""
     for parts in alternatives:
-        yield Cell(parts, verdict, GROWTH * (_VERDICT + sum(part.size for part in parts)) + ROOM)
+        size = sum([len(part.predicate) for part in parts])
+        yield Cell(parts, verdict, GROWTH * (_VERDICT + size) + ROOM, size)
 
 
 def tree(cells: Sequence[Cell], depth: int = 0) -> OnMatch:
@@ -199,18 +225,27 @@ def tree(cells: Sequence[Cell], depth: int = 0) -> OnMatch:
 
 
 def _telling(cells: Sequence[Cell]) -> Input | None:
-    found: Counter[Input] = Counter()
+    """What most of them may be looked up by, and of those what is asked first: the same wherever it is made."""
+    found: dict[Input, int] = {}
     for cell in cells:
-        found.update({p.input for p in cell.parts if p.input is not None and cell.part(p.input) is p})
+        for wanted in dict.fromkeys(cell.inputs()):
+            found[wanted] = found.get(wanted, 0) + 1
     most = max(found.items(), key=lambda item: item[1], default=None)
     return None if most is None or most[1] < LIST else most[0]
 
 
+def listed(found: Iterable[tuple[Predicate, OnMatch]]) -> bytes:
+    """A Matcher that asks one after the other."""
+    return _list(b"".join([_listed_one(_when(predicate) + _then(then)) for predicate, then in found]))
+
+
+def otherwise(matcher: bytes, then: OnMatch) -> bytes:
+    """A Matcher, and what follows where it finds nothing."""
+    return matcher + _no_match(then)
+
+
 def _listed(cells: Sequence[Cell]) -> OnMatch:
-    listed = Matcher.MatcherList()
-    for cell in cells:
-        listed.matchers.add(predicate=all_of([part.predicate for part in cell.parts]), on_match=cell.verdict)
-    return _OnMatch(matcher=Matcher(matcher_list=listed))
+    return _matcher(listed([(all_of([part.predicate for part in cell.parts]), cell.verdict) for cell in cells]))
 
 
 def _mapped(cells: Sequence[Cell], wanted: Input, depth: int) -> OnMatch:
@@ -221,8 +256,9 @@ def _mapped(cells: Sequence[Cell], wanted: Input, depth: int) -> OnMatch:
         if part is None:
             rest.append(cell)
             continue
-        for key in dict.fromkeys(part.keys):
-            maps[key.map][key.value].append(cell.at(part, key))
+        without = cell.without(part)
+        for key in part.keys:
+            maps[key.map][key.value].append(without if key.whole else cell.beside(part))
     after = tree(rest, depth) if rest else None
     for kind in ("network", "prefix", "exact"):
         if found := maps.get(kind):
@@ -233,22 +269,15 @@ def _mapped(cells: Sequence[Cell], wanted: Input, depth: int) -> OnMatch:
 
 
 def _map(kind: Map, wanted: Input, found: dict[str | IpNetwork, OnMatch], after: OnMatch | None) -> OnMatch:
-    made = Matcher.MatcherTree(input=data_input(wanted))
-    match kind:
-        case "exact":
-            for key, there in found.items():
-                made.exact_match_map.map[str(key)].CopyFrom(there)
-        case "prefix":
-            for key, there in found.items():
-                made.prefix_match_map.map[str(key)].CopyFrom(there)
-        case "network":
-            made.custom_match.CopyFrom(extension("networks", _networks(found)))
-    return _OnMatch(matcher=Matcher(matcher_tree=made, on_no_match=after))
+    if kind == "network":
+        made = _custom(extension("networks", IPMatcher, _networks(found)))
+    else:
+        texts = sorted((str(key), there) for key, there in found.items())
+        made = _MAPS[kind](b"".join([_entry(key, there) for key, there in texts]))
+    matcher = _tree(_input(data_input(wanted)) + made)
+    return _matcher(matcher if after is None else otherwise(matcher, after))
 
 
-def _networks(found: dict[str | IpNetwork, OnMatch]) -> IPMatcher:
-    made = IPMatcher()
-    for key, there in found.items():
-        if not isinstance(key, str):
-            made.range_matchers.add(ranges=[cidr(key)], on_match=there)
-    return made
+def _networks(found: dict[str | IpNetwork, OnMatch]) -> bytes:
+    ranges = [_network(cidr(key)) + _there(there) for key, there in found.items() if not isinstance(key, str)]
+    return b"".join(map(_range, ranges))

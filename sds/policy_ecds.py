@@ -24,6 +24,7 @@ from sds.request_pace import RequestPace
 from sds.workloads import Caller, Context, Workloads
 
 if TYPE_CHECKING:
+    from policy.envoy_shares import Shares
     from sds import policy_answers
     from sds.policy_filters import Key, Made
     from sds.policy_read import Matched, Policies
@@ -67,6 +68,7 @@ class EnvoyPolicies(EnvoyService):
         self._held = held
         self._lasting_seconds = lasting_seconds
         self._made: WeakValueDictionary[Key, Made] = WeakValueDictionary()
+        self._shares: Shares | None = None
         self._making: dict[Key, asyncio.Task[Made]] = {}
         self._large: WeakValueDictionary[str, WeakSet[Made]] = WeakValueDictionary()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -166,6 +168,7 @@ class EnvoyPolicies(EnvoyService):
     async def _make(
         self, matched: Matched, owner: policy_answers.Owner, bundles: tuple[BundleForms, ...], share: str
     ) -> Found | Made:
+        from policy.envoy_shares import Shares
         from sds.policy_filters import key_of, make, refusing
 
         lasting = bool(self._lasting_seconds)
@@ -179,7 +182,10 @@ class EnvoyPolicies(EnvoyService):
             return refusing(owner.resource, why, lasting=lasting)
         making = self._making.get(key)
         if making is None:
-            making = asyncio.create_task(asyncio.to_thread(make, matched, owner.resource, bundles, lasting=lasting))
+            shares = self._shares = self._shares or Shares()
+            making = asyncio.create_task(
+                asyncio.to_thread(make, matched, owner.resource, bundles, shares, lasting=lasting)
+            )
             self._making[key] = making
             making.add_done_callback(lambda _: self._making.pop(key, None))
         # Whoever hangs up must not take it from the others who wait for the same.

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
-from google.protobuf.message import Message
+from google.protobuf.any_pb2 import Any as AnyMessage
 
-from policy.envoy import deny_all, deny_all_connections, http_filter, network_filter
+from policy.envoy import Shares, deny_all, deny_all_connections, http_config, network_config
 from policy.envoy_jwt import jwt_filter
 from policy.envoy_names import Resource
 from policy.envoy_snippet import any_of
@@ -44,20 +44,24 @@ def key_of(matched: Matched, resource: Resource, bundles: Sequence[BundleForms],
     return (str(resource), lasting, id(matched.mesh), target.normalized, is_open, *map(id, matched.policies))
 
 
-def make(matched: Matched, resource: Resource, bundles: Sequence[BundleForms], *, lasting: bool) -> Made:
-    """Takes long for thousands of rules: not on the event loop. `lasting`: it has an end unless it is renewed."""
+def make(
+    matched: Matched, resource: Resource, bundles: Sequence[BundleForms], shares: Shares, *, lasting: bool
+) -> Made:
+    """Takes long for thousands of rules: not on the event loop. What is kept has a share of `shares`, of which the next
+    is made faster. `lasting`: it has an end unless it is renewed."""
     note = ""
-    filters: Message
+    kept: object = None
     if resource.what == "jwt":
         domains = {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in bundles if _has_keys(forms)}
-        filters = jwt_filter(matched.rules, matched.keys, domains=domains, audience=matched.target.spiffe_id)
+        filters = any_of(jwt_filter(matched.rules, matched.keys, domains=domains, audience=matched.target.spiffe_id))
     else:
-        build = http_filter if resource.protocol == "http" else network_filter
-        filters, unsaid = build(matched.target, matched.policies, matched.mesh, resource.proxy)
+        build = http_config if resource.protocol == "http" else network_config
+        made = build(matched.target, matched.policies, matched.mesh, resource.proxy, shares)
+        filters, unsaid, kept = made.message, made.unsaid, made.shares
         if unsaid:
             what = "asked about" if resource.proxy.ext_authz else "refused"
             note = f"{what}: what only {len(unsaid)} rules can decide, such as {unsaid[0].policy}#{unsaid[0].rule}"
-    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles))
+    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles, kept))
 
 
 def _has_keys(forms: BundleForms) -> bool:
@@ -68,11 +72,11 @@ def _has_keys(forms: BundleForms) -> bool:
 def refusing(resource: Resource, why: str, *, lasting: bool) -> Found:
     """What refuses everything, and is sent rather than nothing: a proxy keeps what it is told nothing new about."""
     filters = deny_all() if resource.protocol == "http" else deny_all_connections()
-    return _found(filters, resource, lasting=lasting, note=f"everything is refused: {why}")
+    return _found(any_of(filters), resource, lasting=lasting, note=f"everything is refused: {why}")
 
 
-def _found(filters: Message, resource: Resource, *, lasting: bool, note: str) -> Found:
-    made = any_of(TypedExtensionConfig(name=str(resource), typed_config=any_of(filters)))
+def _found(filters: AnyMessage, resource: Resource, *, lasting: bool, note: str) -> Found:
+    made = any_of(TypedExtensionConfig(name=str(resource), typed_config=filters))
     raw: bytes = made.SerializeToString(deterministic=True)
     version = hashlib.sha256(raw).hexdigest()[:16]
     rank = JWT_FIRST if resource.what == "jwt" else POLICY

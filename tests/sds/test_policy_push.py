@@ -16,8 +16,9 @@ import pytest
 from ca.cli import explain_pages, explain_values
 from ca.identity.bundle import TrustBundle
 from ca.proto.burgee import agent_pb2, agent_pb2_grpc
-from policy.envoy import Proxy
+from policy.envoy import Config, Proxy
 from policy.envoy_jwt import jwt_filter
+from policy.envoy_snippet import any_of
 from tests.policy.test_envoy_snippet import Issuer
 from tests.sds.lab import Authority
 from tests.support.pair import until
@@ -217,7 +218,8 @@ def test_what_an_envoy_will_not_have_is_told_in_its_words_and_the_old_holds(
     web.start()
     world.node.write(WEB, allowing("p", paths=["/x"]))
     until("it is let in", lambda: web.status("/x") == 200)
-    monkeypatch.setattr("sds.policy_filters.http_filter", lambda *_: (jwt_filter((), {}), ()))
+    wrong = Config(message=any_of(jwt_filter((), {})), unsaid=(), shares=())
+    monkeypatch.setattr("sds.policy_filters.http_config", lambda *_: wrong)
     world.node.write(WEB, allowing("p", paths=["/y"]))
     state = until("it is rejected", lambda: next((s for s in world.node.proxies if s.state == "nacked"), None))
     assert "JwtAuthentication" in state.detail
