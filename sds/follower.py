@@ -92,14 +92,22 @@ class Follower:
         if isinstance(update, Change) and update.empty:
             self._token = update.token
             return
-        self._cache.apply(update)
+        # Policies first: none that are older than an entry may let somebody to its workload.
         if update.policies is not None:
-            self.policies.take(update.policies)
+            self.policies.take(update.policies, self._newcomers(update))
         elif isinstance(update, Change) and update.removed_policies:
             self.policies.take(None)
+        self._cache.apply(update)
         self._token = update.token
         for follow in self.follows:
             follow(update)
+
+    def _newcomers(self, update: Snapshot | Change) -> frozenset[str]:
+        """SPIFFE IDs that no entry had before."""
+        if not update.entries:
+            return frozenset()
+        known = {entry.spiffe_id for entry in self._cache.entries()}
+        return frozenset(str(entry.spiffe_id) for entry in update.entries if entry.spiffe_id not in known)
 
 
 def follow_with(rotator: Rotator, jwts: JwtCache, own: TrustDomain) -> Callable[[Snapshot | Change], None]:

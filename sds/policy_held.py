@@ -98,8 +98,9 @@ class HeldPolicies:
             return TAKEN_AWAY
         return "the policies are being read" if self._came else NONE_YET
 
-    def take(self, payload: bytes | None) -> None:
-        """The server's last word; None: there are none any more. A server repeats it with each stream that begins."""
+    def take(self, payload: bytes | None, newcomers: frozenset[str] = frozenset()) -> None:
+        """The server's last word; None: there are none any more. A server repeats it with each stream that begins.
+        `newcomers` are the IDs of entries that come with it: those before it know nothing of them."""
         looked_at = self._policies is not None or bool(self.problem)
         if payload and payload == self._came and looked_at and not self._waits.is_set():
             return
@@ -113,6 +114,8 @@ class HeldPolicies:
             self._unread, self.taken_away, self.problem, self._good = revision, False, "", payload
             self._changed()
         else:
+            if self._policies is not None:
+                self._policies.newcomers |= newcomers
             self._waits.set()
 
     def forget(self) -> None:
@@ -140,6 +143,8 @@ class HeldPolicies:
             return
         if forgotten != self._forgotten:
             return  # what was read is not to be remembered
+        if payload is not self._came and self._policies is not None:
+            policies.newcomers = self._policies.newcomers  # they may have come with the one that is read next
         self._policies, self._unread = policies, None
         self.taken_away, self.problem, self._good = False, "", payload
         log.info("policies are in force", revision=policies.revision)

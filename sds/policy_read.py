@@ -29,6 +29,7 @@ from policy.workload import Scopes, is_for
 
 MAX_SNAPSHOTS = 256
 CONTRADICTORY = "several Workload objects name this ID and say different things of it"
+NEWCOMER = "the policies that came with its entry are being read"
 Name = tuple[str, str, str]
 """Kind, namespace and name."""
 
@@ -58,6 +59,8 @@ class Policies:
 
     def __init__(self, message: policy_pb2.PolicySet, previous: Policies | None = None) -> None:
         self.revision = message.revision
+        self.newcomers: frozenset[str] = frozenset()
+        """IDs of entries that came after this set: Workload objects of theirs are in the next one."""
         mesh = _mesh(message.mesh)
         self.mesh: Mesh = previous.mesh if previous is not None and previous.mesh == mesh else mesh
         self.keys = {item.issuer: item.jwks for item in message.keys}
@@ -113,7 +116,10 @@ class Policies:
         return known[1]
 
     def _unknown(self, target: Target) -> str:
-        """Of a namespace that the server did not tell all about, policies that deny may be missing here."""
+        """Of a namespace that the server did not tell all about, policies that deny may be missing here; and of an ID
+        that is newer than this set it is not known whether it is in any."""
+        if not target.namespace and target.spiffe_id in self.newcomers:
+            return NEWCOMER
         if not self._namespaces or target.namespace in self._namespaces:
             return ""
         return f"the server has not sent this agent the policies of the namespace {quote(target.namespace)}"

@@ -133,6 +133,42 @@ def test_a_strict_workload_refuses_plain_text_before_anything_else() -> None:
     assert again.matched(A, ()).policies[0] is found.matched(A, ()).policies[0]
 
 
+async def test_whom_only_the_next_set_knows_nobody_may_call_before_it_is_read(held: HeldPolicies) -> None:
+    """A policy of the root namespace allows, one of the newcomer's own denies: the old set has the first alone."""
+    new = "spiffe://example.org/new"
+    root = authorization("all", rules=[{}])
+    root["metadata"]["namespace"] = "root"
+    first = policy_set(1, root)
+    held.take(first)
+    await eventually(lambda: held.payload == first)
+    before = held.in_force
+    assert before is not None
+    assert not before.matched(new, ()).unknown
+    held.take(
+        policy_set(2, root, workload("new", "/new"), authorization("no", action="DENY", rules=[{}])), frozenset({new})
+    )
+    assert "being read" in before.matched(new, ()).unknown
+    assert not before.snapshot(before.matched(new, ())).judges(new)
+    assert not before.matched(new, {Selector("k8s", "ns:a")}).unknown
+    assert not before.matched(A, ()).unknown
+    await eventually(lambda: held.in_force is not before)
+    after = held.in_force
+    assert after is not None
+    assert {policy.id for policy in after.matched(new, ()).policies} == {"a/no", "root/all"}
+    held.take(held.payload, frozenset({"spiffe://example.org/other"}))
+    assert not after.newcomers
+
+
+async def test_newcomers_wait_for_the_set_that_came_with_them(held: HeldPolicies) -> None:
+    held.take(ONE)
+    await eventually(lambda: held.payload == ONE)
+    held.take(BAD, frozenset({"spiffe://example.org/new"}))
+    await eventually(lambda: bool(held.problem))
+    in_force = held.in_force
+    assert in_force is not None
+    assert "being read" in in_force.matched("spiffe://example.org/new", ()).unknown
+
+
 def test_nobody_may_call_whom_two_places_are_told_of() -> None:
     elsewhere = workload("b", "/a")
     elsewhere["metadata"]["namespace"] = "b"
