@@ -177,6 +177,11 @@ class Prepared:
             self._spoken = tuple(sorted(number for number in numbers if not looks_at_http(rules[number])))
         return self._spoken
 
+    @property
+    def conditional(self) -> bool:
+        """Whether a rule has a CEL condition; such a one is checked by itself."""
+        return any(row.rule and row.rule.condition for some in self.requests if some.checked for row in some.rows)
+
 
 def _not_of_http(piece: Piece) -> Iterable[Row]:
     """The rows that are not known at once to ask for something of HTTP."""

@@ -50,6 +50,10 @@ class Judge:
             self._spoken = tuple((each.policy, number) for each in allows for number in each.spoken)
         return self._spoken
 
+    def conditional(self, *, shadow: bool) -> bool:
+        """Whether a rule has a CEL condition, of shadow policies, too, where they count."""
+        return any(each.conditional for each in self._prepared if shadow or not each.policy.shadow)
+
     def decide(self, request: Request) -> Decision:
         """The verdict, with that of the shadow policies where there are any."""
         enforced, shadow = self.evaluators(http=request.http)

@@ -65,9 +65,9 @@ def _meeting(column: Column, question: Literal) -> int:
     for text, rows in column.positive.exact.items():
         if question.test(text):
             found |= rows
-    heads = [pattern.head for pattern in question.patterns]
+    heads = tuple(pattern.head for pattern in question.patterns)
     for kind, masks in column.positive.others.items():
         for text, rows in masks.items():
-            if kind is not MatchKind.PREFIX or any(h.startswith(text) or text.startswith(h) for h in heads):
+            if kind is not MatchKind.PREFIX or text.startswith(heads) or any(h.startswith(text) for h in heads):
                 found |= rows
     return found

@@ -125,7 +125,7 @@ class Side:
         if self._index is None:
             enforced, shadowing = self.judge.evaluators(http=self._rows.http)
             self._index = (shadowing or enforced) if self._shadow else enforced
-            if self._rows.http and any(rule.condition for policy in self.policies for rule in policy.rules or ()):
+            if self._rows.http and self.judge.conditional(shadow=self._shadow):
                 self._index = self._unconditional()
         return self._index
 
