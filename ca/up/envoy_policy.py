@@ -14,6 +14,11 @@ PUSHED, ASKED = "pushed", "ext_authz"
 """As the decision log calls the two ways."""
 
 
+def load() -> None:
+    """Import what the others need, which takes a moment: while nobody waits for it."""
+    import policy.envoy_snippet  # noqa: F401
+
+
 def sidecar(name: str) -> dict[str, Any]:
     """By the filter that the agent gives it; what that cannot say is asked. Without a filter all is refused."""
     return _manager(name)

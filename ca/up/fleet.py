@@ -9,7 +9,7 @@ from typing import Any
 
 from ca.errors import FailedPrecondition
 from ca.runtime.files import atomic_write
-from ca.up import admin, policies
+from ca.up import admin, envoy_policy, policies
 from ca.up.child import Child
 from ca.up.configs import agent_config, as_yaml, server_config
 from ca.up.demo import Demo
@@ -46,7 +46,9 @@ class Fleet:
             await self._start_agent(known)
         else:
             revision, *_ = await asyncio.gather(
-                policies.ensure(self.layout.server_admin_socket, self.options), self._start_agent(known)
+                policies.ensure(self.layout.server_admin_socket, self.options),
+                self._start_agent(known),
+                asyncio.to_thread(envoy_policy.load),
             )
             self._report.part("policy", "hello", f"web may GET {policies.ALLOWED_PATH} of api (revision {revision})")
             await self._register()

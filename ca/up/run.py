@@ -147,6 +147,8 @@ def _next_steps(fleet: Fleet, proof: Proof | None) -> list[str]:
     agent = "" if here else f" --agent-socket {fleet.layout.agent_admin_socket}"
     steps = [f"curl {proof.url}"] if proof else []
     steps += [f"{caadmin} entry list{server}", f"{caadmin} agent sds{agent}"]
+    refused = [one.decision for one in proof.decisions if not one.allowed] if proof else []
+    steps += [f"{caadmin} policy explain --decision {one}{server}{agent}" for one in refused[:1]]
     if fleet.options.once:
         again = shlex.join([burgee, "up", *_arguments(fleet.options)])
         return [f"{again}   (the same, in the foreground; state is kept in {fleet.options.directory})"]

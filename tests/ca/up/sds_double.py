@@ -33,6 +33,8 @@ class SdsDouble(sds_pb2_grpc.SecretDiscoveryServiceServicer):
 
     def __init__(self, trust_domain: str) -> None:
         self.trust_domain = trust_domain
+        self.policies = asyncio.Event()
+        self.policies.set()
         self.version = 1
         self._changed = asyncio.Condition()
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -107,12 +109,16 @@ class SdsDouble(sds_pb2_grpc.SecretDiscoveryServiceServicer):
 
 
 class _AllowAll(ecds_pb2_grpc.ExtensionConfigDiscoveryServiceServicer):
-    """Whatever filter is asked for denies nothing."""
+    """Whatever filter is asked for denies nothing, as soon as there are policies."""
+
+    def __init__(self, double: SdsDouble) -> None:
+        self._double = double
 
     async def DeltaExtensionConfigs(
         self, requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest], context: Any
     ) -> AsyncIterator[discovery_pb2.DeltaDiscoveryResponse]:
         async for request in requests:
+            await self._double.policies.wait()
             response = discovery_pb2.DeltaDiscoveryResponse(type_url=request.type_url, nonce="1")
             for name in request.resource_names_subscribe:
                 made = TypedExtensionConfig(name=name)
@@ -126,7 +132,7 @@ async def serve_sds(double: SdsDouble, socket: Path) -> grpc.aio.Server:
     """A started server of `double` on a Unix socket that every uid can reach."""
     server = grpc.aio.server()
     sds_pb2_grpc.add_SecretDiscoveryServiceServicer_to_server(double, server)
-    ecds_pb2_grpc.add_ExtensionConfigDiscoveryServiceServicer_to_server(_AllowAll(), server)
+    ecds_pb2_grpc.add_ExtensionConfigDiscoveryServiceServicer_to_server(_AllowAll(double), server)
     socket.parent.mkdir(mode=0o755, exist_ok=True)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()

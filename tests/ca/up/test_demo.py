@@ -15,6 +15,7 @@ import pytest
 
 from ca.errors import FailedPrecondition
 from ca.identity.spiffe_id import TrustDomain
+from ca.up import http
 from ca.up.child import Child
 from ca.up.demo import Demo, choose_places
 from ca.up.envoy_program import find_envoy
@@ -128,6 +129,20 @@ async def test_a_peer_with_another_identity_is_refused(stage: Stage) -> None:
     demo._peering = lambda own, peer: peering(own, "somebody-else")  # type: ignore[method-assign]
     await demo.start_web()
     assert await demo.request_status() == 503
+
+
+@pytest.mark.real("envoy")
+async def test_everything_is_refused_until_policies_come(stage: Stage) -> None:
+    """By the sidecar, which has no filter yet, and by the gateway, whom nobody answers."""
+    stage.sds.policies.clear()
+    demo = stage.demo()
+    await start(demo)
+    through = int(demo.services["web"].through_gateway.rstrip("/").rpartition(":")[2])
+    for _ in range(3):
+        assert await demo.request_status() == 403
+        assert (await http.get(("127.0.0.1", through), "/hello")).status == 403
+    stage.sds.policies.set()
+    assert (await demo.prove()).status == 200
 
 
 @pytest.mark.real("envoy")
