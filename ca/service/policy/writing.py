@@ -15,6 +15,7 @@ from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.threads import to_thread
 from ca.service.policy import gate
+from ca.service.policy.author_share import check_share, limits_of
 from ca.service.policy.candidates import Candidates, candidates
 from ca.service.policy.compile import Draft, draft
 from ca.service.policy.grants import Rights
@@ -124,7 +125,7 @@ class Writing:
         except Moved:
             return None
         await self._held.know_targets()
-        made, pieces = await to_thread(self._draft, changes, state, invariants, self._held.candidates)
+        made, pieces = await to_thread(self._draft, changes, state, invariants, self._held.candidates, wanted.rights)
         if wanted.dry_run:
             return await to_thread(_rehearsed, made, state, wanted)
         try:
@@ -140,7 +141,7 @@ class Writing:
             return None
 
     def _draft(
-        self, changes: Sequence[Change], state: State, invariants: str, before: Candidates | None
+        self, changes: Sequence[Change], state: State, invariants: str, before: Candidates | None, rights: Rights
     ) -> tuple[Draft, Candidates | None]:
         settings = self._held.settings
         made = draft(changes, state, settings, self._held.targets)
@@ -150,6 +151,8 @@ class Writing:
         if pieces.size > max(settings.limits.max_bytes, 0 if before is None else before.size):
             most = settings.limits.max_bytes
             raise invalid(made.steps[0].key, "P002", f"{pieces.size:,} bytes of policies, and at most {most:,} may be")
+        if not rights.is_admin:
+            check_share(made, pieces, state, before, rights.writes, limits_of(settings.limits))
         gate.check_invariants(invariants, made.state, self._held.holding)
         return made, pieces
 

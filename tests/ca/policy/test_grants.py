@@ -14,10 +14,11 @@ from ca.errors import BurgeeError, Denied, FailedPrecondition, InvalidArgument, 
 from ca.identity.svid import X509Svid
 from ca.runtime.peers import Peer
 from ca.service.policy.grants import Rights, check_grant, rights_of
+from ca.service.policy.refusals import PolicyInvalid
 from ca.store.audit import AuditFilter
 from policy.book_values import Change, Grant, Key, Role
 from policy.model import Request
-from tests.ca.policy.lab import ADMIN, ROOT, Lab, allow, body, gone, key, lab, put, spiffe_id, url_in, workload
+from tests.ca.policy.lab import ADMIN, ROOT, Lab, allow, author, body, gone, key, lab, put, spiffe_id, url_in, workload
 
 OWN, FOREIGN = "shop", "bank"
 
@@ -157,6 +158,28 @@ async def test_a_rollback_needs_what_the_writes_would_need(made: Lab) -> None:
     with pytest.raises(Denied):
         await made.book.rollback(3, actor="x", rights=rights(made, "author"))
     assert made.book.state.revision == 4
+
+
+async def _each(made: Lab, changes: list[Change], who: Rights) -> None:
+    for change in changes:
+        await made.write(change, rights=who)
+
+
+@pytest.mark.parametrize("limit", [{"max_objects": 8}, {"max_rules": 8}, {"max_bytes": 1800}])
+async def test_an_author_does_not_fill_the_book(tmp_path: Path, limit: dict[str, int]) -> None:
+    """Nobody else could write then, nor an admin a denial."""
+    mine, other = author(OWN, "more"), author(FOREIGN)
+    async with lab(url_in(tmp_path), policy={"limits": limit}) as one:
+        filling = [put(allow(f"p{number}", namespace=(OWN, "more")[number % 2])) for number in range(8)]
+        with pytest.raises(PolicyInvalid, match="of one author"):
+            await _each(one, filling, mine)
+        kept = len(one.book.state.objects)
+        assert 2 <= kept <= 4
+        await one.write(put(allow("p0", "b")), rights=mine)
+        await one.write(gone("p0"), rights=mine)
+        await one.write(put(allow("q", namespace=FOREIGN)), rights=other)
+        await one.write(put(body("no", OWN, action="DENY", rules=[{}])))
+        assert len(one.book.state.objects) == kept + 1
 
 
 async def test_a_rollback_tells_nobody_the_names_of_what_it_may_not_read(made: Lab) -> None:
