@@ -117,8 +117,7 @@ def plain(text: str) -> Scalar:
 def read(text: str | bytes, source: str) -> list[Node]:
     """All documents of a stream that are not empty. Raises Refused."""
 
-    def refuse(code: str, message: str, mark: Any = None) -> Refused:
-        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+    def refuse(code: str, message: str, line: int = 1, column: int = 1) -> Refused:
         return Refused([Problem(code, message, Origin(source, line, column))])
 
     if len(text) > MAX_BYTES:
@@ -127,13 +126,23 @@ def read(text: str | bytes, source: str) -> list[Node]:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise refuse("P001", f"not UTF-8, at byte {error.start}") from None
+            raise refuse("P001", f"not UTF-8, at byte {error.start}", *place_of(text, error.start)) from None
     try:
         return list(_Reader(text, source).documents())
     except yaml.MarkedYAMLError as error:
-        raise refuse("P001", f"not YAML: {error.problem or error.context}", error.problem_mark) from None
+        mark = error.problem_mark
+        place = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+        raise refuse("P001", f"not YAML: {error.problem or error.context}", *place) from None
     except (yaml.YAMLError, UnicodeError) as error:
-        raise refuse("P001", f"not YAML: {str(error).partition(chr(10))[0][:200]}") from None
+        place = place_of(text.encode(errors="replace"), getattr(error, "position", 0))
+        raise refuse("P001", f"not YAML: {str(error).partition(chr(10))[0][:200]}", *place) from None
+
+
+def place_of(data: bytes, at: int) -> tuple[int, int]:
+    """Line and column of a byte."""
+    before = data[:at]
+    line = before[before.rfind(b"\n") + 1 :]
+    return before.count(b"\n") + 1, len(line.decode(errors="replace")) + 1
 
 
 def of_object(value: Any, depth: int = MAX_DEPTH) -> Node:

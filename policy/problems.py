@@ -65,6 +65,59 @@ CODES: dict[str, str] = {
     "P304": "a mode that turns mutual TLS off",
 }
 
+HINTS: dict[str, str] = {
+    "P001": "write YAML or JSON, in UTF-8",
+    "P002": "write several objects, or several files",
+    "P003": "write the value out",
+    "P004": "keep one of the two",
+    "P005": "the language reference has an example of every field",
+    "P006": "leave it out; the language reference has every field",
+    "P007": "AuthorizationPolicy, RequestAuthentication, PeerAuthentication or Workload",
+    "P008": "lower-case letters, digits and `-`",
+    "P009": "give one of the two another name",
+    "P101": "ALLOW, DENY, AUDIT or CUSTOM",
+    "P102": "write `rules: [{}]` for everything",
+    "P103": "`provider: {name: …}`",
+    "P104": "set `action: CUSTOM`, or leave it out",
+    "P105": "keep one of them, or write two policies",
+    "P106": "labels are compared as they are",
+    "P107": "for example `{kind: Service, name: orders}`",
+    "P108": "write several policies",
+    "P109": "leave it out, or say what it is",
+    "P110": "leave it out, and anything matches",
+    "P111": "write `source: {…}`, or leave `from` out for anybody",
+    "P112": "write `operation: {…}`, or leave `to` out for anything",
+    "P113": "leave it out, or write `*` for anything",
+    "P114": "write `10.0.0.1` or `10.0.0.0/8`",
+    "P115": "ports are texts from `0` to `65535`",
+    "P116": "`{*}` is one segment, `{**}` any number of them",
+    "P117": "a proxy would refuse its whole configuration",
+    "P118": "write two sources",
+    "P119": "write `account` or `namespace/account`",
+    "P120": "let the provider look at it",
+    "P121": "for example `key: source.ip`",
+    "P122": "the language reference has every attribute",
+    "P123": "for example `request.headers[name]`",
+    "P124": "a policy's own scope says that",
+    "P125": 'write `values: ["…"]`',
+    "P126": "write two conditions",
+    "P131": "for example `spiffe://example.org/ns/shop/sa/orders`, and nothing else that selects",
+    "P132": "a CEL expression of type bool",
+    "P201": "`issuer: https://…` is who signs the tokens, without control characters",
+    "P202": "leave it out, and the audience is not looked at",
+    "P203": "for example `https://issuer.example/keys`",
+    "P204": "an administrator lists the hosts",
+    "P205": 'it starts with `{"keys": [`',
+    "P206": "leave it out, or say what it is called",
+    "P207": "`{claim: sub, header: x-subject}`",
+    "P208": "for example `5s`",
+    "P301": "STRICT, PERMISSIVE or UNSET",
+    "P302": "write `selector: {matchLabels: {…}}`",
+    "P303": "ports are from 1 to 65535",
+    "P304": "PERMISSIVE lets plain text in besides",
+}
+"""What may help where whoever refuses knows nothing better."""
+
 WARNINGS: dict[str, str] = {
     "W001": "a selector without labels, which is everything in the namespace",
     "W002": "a DENY rule of HTTP fields alone, which denies every connection that is not HTTP",
@@ -81,6 +134,9 @@ class Problem:
     origin: Origin
     pointer: str = ""
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hint", self.hint or HINTS.get(self.code, ""))
 
     def __str__(self) -> str:
         hint = f" ({self.hint})" if self.hint else ""

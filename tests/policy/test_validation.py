@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from policy.documents import MAX_BYTES
 from policy.parse import PolicySet, parse, parse_all, parse_object
-from policy.problems import CODES, WARNINGS, Refused
+from policy.problems import CODES, HINTS, WARNINGS, Refused
 
 PAGE = Path(__file__).parents[2] / "docs/policy/language.md"
 
@@ -217,7 +218,30 @@ def test_each_row_refuses(code: str) -> None:
     for text in REFUSED[code]:
         problems = refusal(text).problems
         assert code in {problem.code for problem in problems}, (text[:200], [str(p) for p in problems])
-        assert all(problem.origin.source == "f.yaml" and problem.code in CODES for problem in problems)
+        for problem in problems:
+            assert problem.code in CODES
+            assert str(problem).startswith(f"f.yaml:{problem.origin.line}:{problem.origin.column}: {problem.code} ")
+            assert min(problem.origin.line, problem.origin.column) > 0
+            assert problem.hint, str(problem)
+
+
+def test_every_code_has_a_hint() -> None:
+    assert HINTS.keys() == CODES.keys()
+    assert all(HINTS.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"a: 1\nb\xc3\xa9: \xff", (2, 5)),
+        ("\u00e9: 1\na: 'x\x00'", (2, 6)),
+        ("a: '\ud800'", (1, 1)),
+        (b" " * (MAX_BYTES + 1), (1, 1)),
+    ],
+)
+def test_what_is_no_text_has_a_place_as_well(text: str | bytes, place: tuple[int, int]) -> None:
+    (problem,) = refusal(text).problems
+    assert (problem.origin.line, problem.origin.column) == place
 
 
 def test_the_page_has_every_row() -> None:
