@@ -23,7 +23,6 @@ from ca.service.peers import AgentTable
 from ca.service.rates import TokenBuckets
 from ca.service.trust import Trust
 from ca.store.agents import already_attested
-from ca.store.prune import ONE_TIME_ATTESTATION
 from ca.store.store import Store
 from ca.store.values import AttestedAgent
 
@@ -34,6 +33,9 @@ MAX_VERSION_CHARACTERS = 255
 _attesting_key: ContextVar[bytes | None] = ContextVar("burgee_attesting_key", default=None)
 """SHA-256 of the public key in the CSR of the attestation that runs now; its possession has been proven."""
 VERSIONS_AT_ONCE = 3
+
+NAMED_BY_EVIDENCE = "join_token"
+"""The method whose evidence is used up and is the agent's name: nobody can come with other evidence for that agent."""
 
 LOST_ANSWER = timedelta(minutes=5)
 """How long the same key may attest again with evidence that serves once; certificates begin a little before now."""
@@ -135,7 +137,7 @@ class NodeAttestation:
         node = await self._verify(verifier, kind, payload, challenge)
         agent_id = attempt.agent_id = self._agent_id(kind, node)
         self._refuse_banned(agent_id)
-        serves_again = node.reattestable or kind in ONE_TIME_ATTESTATION  # what is used up cannot come twice
+        serves_again = node.reattestable or kind == NAMED_BY_EVIDENCE
         successor_of = None if serves_again else await self._first_use(agent_id, request.key.der)
         svid = await self._issuer.for_agent(agent_id, request)
         await self._remember(agent_id, kind, node, svid, successor_of)
