@@ -315,6 +315,24 @@ async def test_a_quote_of_another_tpm_is_refused(lone: SoftTpm) -> None:
     assert await refusal(verifier(policy()).verify(await node.payload(), answer)) == "TPM_QUOTE_INVALID"
 
 
+async def test_who_tells_other_values_than_its_tpm_quotes_is_refused(lone: SoftTpm) -> None:
+    """The quote is true and the node has booted something else: the values that the policy is held against come from
+    the agent, and are worth what the quote says of them."""
+    lone.tool("tpm2_pcrextend", "8:sha256=" + "aa" * 32)
+    node = prover(lone)
+
+    async def answer(challenge: bytes) -> bytes:
+        told = Answers.decode(await node.answer(challenge))
+        assert told.quoted is not None
+        values = (UNTOUCHED,) * len(told.quoted.values)
+        assert values != told.quoted.values
+        return replace(told, quoted=replace(told.quoted, values=values)).encode()
+
+    with collecting() as notes:
+        assert await refusal(verifier(policy()).verify(await node.payload(), answer)) == "TPM_QUOTE_INVALID"
+    assert any("not those that were quoted" in note.value for note in notes)
+
+
 async def test_the_quote_of_another_time_is_refused(tpm: SoftTpm) -> None:
     """By the right keys, over another nonce: only the quote is old."""
     recorded = await recording()
