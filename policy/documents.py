@@ -122,11 +122,10 @@ def read(text: str | bytes, source: str) -> list[Node]:
 
     if len(text) > MAX_BYTES:
         raise refuse("P002", f"more than {MAX_BYTES >> 20} MiB")
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise refuse("P001", f"not UTF-8, at byte {error.start}", *place_of(text, error.start)) from None
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise refuse("P001", f"not UTF-8, at byte {error.start}", *place_of(error.object, error.start)) from None
     try:
         return list(_Reader(text, source).documents())
     except yaml.MarkedYAMLError as error:

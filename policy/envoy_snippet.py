@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from envoy.config.core.v3.base_pb2 import HeaderValueOption
 from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ApiVersion, ConfigSource, ExtensionConfigSource
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
 from envoy.extensions.access_loggers.grpc.v3.als_pb2 import HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig
 from envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2 import ExtAuthz
+from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutation
 from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.ext_authz.v3.ext_authz_pb2 import ExtAuthz as NetworkExtAuthz
@@ -184,7 +186,8 @@ def network_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: 
 def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe_id: str = "") -> dict[str, Any]:
     """Parts of an HttpConnectionManager and the cluster they need. `prefix` tells this proxy's decisions from others'.
 
-    The request's id is Envoy's own: what a client sent is taken away before one is made.
+    The request's id is Envoy's own: what a client sent is taken away before one is made. Whatever is answered names its
+    decision.
     """
     decision = f"{prefix}-%REQ({REQUEST_ID})%"
     return {
@@ -195,7 +198,10 @@ def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe
             "generate_request_id": True,
             "always_set_request_id_in_response": True,
             "early_header_mutation_extensions": [_without_request_id()],
-            "http_filters": http_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
+            "http_filters": [
+                _tells(decision),
+                *http_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
+            ],
             "access_log": [_logged(cluster, prefix, spiffe_id, http=True)],
             "local_reply_config": {"mappers": [_told(decision)]},
         },
@@ -242,6 +248,15 @@ def _without_request_id() -> dict[str, Any]:
         "name": "burgee.own-request-id",
         "typed_config": {"@type": f"{_TYPES}{kind}", "mutations": [{"remove": REQUEST_ID}]},
     }
+
+
+def _tells(decision: str) -> dict[str, Any]:
+    """Every response has its decision's id: what was allowed, too, and whatever the upstream wrote there."""
+    found = HeaderMutation()
+    one = found.mutations.response_mutations.add().append
+    one.header.key, one.header.value = DECISION_HEADER, decision
+    one.append_action = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+    return {"name": "burgee.http.decision", "typed_config": _plain(any_of(found))}
 
 
 def _logged(cluster: str, prefix: str, spiffe_id: str, *, http: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_the_printed_parts_go_into_the_pages_service(tmp_path: Path) -> None:
     manager |= parts["http_connection_manager"]
     manager["http_filters"] = parts["http_connection_manager"]["http_filters"] + router
     assert judged(service, tmp_path) == ""
-    given, ask = manager["http_filters"][:2]
+    given, ask = manager["http_filters"][1:3]
     assert given["name"] == "burgee.http.policy+ask"
     del ask["typed_config"]["filter_enabled_metadata"]
     manager["http_filters"] = [ask, *router]

@@ -263,13 +263,15 @@ async def test_what_a_person_copies_has_its_policies_pushed_its_tokens_verified_
 
     await asyncio.to_thread(until, "policies are pushed", through, every=0.2)
     pushed = await lab.ask("snippet", WEB_ID, path="/pushed", x_request_id="forged")
-    record = await lab.record(f"p2-{pushed.request_id}")
+    assert pushed.decision == [f"p2-{pushed.request_id}"]
+    record = await lab.record(pushed.decision[0])
     assert (record.source, record.policy) == (Source.PUSHED, "a/named")
     now = int(lab.clock.now().timestamp())
     claims = {"iss": "https://i", "sub": "alice", "exp": now + 600}
     token = ISSUER.token(claims)
     asked = await lab.ask("snippet", WEB_ID, path="/token", authorization=f"Bearer {token}")
     assert asked.status == 200, asked
+    assert len(asked.decision) == 1
     record = await lab.record(asked.decision[0])
     assert (record.source, record.policy, record.id) == (Source.EXT_AUTHZ, "a/token", f"p2-{asked.request_id}")
     assert (record.claims or {})["sub"] == "alice"

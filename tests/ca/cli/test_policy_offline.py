@@ -241,6 +241,7 @@ def test_envoy_snippet(caadmin: Caadmin) -> None:
     assert DECISION_HEADER in ran.out
     assert "gw1-" in ran.out
     assert [f["name"] for f in found["http_connection_manager"]["http_filters"]] == [
+        "burgee.http.decision",
         "burgee.http.policy+ask",
         "burgee.http.ask",
     ]
