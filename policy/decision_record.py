@@ -12,6 +12,8 @@ from typing import Any
 from policy.decision import Decision
 from policy.model import Request
 
+MASK = "***"
+"""Stands for a value that is not kept."""
 MAX_LINE_BYTES = 256 * 1024
 """No record is longer: requests are bounded before they are decided."""
 

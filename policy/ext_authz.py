@@ -18,7 +18,7 @@ from google.protobuf.json_format import Error, MessageToDict
 from policy.authentication import JwtRule
 from policy.callers import NotNamed, spiffe_id_of
 from policy.decision import Decision
-from policy.decision_record import DecisionRecord, Source, record_of, refused_record
+from policy.decision_record import MASK, DecisionRecord, Source, record_of, refused_record
 from policy.envoy_predicates import JWT_FILTER, JWT_KEY
 from policy.jwks import NotVerified
 from policy.model import Action, Attribute, Request, Target
@@ -93,6 +93,13 @@ class Bound:
         return _looks_at(self.snapshot, self.target.spiffe_id)
 
     @cached_property
+    def token_headers(self) -> frozenset[str]:
+        """Headers in which tokens come, or what a proxy read in them goes on."""
+        found = {name.lower() for rule in self.rules for name, _ in rule.from_headers}
+        found |= {rule.output_payload_to_header.lower() for rule in self.rules if rule.output_payload_to_header}
+        return frozenset(found | {"cookie"} if any(rule.from_cookies for rule in self.rules) else found)
+
+    @cached_property
     def metadata_filters(self) -> frozenset[str]:
         """The filters whose leavings the enforced rules look at."""
         clauses = (c for c in _clauses(self.snapshot, self.target.spiffe_id) if c.attribute is Attribute.METADATA)
@@ -108,12 +115,16 @@ class Verdict:
     request: Request
     decision: Decision | None = None
     detail: str = ""
+    masked: tuple[str, ...] = ()
+    """What of the request is another in it than it was: it is for nobody to read."""
 
     def record(self, *, id: str, at: datetime, target: str, revision: int | None, **more: Any) -> DecisionRecord:
         """As it is kept; `more` are further fields of a DecisionRecord."""
         known = {"id": id, "at": at, "source": Source.EXT_AUTHZ, "target": target, "revision": revision, **more}
         if self.detail:
             known["detail"] = self.detail
+        if self.masked:
+            known["masked"] = self.masked
         if self.decision is None:
             return refused_record(self.reason, self.request, **known)
         return record_of(self.decision, self.request, allowed=self.allowed, reason=str(self.reason), **known)
@@ -135,11 +146,27 @@ def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
     except Refused as refusal:
         if request is None:
             request = _as_far_as_can_be_read(check.attributes, said)
-        return Verdict(allowed=False, reason=refusal.reason, request=request, detail=str(refusal))
+        request, masked = _without_tokens(request, bound)
+        return Verdict(allowed=False, reason=refusal.reason, request=request, detail=str(refusal), masked=masked)
     decision = bound.snapshot.decide(bound.target.spiffe_id, request)
+    request, masked = _without_tokens(request, bound)
     return Verdict(
-        allowed=decision.allowed, reason=decision.reason, request=request, decision=decision, detail=bound.unknown
+        allowed=decision.allowed,
+        reason=decision.reason,
+        request=request,
+        decision=decision,
+        detail=bound.unknown,
+        masked=masked,
     )
+
+
+def _without_tokens(request: Request, bound: Bound) -> tuple[Request, tuple[str, ...]]:
+    """For the record: who reads a log must not be able to do what the caller may."""
+    names = bound.token_headers & request.headers.keys()
+    if not names:
+        return request, ()
+    headers = {name: MASK if name in names else value for name, value in request.headers.items()}
+    return replace(request, headers=headers), tuple(f"headers.{name}" for name in sorted(names))
 
 
 def _as_far_as_can_be_read(attributes: Any, said: Said) -> Request:

@@ -25,10 +25,11 @@ from ca.runtime.files import make_private_dir
 from ca.runtime.log import get
 from ca.runtime.log_limit import Sparingly
 from ca.runtime.metrics import counter, gauge
-from policy.decision_record import MAX_LINE_BYTES, DecisionRecord, Source
+from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source
 
 FILE = "decisions.jsonl"
-MASK = "***"
+CLAIMS_IN = "envoy.filters.http.jwt_authn"
+"""The filter that leaves the claims of tokens in the request's metadata."""
 BATCH = 512
 GATHER_SECONDS = 0.05
 """What comes within this time of the first is written at once."""
@@ -211,6 +212,8 @@ class Mask:
     def applied(self, record: DecisionRecord) -> DecisionRecord:
         headers = self._headers & record.headers.keys()
         claims = self._claims & (record.claims or {}).keys()
+        if self._claims and CLAIMS_IN in record.metadata:
+            record = self._without_claims(record)
         if not headers and not claims:
             return record
         masked = (*record.masked, *(f"headers.{n}" for n in sorted(headers)), *(f"claims.{n}" for n in sorted(claims)))
@@ -220,6 +223,17 @@ class Mask:
             claims=None if record.claims is None else _masked(record.claims, claims),
             masked=masked,
         )
+
+    def _without_claims(self, record: DecisionRecord) -> DecisionRecord:
+        """The same claims, as the proxy's filter left them."""
+        left: dict[str, Any] = dict(record.metadata[CLAIMS_IN])
+        masked: list[str] = []
+        for name, payload in left.items():
+            if isinstance(payload, dict) and (found := self._claims & payload.keys()):
+                left[name] = _masked(payload, found)
+                masked += (f"metadata.{CLAIMS_IN}.{name}.{claim}" for claim in sorted(found))
+        metadata = {**record.metadata, CLAIMS_IN: left}
+        return replace(record, metadata=metadata, masked=(*record.masked, *masked)) if masked else record
 
 
 def _masked(found: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
@@ -228,6 +229,27 @@ def issuer() -> JwtIssuer:
 
 
 CLAIM = policy(Rule(conditions=(clause(Attribute.CLAIM, "alice", key=("sub",)),)))
+
+
+def test_a_token_is_in_no_record_wherever_it_comes(issuer: JwtIssuer) -> None:
+    """A rule may have it in a header that no log masks by itself."""
+    rule = JwtRule(
+        issuer="https://i",
+        jwks=issuer.jwks,
+        from_headers=(("X-Token", "t "),),
+        from_cookies=("session",),
+        output_payload_to_header="X-Payload",
+    )
+    token = issuer.token({"iss": "https://i", "sub": "alice"})
+    found = replace(bound(ANYTHING), rules=(rule,))
+    for sent, verdict_reason in ((token, "ALLOWED_BY_RULE"), (f"{token}x", "TOKEN_INVALID")):
+        asked = check(headers={"x-token": f"t {sent}", "cookie": f"a={sent}", "x-payload": sent, "x-a": "b"})
+        made = verdict(asked, found)
+        assert made.reason == verdict_reason
+        record = made.record(id="p-1", at=NOW, target=TARGET.spiffe_id, revision=1)
+        assert token not in record.json_line()
+        assert record.headers["x-a"] == "b"
+        assert record.masked == ("headers.cookie", "headers.x-payload", "headers.x-token")
 
 
 def test_claims_count_only_if_a_token_was_verified(issuer: JwtIssuer) -> None:

@@ -16,10 +16,11 @@ import pytest
 from ca.errors import FailedPrecondition
 from ca.runtime import decision_log
 from ca.runtime.config import from_values
-from ca.runtime.decision_log import FILE, LOST, MASK, SAMPLED, DecisionLog, line_of
+from ca.runtime.decision_log import CLAIMS_IN, FILE, LOST, SAMPLED, DecisionLog, line_of
 from ca.runtime.decision_log_config import DecisionLogConfig
 from ca.runtime.decision_reader import Page, Query, find
-from policy.decision_record import MAX_LINE_BYTES, DecisionRecord, Source
+from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source
+from policy.envoy_predicates import JWT_FILTER
 
 AT = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
 
@@ -177,6 +178,22 @@ def test_secrets_are_masked_before_they_are_written_or_shown(directory: Path) ->
     assert found.claims == {"email": MASK, "sub": "alice"}
     assert found.masked == ("headers.authorization", "claims.email")
     assert [r.headers for r in shown] == [found.headers]
+
+
+def test_claims_are_masked_also_where_a_proxys_filter_left_them(directory: Path) -> None:
+    log = opened(directory, mask_claims=["email"])
+    left = {"payload": {"email": "secret@x", "sub": "alice"}, "other": "text"}
+    log.add(record(1, metadata={CLAIMS_IN: left, "mine": {"email": "kept"}}))
+    log.close()
+    assert b"secret" not in (directory / FILE).read_bytes()
+    found = find(directory, Query()).records[0]
+    assert found.metadata[CLAIMS_IN] == {"payload": {"email": MASK, "sub": "alice"}, "other": "text"}
+    assert found.metadata["mine"] == {"email": "kept"}
+    assert found.masked == (f"metadata.{CLAIMS_IN}.payload.email",)
+
+
+def test_the_filter_that_leaves_claims_is_envoys() -> None:
+    assert CLAIMS_IN == JWT_FILTER
 
 
 def test_a_log_that_is_not_kept_writes_nothing_and_still_counts(directory: Path) -> None:
