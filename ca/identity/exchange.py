@@ -18,12 +18,15 @@ MAX_REQUESTER_CHARACTERS = 600
 
 _EVERYBODYS_CLAIMS = frozenset(
     {
-        *("actor_id_type", "aud", "azp", "base_ref", "deployment_tier", "environment", "environment_protected"),
-        *("event_name", "exp", "head_ref", "iat", "iss", "nbf", "pipeline_source", "ref", "ref_path", "ref_protected"),
-        *("ref_type", "repository_visibility", "run_attempt", "run_number", "runner_environment", "workflow"),
+        *("actor_id_type", "aud", "azp", "base_ref", "deployment_action", "deployment_tier", "environment"),
+        *("environment_action", "environment_protected", "event_name", "exp", "head_ref", "iat", "iss", "job_source"),
+        *("job_workflow_ref", "job_workflow_sha", "nbf", "pipeline_source", "project_visibility", "ref", "ref_path"),
+        *("ref_protected", "ref_type", "repository_visibility", "run_attempt", "run_number", "runner_environment"),
+        *("ci_config_sha", "sha", "user_access_level", "workflow", "workflow_sha"),
     }
 )
-"""Claims of forges whose values anybody's repository there can have."""
+"""Claims of forges whose values anybody's repository there can have: a fork has the same commits, and a workflow that
+is public (`job_workflow_ref`) can be called from everywhere."""
 
 
 def parent_id(trust_domain: TrustDomain, kind: str, issuer: str) -> SpiffeId:
