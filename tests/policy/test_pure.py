@@ -9,32 +9,23 @@ import pytest
 
 ROOM = Path(__file__).parents[2] / "policy"
 OUTSIDE = frozenset(
-    [
-        "asyncio",
-        "concurrent",
-        "glob",
-        "grpc",
-        "http",
-        "httpx",
-        "io",
-        "logging",
-        "multiprocessing",
-        "os",
-        "pathlib",
-        "random",
-        "secrets",
-        "select",
-        "shutil",
-        "signal",
-        "socket",
-        "ssl",
-        "subprocess",
-        "sys",
-        "tempfile",
-        "threading",
-        "time",
-        "urllib.request",
-    ]
+    {
+        *(
+            "asyncio",
+            "concurrent",
+            "glob",
+            "grpc",
+            "http",
+            "httpx",
+            "io",
+            "logging",
+            "multiprocessing",
+            "os",
+            "pathlib",
+        ),
+        *("random", "secrets", "select", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile"),
+        *("threading", "time", "urllib.request"),
+    }
 )
 CLOCKS = frozenset({"now", "utcnow", "today", "monotonic", "perf_counter", "time_ns"})
 OWN_FILES = {"graph_page.py": "importlib.resources"}

@@ -11,9 +11,9 @@ from ca.runtime.threads import to_thread
 from ca.service.policy import gate
 from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.held import Held
-from ca.service.policy.records import Author, record
+from ca.service.policy.records import MAX_LINES, Author, diff, record
 from ca.service.policy.refusals import changed, forbidden
-from ca.store.audit import AuditItem, AuditRecord
+from ca.store.audit import MAX_TEXT, AuditItem, AuditRecord
 from ca.store.policies import Moved
 from ca.store.policy_rows import with_etag
 from ca.store.store import Store
@@ -60,8 +60,8 @@ class GrantBook:
             made = with_etag(grant)
             if made == before:
                 return made
-            told = f"{made.role} of {', '.join(made.namespaces) or 'everything'}: {made.spiffe_id}"
-            put = self._store.policies.put_grant(made, before=before, record=self._record(author, made.name, told))
+            told = self._record(author, made.name, diff(_line(before), _line(made)))
+            put = self._store.policies.put_grant(made, before=before, record=told)
             await _unless_moved(put, f"grant {shown(grant.name)}")
             self._held.grants = {**self._held.grants, made.name: made}
         return made
@@ -73,7 +73,7 @@ class GrantBook:
             before = self._existing(name)
             if if_match is not None and before.etag != if_match:
                 raise changed(f"grant {shown(name)}")
-            gone = self._store.policies.delete_grant(before, record=self._record(author, name, "deleted"))
+            gone = self._store.policies.delete_grant(before, record=self._record(author, name, diff(_line(before), [])))
             await _unless_moved(gone, f"grant {shown(name)}")
             self._held.grants = {key: grant for key, grant in self._held.grants.items() if key != name}
 
@@ -98,12 +98,13 @@ class GrantBook:
             if text == before:
                 return _etag(text)
             await to_thread(gate.check_invariants, text, state)
+            told = await to_thread(diff, _lines(before), _lines(text))
             put = self._store.policies.put_invariants(
                 text,
                 before=before,
                 number=state.revision,
                 at=self._clock.now(),
-                record=self._record(author, "invariants", text[:1024] or "deleted", call="policy invariants"),
+                record=self._record(author, "invariants", told, call="policy invariants"),
             )
             await _unless_moved(put, "the book of policies")
             self._held.invariants = text
@@ -117,7 +118,8 @@ class GrantBook:
         return found
 
     def _record(self, author: Author, name: str, told: str, *, call: str = "policy grant") -> AuditRecord:
-        items: Sequence[AuditItem] = (AuditItem(name, told, "OK"),)
+        told = f"revision {self._held.state.revision}: {told}"
+        items: Sequence[AuditItem] = (AuditItem(name, told[:MAX_TEXT], "OK"),)
         return record(author, items, call=call, server=self._server, at=self._clock.now())
 
 
@@ -128,9 +130,20 @@ async def _unless_moved(write: Awaitable[None], what: str) -> None:
         raise changed(what) from None
 
 
+def _line(grant: Grant | None) -> list[str]:
+    if grant is None:
+        return []
+    return [f"{grant.role} of {', '.join(grant.namespaces) or 'everything'}: {grant.spiffe_id}"]
+
+
 def _require_admin(rights: Rights, what: str) -> None:
     if not rights.is_admin:
         raise forbidden(what, rights.missing())
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.splitlines()
+    return lines if len(lines) <= MAX_LINES else [_etag(text)]
 
 
 def _etag(text: str) -> str:

@@ -67,17 +67,20 @@ def named(keys: Iterable[Key]) -> list[AuditItem]:
 
 def told(step: Step) -> str:
     """What becomes of one object, in lines."""
-    if step.before is None:
-        return "created"
-    if step.after is None:
-        return "deleted"
-    if step.before.etag == step.after.etag:
-        return f"owner `{step.before.owner}` → `{step.after.owner}`"
-    before, after = _lines(step.before.body), _lines(step.after.body)
-    if max(len(before), len(after)) > MAX_LINES:
-        return f"changed, {step.before.etag} → {step.after.etag}"
-    lines = difflib.unified_diff(before, after, n=0, lineterm="")
-    return "changed\n" + "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
+    before, after = step.before, step.after
+    if before is not None and after is not None and before.etag == after.etag:
+        return f"owner `{before.owner}` → `{after.owner}`"
+    was, will = (_lines(one.body) if one else [] for one in (before, after))
+    if max(len(was), len(will)) > MAX_LINES:
+        was, will = ([one.etag] if one else [] for one in (before, after))
+    return diff(was, will)
+
+
+def diff(before: Sequence[str], after: Sequence[str]) -> str:
+    """What becomes of some lines: those that go begin with `-`, those that come with `+`."""
+    what = ("changed" if after else "deleted") if before else "created"
+    lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+    return "\n".join([what, *(line for line in lines if not line.startswith("@@"))])
 
 
 def _lines(body: Body) -> list[str]:

@@ -291,16 +291,21 @@ class TestRevisions:
     async def test_each_write_is_on_record_with_its_revision_and_what_it_changed(self, made: Lab) -> None:
         await made.write(put(allow("one")), actor="spiffe://example.org/x", origin="10.0.0.1:7")
         await made.write(put(allow("one", "b")))
-        first, second = await made.store.audit.find(AuditFilter())
+        await made.write(gone("one"))
+        first, second, third = await made.store.audit.find(AuditFilter())
         assert (first.actor, first.origin, first.call, first.code) == (
             "spiffe://example.org/x",
             "10.0.0.1:7",
             "policy write",
             "OK",
         )
-        assert [(item.name, item.about) for item in first.items] == [
-            ("AuthorizationPolicy shop/one", "revision 1: created")
-        ]
+        (item,) = first.items
+        what, *lines = item.about.splitlines()
+        assert (item.name, what) == ("AuthorizationPolicy shop/one", "revision 1: created")
+        assert '+        "example.org/a"' in lines
+        assert all(line.startswith("+") for line in lines)
+        what, *lines = third.items[0].about.splitlines()
+        assert (what, '-        "example.org/b"' in lines) == ("revision 3: deleted", True)
         assert '-        "example.org/a"\n+        "example.org/b"' in second.items[0].about
 
     async def test_a_dry_run_changes_nothing(self, made: Lab) -> None:

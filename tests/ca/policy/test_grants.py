@@ -239,8 +239,35 @@ async def test_grants_are_changed_as_they_are(made: Lab) -> None:
         await made.book.write_grant(before, actor="x", rights=ADMIN, if_match=before.etag)
     with pytest.raises(FailedPrecondition):
         await made.book.delete_grant("reader", actor="x", rights=ADMIN, if_match=before.etag)
-    call = (await made.store.audit.find(AuditFilter(), newest=True))[-1]
-    assert call.call == "policy grant"
+    await made.book.delete_grant("reader", actor="x", rights=ADMIN, if_match=changed.etag)
+
+
+async def test_writes_of_grants_and_invariants_are_on_record_with_what_they_changed(made: Lab) -> None:
+    """Nobody gives himself a right, and takes it back, without a trace of what it was."""
+    asked = Grant(name="new", spiffe_id="spiffe://example.org/n", role=Role.READER, namespaces=(OWN,), etag="")
+    first = await made.book.write_grant(asked, actor="spiffe://x/y", rights=ADMIN, must_be_new=True)
+    wider = replace(asked, role=Role.ADMIN, namespaces=())
+    await made.book.write_grant(wider, actor="x", rights=ADMIN, if_match=first.etag)
+    await made.book.delete_grant("new", actor="x", rights=ADMIN)
+    invariant = "apiVersion: burgee.io/v1\nkind: Invariant\nmetadata: {name: i}\nspec: {never: a/b -> c/d}\n"
+    etag = await made.book.set_invariants(invariant, actor="x", rights=ADMIN)
+    changed = invariant.replace("c/d", "c/e")
+    await made.book.set_invariants(changed, actor="x", rights=ADMIN, if_match=etag)
+    await made.book.set_invariants("", actor="x", rights=ADMIN)
+    records = [one for one in await made.store.audit.find(AuditFilter()) if one.call != "policy write"][-6:]
+    assert {(one.call, one.items[0].name) for one in records} == {
+        ("policy grant", "new"),
+        ("policy invariants", "invariants"),
+    }
+    assert records[0].actor == "spiffe://x/y"
+    assert [one.items[0].about.partition("revision ")[2][3:].splitlines() for one in records] == [
+        ["created", f"+reader of {OWN}: spiffe://example.org/n"],
+        ["changed", f"-reader of {OWN}: spiffe://example.org/n", "+admin of everything: spiffe://example.org/n"],
+        ["deleted", "-admin of everything: spiffe://example.org/n"],
+        ["created", *(f"+{line}" for line in invariant.splitlines())],
+        ["changed", "-spec: {never: a/b -> c/d}", "+spec: {never: a/b -> c/e}"],
+        ["deleted", *(f"-{line}" for line in changed.splitlines())],
+    ]
 
 
 def test_grants_of_a_caller_add_up_and_a_prefix_is_a_prefix() -> None:
