@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -143,6 +144,32 @@ TRICKS = [
     *("/pub/%2e%2e/admin", "/pub/%2E./admin", "/pub/.%2e;x/admin", "/pub%2fx", "/pub%2Fx", "/pub%5cx", "/pub%5Cx"),
     *("/pub%00", "/pub\\..\\admin", "/pub/.;x", "/pub/.", "/%7euser", "/%5F", "/pub/..?x", "/pub/..;a?b"),
 ]
+
+
+def upper_digits(path: str) -> str:
+    """With the digits of its escapes in upper case."""
+    return re.sub("%..", lambda found: found[0].upper(), path)
+
+
+UNRESERVED = [c for c in map(chr, range(0x21, 0x7F)) if c.isalnum() or c in "-._~"]
+ENCODED = sorted({f(f"/pub/x%{ord(c):02x}y") for c in [*UNRESERVED, "/", "\\", "\0"] for f in (str, upper_digits)})
+
+
+def test_every_character_that_nobody_had_to_encode_is_refused_in_either_case(lab: Lab) -> None:
+    assert len(UNRESERVED) == 66
+    assert {"/pub/x%2fy", "/pub/x%2Fy", "/pub/x%5cy", "/pub/x%00y", "/pub/x%7Ey"} <= set(ENCODED)
+    lab.enforce(policy(paths("/pub*", "*")))
+    calls = [Call(case="c", uris=WEB, path=path) for path in ENCODED]
+    refused = f"rbac_access_denied_matched_policy[{envoy.NOT_NORMAL}]"
+    assert {path: answer.details for path, answer in zip(ENCODED, lab.envoy.ask(calls), strict=True)} == dict.fromkeys(
+        ENCODED, refused
+    )
+
+
+def test_a_raw_nul_is_no_request_at_all(lab: Lab) -> None:
+    lab.enforce(policy(paths("/pub*", "*")))
+    with pytest.raises(ValueError, match="no request to Envoy"):
+        lab.ask("/pub\0/admin")
 
 
 def test_a_path_that_is_not_normal_is_refused_where_paths_matter(lab: Lab) -> None:

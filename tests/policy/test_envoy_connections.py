@@ -86,17 +86,24 @@ class Lab:
                 "node": {"id": "tcp", "cluster": "tcp"},
                 "admin": {"address": {"pipe": {"path": str(self.envoy.admin_socket), "mode": 0o600}}},
                 "static_resources": {
-                    "listeners": [self._listener(name, found, proxy) for name, found in SETS.items()],
-                    "clusters": [echo, grpc_cluster("ask", directory / "authz.sock")],
+                    "listeners": [
+                        *(self._listener(name, found, proxy) for name, found in SETS.items()),
+                        self._listener("unanswered", SETS["asked"], proxy, ask="nobody"),
+                    ],
+                    "clusters": [
+                        echo,
+                        grpc_cluster("ask", directory / "authz.sock"),
+                        grpc_cluster("nobody", directory / "nobody.sock"),
+                    ],
                 },
             }
         )
 
-    def _listener(self, name: str, policies: Sequence[Policy], proxy: Proxy) -> dict[str, Any]:
+    def _listener(self, name: str, policies: Sequence[Policy], proxy: Proxy, ask: str = "ask") -> dict[str, Any]:
         made, _ = network_filter(TARGET, policies, MESH, proxy)
         filters = [
             {"name": "policy", "typed_config": MessageToDict(any_of(made))},
-            {"name": "ask", "typed_config": MessageToDict(ask_network_filter("ask", milliseconds=20_000))},
+            {"name": "ask", "typed_config": MessageToDict(ask_network_filter(ask, milliseconds=20_000))},
             extension("tcp", "filters.network.tcp_proxy.v3.TcpProxy", stat_prefix=name, cluster="echo"),
         ]
         return {
@@ -153,6 +160,11 @@ def test_only_marked_connections_are_asked_about(lab: Lab) -> None:
     lab.please = True
     assert lab.connects("asked", CALLERS[0])
     assert [check.attributes.source.principal for check in lab.authz.checks] == [f"spiffe://{WEB}"] * 2
+
+
+def test_nobody_to_ask_is_a_refusal(lab: Lab) -> None:
+    assert lab.connects("asked", CALLERS[0])
+    assert not lab.connects("unanswered", CALLERS[0])
 
 
 def test_shadow_policies_are_counted(lab: Lab) -> None:

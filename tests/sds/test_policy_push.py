@@ -286,6 +286,22 @@ def test_jwt_svids_count_by_the_keys_of_the_trust_bundle(world: World) -> None:
     assert asked(one) == 403
 
 
+def test_strict_mutual_tls_reaches_the_proxy(world: World) -> None:
+    web = world.proxy("web")
+    world.node.start(entry_for("/web", web.envoy.selector))
+    web.start()
+
+    def written(mode: str) -> int:
+        head = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
+        strict = {**head, "metadata": {"name": "all", "namespace": "root"}, "spec": {"mtls": {"mode": mode}}}
+        return world.node.write(WEB, allowing("p"), strict)
+
+    for mode, status in (("PERMISSIVE", 200), ("STRICT", 403), ("PERMISSIVE", 200)):
+        revision = written(mode)
+        until("it has acknowledged", lambda r=revision: world.node.acked(r))
+        assert (web.status(uris=None), web.status()) == (status, 200)
+
+
 def test_an_open_connection_goes_on_to_its_end_and_a_new_one_meets_the_new_policies(world: World) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=_echo, args=(listener,), daemon=True).start()
