@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,8 +12,9 @@ from google.protobuf.json_format import Error, MessageToDict
 
 from policy import envoy
 from policy.decision_record import DecisionRecord, Source
-from policy.envoy_predicates import JWT_FILTER, JWT_KEY
+from policy.envoy_predicates import JWT_FILTER
 from policy.paths import without_query
+from policy.tokens import left_claims
 
 LOG_NAME = re.compile(r"burgee/([a-z0-9-]{1,32})")
 """As the snippet names the log: with the proxy's prefix."""
@@ -166,12 +168,11 @@ def _time(common: Any, now: datetime) -> datetime:
     return now
 
 
-def _claims(common: Any) -> dict[str, Any] | None:
+def _claims(common: Any) -> Mapping[str, Any] | None:
     found = common.metadata.filter_metadata
-    if JWT_FILTER not in found or JWT_KEY not in found[JWT_FILTER].fields:
+    if JWT_FILTER not in found:
         return None
     try:
-        payload = MessageToDict(found[JWT_FILTER].fields[JWT_KEY])
+        return left_claims(MessageToDict(found[JWT_FILTER]))
     except (Error, ValueError, RecursionError):  # a number that is none, or too deep
         return None
-    return payload if isinstance(payload, dict) else None

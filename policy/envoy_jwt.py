@@ -20,7 +20,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from policy.attributes import SPACE_DELIMITED
 from policy.authentication import JwtRule
-from policy.envoy_predicates import JWT_KEY
+from policy.envoy_predicates import JWT_KEY, SVID_KEY
 from policy.jwks import keys_of
 
 SPIFFE = "spiffe://"
@@ -62,7 +62,7 @@ def jwt_filter(
 
 def _svids(domain: str, jwks: str, audience: str) -> JwtProvider:
     """JWT-SVIDs of one trust domain (JWT-SVID §4): an issuer they need not have, a time at which they end they must."""
-    made = JwtProvider(audiences=[audience], require_expiration=True, forward=True, payload_in_metadata=JWT_KEY)
+    made = JwtProvider(audiences=[audience], require_expiration=True, forward=True, payload_in_metadata=SVID_KEY)
     made.subjects.prefix = f"{SPIFFE}{domain}/"
     made.local_jwks.inline_string = jwks
     made.normalize_payload_in_metadata.space_delimited_claims.extend(sorted(SPACE_DELIMITED))

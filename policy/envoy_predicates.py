@@ -20,7 +20,7 @@ from xds.type.matcher.v3.regex_pb2 import RegexMatcher
 from xds.type.matcher.v3.string_pb2 import StringMatcher
 
 from policy.attributes import LISTS, SPACE_DELIMITED
-from policy.envoy_text import PRINCIPAL, Inexpressible, Test, tests_of
+from policy.envoy_text import PRINCIPAL, Inexpressible, Test, quoted, tests_of
 from policy.envoy_wire import extension, field, raw_of
 from policy.matching import request_principal_parts
 from policy.model import Attribute, Clause, IpNetwork, Match, MatchKind
@@ -41,8 +41,9 @@ _ENGINE, _regex = raw_of(RegexMatcher(google_re2=RegexMatcher.GoogleRE2())), fie
 _FOLDED = raw_of(StringMatcher(ignore_case=True))
 Input = tuple[Attribute, tuple[str, ...]]
 
-JWT_FILTER, JWT_KEY = "envoy.filters.http.jwt_authn", "payload"
-"""Where the filter that verifies tokens leaves the claims of one."""
+JWT_FILTER, JWT_KEY, SVID_KEY = "envoy.filters.http.jwt_authn", "payload", "svid"
+"""Where the filter that verifies tokens leaves the claims of one; of a JWT-SVID that no rule names under a key of its
+own, since nobody holds it to the issuer that it says."""
 
 _NETWORK: dict[Attribute, type[Message]] = {
     Attribute.SOURCE_IP: network.DirectSourceIPInput,
@@ -148,8 +149,11 @@ def _positive(clause: Clause, tests: list[tuple[Test, ...]] | None, *, jwt: bool
         path, lists = clause.key[:2], clause.key[2:] == (LISTS,)
         return [_metadata(path[0], path[1:], [_value(m, lists=lists) for m in clause.matches])]
     if clause.attribute is Attribute.REQUEST_PRINCIPAL:
-        return [_request_principal(match) for match in clause.matches]
-    return [_claim(_claim_path(clause), clause.matches)]
+        return [found for match in clause.matches for found in (_request_principal(match), *_svid_principal(match))]
+    path = _claim_path(clause)
+    if path == ("iss",):
+        return [_claim(JWT_KEY, path, clause.matches), *(found for m in clause.matches for found in _svid_of(m))]
+    return [_claim(key, path, clause.matches) for key in (JWT_KEY, SVID_KEY)]
 
 
 def _addresses(wanted: Input, networks: Iterable[IpNetwork | None]) -> Predicate:
@@ -177,18 +181,49 @@ def _claim_path(clause: Clause) -> tuple[str, ...]:
     return clause.key
 
 
-def _claim(path: tuple[str, ...], matches: Sequence[Match]) -> Predicate:
+def _claim(key: str, path: tuple[str, ...], matches: Sequence[Match]) -> Predicate:
     """A claim is a text or a list of them; a list of words was split by the filter, which is told which those are."""
     alternatives = [_value(m, lists=True) for m in matches]
     if not (len(path) == 1 and path[0] in SPACE_DELIMITED):
         alternatives = [_value(m, lists=False) for m in matches] + alternatives
-    return _metadata(JWT_FILTER, (JWT_KEY, *path), alternatives)
+    return _metadata(JWT_FILTER, (key, *path), alternatives)
 
 
 def _request_principal(match: Match) -> Predicate:
     issuer, subject = request_principal_parts(match.text)
     of_issuer = _metadata(JWT_FILTER, (JWT_KEY, "iss"), [_value(issuer, lists=False)])
     return all_of([of_issuer, _metadata(JWT_FILTER, (JWT_KEY, "sub"), [_value(subject, lists=False)])])
+
+
+def _svid_principal(match: Match) -> list[Predicate]:
+    """The same of a JWT-SVID, whose issuer is its trust domain."""
+    issuer, subject = request_principal_parts(match.text)
+    of_subject = _metadata(JWT_FILTER, (SVID_KEY, "sub"), [_value(subject, lists=False)])
+    return [all_of([of_issuer, of_subject]) for of_issuer in _svid_of(issuer)]
+
+
+def _svid_of(match: Match) -> list[Predicate]:
+    """Whether `spiffe://<trust domain>` of a JWT-SVID, read from its subject, is what a match wants; none where it
+    cannot be."""
+    text, scheme = match.text, "spiffe://"
+    within: dict[str, Any] | None = None
+    match match.kind:
+        case MatchKind.PRESENT | MatchKind.NON_EMPTY:
+            within = {"prefix": scheme}
+        case MatchKind.EXACT if text.startswith(scheme) and "/" not in text[len(scheme) :]:
+            within = {"prefix": f"{text}/"}
+        case MatchKind.PREFIX if scheme.startswith(text):
+            within = {"prefix": scheme}
+        case MatchKind.PREFIX if text.startswith(scheme) and "/" not in text[len(scheme) :]:
+            within = {"prefix": text}
+        case MatchKind.SUFFIX if "/" not in text:
+            within = {"safe_regex": {"regex": rf"{scheme}[^/]*{quoted(text)}/\C*"}}
+        case MatchKind.SUFFIX if f"{scheme}{text.rpartition('/')[2]}".endswith(text):
+            within = {"prefix": f"{scheme}{text.rpartition('/')[2]}/"}
+    if within is None:
+        return []
+    wanted = value.ValueMatcher(string_match=envoy_string.StringMatcher(**within))
+    return [_metadata(JWT_FILTER, (SVID_KEY, "sub"), [wanted])]
 
 
 def _metadata(filter_name: str, path: Sequence[str], alternatives: list[value.ValueMatcher]) -> Predicate:

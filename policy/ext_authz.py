@@ -19,12 +19,12 @@ from policy.authentication import JwtRule
 from policy.callers import NotNamed, spiffe_id_of
 from policy.decision import Decision
 from policy.decision_record import MASK, DecisionRecord, Source, record_of, refused_record
-from policy.envoy_predicates import JWT_FILTER, JWT_KEY
+from policy.envoy_predicates import JWT_FILTER
 from policy.jwks import NotVerified
 from policy.model import Action, Attribute, Request, Target
 from policy.paths import is_normal, without_query
 from policy.snapshot import Snapshot
-from policy.tokens import Vouchers, claims_of
+from policy.tokens import Vouchers, claims_of, left_claims
 
 SPIFFE = "spiffe://"
 
@@ -269,8 +269,8 @@ def _check_complete(attributes: Any, request: Request, bound: Bound, said: Said)
 
 def _with_claims(attributes: Any, request: Request, bound: Bound, said: Said, now: datetime) -> Request:
     if said.jwt:
-        left = request.metadata.get(JWT_FILTER, {}).get(JWT_KEY)
-        return replace(request, claims=left) if isinstance(left, dict) else request
+        left = left_claims(request.metadata.get(JWT_FILTER, {}))
+        return request if left is None else replace(request, claims=left)
     query = attributes.request.http.path.partition("#")[0].partition("?")[2]
     try:
         claims = claims_of(

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 from policy.attributes import SPACE_DELIMITED
 from policy.authentication import JwtRule, RequestAuthentication
+from policy.envoy_predicates import JWT_KEY, SVID_KEY
 from policy.jwks import ALGORITHMS, NotVerified, check_signature, json_object, keys_of, octets
 from policy.model import Target
 from policy.workload import is_for
@@ -24,6 +25,7 @@ MAX_TOKEN_BYTES = 64 * 1024
 SKEW_SECONDS = 60.0
 """What clocks may differ by, as with the proxy's filter."""
 
+SPIFFE = "spiffe://"
 _AUTHORIZATION, _BEARER, _ACCESS_TOKEN = "authorization", "Bearer ", "access_token"
 _LATEST = 253402300800.0  # the year 10000
 
@@ -71,10 +73,7 @@ def claims_of(
     token = _bearer(headers)
     if token is not None and shown <= {token}:
         with suppress(NotVerified):
-            claims = svid_claims(token, vouchers, audience, now)
-            # Whose keys a rule names is not for another trust domain to say it is.
-            if not any(rule.issuer and rule.issuer == claims.get("iss") for rule in rules):
-                return claims
+            return svid_claims(token, vouchers, audience, now)
     if why is not None:
         raise why
     return None
@@ -177,7 +176,8 @@ def verified(token: str, rule: JwtRule, vouchers: Vouchers, now: datetime) -> di
 
 
 def svid_claims(token: str, vouchers: Vouchers, audience: str, now: datetime) -> dict[str, Any]:
-    """The claims of a JWT-SVID (JWT-SVID §4) of a trust domain whose keys are known. Raises NotVerified."""
+    """The claims of a JWT-SVID (JWT-SVID §4) of a trust domain whose keys are known. Its issuer is that trust domain,
+    whatever it says: else one domain would speak for the issuers of others. Raises NotVerified."""
     parts = _take_apart(token)
     subject = parts.claims.get("sub")
     if not isinstance(subject, str) or not subject.startswith("spiffe://"):
@@ -191,7 +191,21 @@ def svid_claims(token: str, vouchers: Vouchers, audience: str, now: datetime) ->
     _check_times(parts.claims, now, must_expire=True)
     if audience not in _audiences(parts.claims):  # JWT-SVID §3.2
         raise NotVerified("the token is for another audience")
-    return parts.claims
+    return of_svid(parts.claims)
+
+
+def left_claims(left: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The claims that the proxy's filter left, if it did."""
+    payload, svid = left.get(JWT_KEY), left.get(SVID_KEY)
+    if isinstance(payload, dict):
+        return payload
+    return of_svid(svid) if isinstance(svid, dict) else None
+
+
+def of_svid(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims of a verified JWT-SVID as policies see them."""
+    domain = str(claims.get("sub", "")).removeprefix(SPIFFE).partition("/")[0]
+    return {**claims, "iss": f"{SPIFFE}{domain}"}
 
 
 def _check_signed(parts: _Token, jwks: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from policy.envoy import Proxy, http_filter
 from policy.envoy_jwt import NO_KEYS, jwt_filter
 from policy.envoy_names import Resource, parsed
 from policy.envoy_snippet import DECISION_HEADER, any_of, http_snippet, network_snippet
-from policy.model import Action, Attribute, Clause, Match, MatchKind, Rule
+from policy.matching import holds
+from policy.model import Action, Attribute, Clause, Match, MatchKind, Request, Rule
+from policy.tokens import Vouchers, svid_claims
 from tests.policy.test_envoy import MESH, TARGET, clause, policy
 from tests.support.envoys import Envoy
 from tests.support.policy_envoy import Call, PolicyEnvoy, extension
@@ -135,6 +138,9 @@ class Issuer:
         text = ".".join(encoded(json.dumps(part).encode()) for part in parts)
         r, s = decode_dss_signature(self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
         return f"{text}.{encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+AUDIENCE = TARGET.spiffe_id
 
 
 @pytest.fixture(scope="module")
@@ -255,5 +261,38 @@ def test_jwt_svids_meant_for_the_target_count_without_a_rule(tmp_path: Path, iss
             named = issuer.token(iss="spiffe://td", sub="spiffe://td/a", exp=4_000_000_000)
             assert status(found, "sub", named) == 200
             assert status(found, "sub", foreign.token(iss="https://i", aud="us", sub="spiffe://td/a")) == 200
+    finally:
+        found.stop()
+
+
+ISSUERS = (
+    *("*", "https://i/*", "https://*", "spiffe://td/*", "spiffe://other/*", "spiffe://oth*", "spi*", "spiffe://other"),
+    *("*other/x", "*//other/x", "*er/x", "*r/y", "*x", "*/a//other/x", "spiffe://td/x", "spiffe://ot/*"),
+)
+
+
+def test_the_issuer_of_a_jwt_svid_is_its_trust_domain_whatever_it_says(tmp_path: Path, issuer: Issuer) -> None:
+    """Else a federated domain would be whoever policies let in; here and where a proxy asks alike."""
+    foreign = Issuer()
+    domains = {"td": issuer.jwks, "other": foreign.jwks}
+    made = jwt_filter([JwtRule(issuer="https://i")], {"https://i": issuer.jwks}, domains=domains, audience=AUDIENCE)
+    found = PolicyEnvoy(tmp_path, before=[{"name": "jwt", "typed_config": MessageToDict(any_of(made))}])
+
+    def wanted(text: str) -> Clause:
+        matches = (Match(MatchKind.REQUEST_PRINCIPAL, text),)
+        return Clause(attribute=Attribute.REQUEST_PRINCIPAL, matches=matches)
+
+    clauses = {f"p{number}": wanted(text) for number, text in enumerate(ISSUERS)}
+    claims = ("https://i", "spiffe://other", "spiffe://o*", "*other", "*i", "*/other", "http*", "*")
+    clauses |= {f"c{number}": clause(Attribute.CLAIM, text, key=("iss",)) for number, text in enumerate(claims)}
+    token = foreign.token(iss="https://i", sub="spiffe://other/x", aud=[AUDIENCE], exp=4_000_000_000)
+    seen = svid_claims(token, Vouchers(domains=domains), AUDIENCE, datetime.now(UTC))
+    asked = Request(claims=seen)
+    try:
+        found.start({name: rules_on(one) for name, one in clauses.items()})
+        for name, one in clauses.items():
+            assert (status(found, name, token) == 200) == holds(one, asked), (name, one)
+        assert not holds(wanted("https://i/*"), asked)
+        assert holds(wanted("spiffe://other/*"), asked)
     finally:
         found.stop()

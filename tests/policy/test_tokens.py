@@ -12,7 +12,7 @@ import pytest
 from policy.authentication import JwtRule, RequestAuthentication
 from policy.jwks import NotVerified, keys_of
 from policy.model import Scope, Target
-from policy.tokens import MAX_TOKEN_BYTES, Vouchers, claims_of, rules_for
+from policy.tokens import MAX_TOKEN_BYTES, Vouchers, claims_of, left_claims, rules_for
 from tests.support.jwt_issuer import JwtIssuer, encoded
 
 NOW = datetime(2026, 11, 26, 10, 0, tzinfo=UTC)
@@ -190,9 +190,9 @@ SVID = {"sub": "spiffe://td/ns/a/sa/web", "aud": [TARGET], "exp": SECONDS + 60}
 
 
 def test_a_jwt_svid_for_the_target_needs_no_rule(issuer: JwtIssuer) -> None:
-    domains = {"td": issuer.jwks}
-    assert ask(issuer, issuer.token(SVID), domains=domains) == SVID
-    assert ask(issuer, issuer.token(SVID), RULE, domains=domains) == SVID
+    domains, seen = {"td": issuer.jwks}, {**SVID, "iss": "spiffe://td"}
+    assert ask(issuer, issuer.token(SVID), domains=domains) == seen
+    assert ask(issuer, issuer.token(SVID), RULE, domains=domains) == seen
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,20 @@ def test_a_domain_does_not_vouch_for_another(issuer: JwtIssuer) -> None:
     assert ask(issuer, issuer.token(SVID), domains=domains) is None
 
 
-def test_a_federated_domain_does_not_speak_for_the_issuer_of_a_rule(issuer: JwtIssuer) -> None:
+def test_a_federated_domain_does_not_speak_for_an_issuer(issuer: JwtIssuer) -> None:
     evil = JwtIssuer()
     token = evil.token({"iss": "https://i", "sub": "spiffe://evil/x", "aud": [TARGET, "us"], "exp": SECONDS + 60})
-    with pytest.raises(NotVerified):
-        ask(issuer, token, RULE, domains={"td": issuer.jwks, "evil": evil.jwks})
-    listed = issuer.token({**SVID, "iss": ["https://i"]})
-    assert ask(issuer, listed, RULE, domains={"td": issuer.jwks}) == {**SVID, "iss": ["https://i"]}
+    for rules in ((), (RULE,)):
+        claims = ask(issuer, token, *rules, domains={"td": issuer.jwks, "evil": evil.jwks}) or {}
+        assert (claims["iss"], claims["sub"]) == ("spiffe://evil", "spiffe://evil/x")
+
+
+def test_claims_that_a_proxys_filter_left_are_read_alike() -> None:
+    rule, svid = {"iss": "https://i", "sub": "a"}, {"iss": "https://i", "sub": "spiffe://evil/x"}
+    assert left_claims({"payload": rule}) == rule
+    assert left_claims({"svid": svid}) == {"iss": "spiffe://evil", "sub": "spiffe://evil/x"}
+    assert left_claims({}) is None
+    assert left_claims({"payload": "text", "svid": 1}) is None
 
 
 def test_a_jwt_svid_needs_a_key_id_and_the_right_type(issuer: JwtIssuer) -> None:
