@@ -42,10 +42,8 @@ class Matches:
         return bool(self.exact or self.others or self.networks)
 
     def add(self, match: Match, bit: int) -> None:
-        """One row has a match."""
-        if match.kind is MatchKind.EXACT:
-            self.exact[match.text] = self.exact.get(match.text, 0) | bit
-        elif match.network is not None:
+        """One row has a match that is not exact."""
+        if match.network is not None:
             self.networks[match.network] = self.networks.get(match.network, 0) | bit
         else:
             masks = self.others.setdefault(match.kind, {})
@@ -106,8 +104,12 @@ class Column:
         else:
             matches = self.positive
             self.asking |= bit
+        exact = matches.exact
         for match in map(folded, clause.matches) if clause.attribute is Attribute.HOST else clause.matches:
-            matches.add(match, bit)
+            if match.kind is MatchKind.EXACT:  # as most are, so that no call is made for them
+                exact[match.text] = exact.get(match.text, 0) | bit
+            else:
+                matches.add(match, bit)
 
     def copy(self) -> Column:
         """One that can be written to."""
@@ -228,16 +230,17 @@ def _rule_rows(policy: Policy, number: int, rule: Rule) -> Iterable[Row]:
 
 def _row(policy: Policy, number: int, clauses: Group, rule: Rule, *, whole: bool) -> Row:
     """A table has room for one positive and one negated clause of a row; what is more is checked by itself."""
-    fitting: dict[tuple[Slot, bool], Clause] = {}
-    for clause in clauses:
-        fitting.setdefault(((clause.attribute, clause.key), clause.negated), clause)
-    whole = whole and len(fitting) == len(clauses) and not rule.condition
-    return Row(policy, number, tuple(fitting.values()), None if whole else rule)
+    fitting = {(clause.attribute, clause.key, clause.negated): clause for clause in reversed(clauses)}
+    if len(fitting) < len(clauses):
+        return Row(policy, number, tuple(reversed(fitting.values())), rule)
+    return Row(policy, number, clauses, None if whole and not rule.condition else rule)
 
 
 def _merged(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """Groups of a single positive clause about the same attribute are one clause with all their alternatives."""
-    if len(groups) < 2 or any(len(group) != 1 or group[0].negated for group in groups):
+    if len(groups) < 2:
+        return groups
+    if any(len(group) != 1 or group[0].negated for group in groups):
         return groups
     first = groups[0][0]
     if any((group[0].attribute, group[0].key) != (first.attribute, first.key) for group in groups):

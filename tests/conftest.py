@@ -49,6 +49,7 @@ def _reason(report: pytest.TestReport) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Which real parts were missing, how many tests that cost, and the command that would exercise them."""
+    _tell_counts(terminalreporter)
     skipped = terminalreporter.stats.get("skipped", [])
     if not skipped:
         return
@@ -61,6 +62,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{count:4d} test(s)  {part}")
         if how:
             terminalreporter.write_line(f"             to run them: {how}")
+
+
+def _tell_counts(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests counted (their property `counted`), which a worker's output would not show."""
+    reports = [r for some in ("passed", "failed") for r in terminalreporter.stats.get(some, [])]
+    told = {text: None for r in reports for name, text in r.user_properties if name == "counted"}
+    if told:
+        terminalreporter.section("counted")
+        for text in told:
+            terminalreporter.write_line(str(text))
 
 
 @pytest.hookimpl(trylast=True)

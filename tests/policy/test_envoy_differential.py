@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -132,13 +132,13 @@ def cedar_verdicts(case: Case, calls: Sequence[Call], port: int) -> list[bool] |
 
 @pytest.mark.timeout(1800 if LONG else 120)
 def test_index_specification_envoy_and_cedar_agree(
-    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bench: Bench, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = time.monotonic()
     made = [listening_on(case, bench.envoy.port) for case in drawn(CASES)]
     drawn_in = time.monotonic() - started
     pairs = asked_pairs = cedar_pairs = allowed = 0
-    disagree = []
+    disagree: list[object] = []
     for at in range(0, len(made), BATCH):
         batch = {str(n): case for n, case in enumerate(made[at : at + BATCH], at)}
         with monkeypatch.context() as patched:
@@ -157,11 +157,12 @@ def test_index_specification_envoy_and_cedar_agree(
                     cedar_pairs += 1
                     if (cedar[number] and not refused_unread(case, call)) != must:
                         disagree.append((case, call, must, cedar[number], "cedar"))
-    with capsys.disabled():
-        print(
-            f"\n{pairs} pairs, {allowed / pairs:.0%} allowed, {asked_pairs / pairs:.1%} asked, Cedar can say "
-            f"{cedar_pairs / pairs:.0%}; drawn in {drawn_in:.1f} s, all in {time.monotonic() - started:.1f} s"
-        )
+    counted = (
+        f"policies and requests: {pairs:,} pairs by index, specification and Envoy alike, {cedar_pairs:,} of them "
+        f"({cedar_pairs / pairs:.0%}) by Cedar; {allowed / pairs:.0%} allowed, {asked_pairs / pairs:.1%} asked about; "
+        f"{len(disagree)} disagree; drawn in {drawn_in:.0f} s, all in {time.monotonic() - started:.0f} s"
+    )
+    record_property("counted", counted)
     assert not disagree, "\n\n".join(map(repr, disagree[:3]))
     assert pairs >= (20_000 if LONG else 2_000)
     assert cedar_pairs / pairs >= 0.6
