@@ -5,12 +5,14 @@ Each decision is looked up in the agent's log, by the ID that the caller was tol
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ca.errors import Unavailable
+from ca.errors import NotFound, Unavailable
 from ca.up import admin, http, policies
 from ca.up.envoy_config import DECISION
 from ca.up.envoy_policy import ASKED, PUSHED
@@ -20,6 +22,7 @@ from ca.up.ports import LOOPBACK
 from ca.up.report import Decided
 
 _ALLOWED, _REFUSED = 200, 403
+_LOG_SECONDS, _POLL_SECONDS = 3.0, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +85,24 @@ async def _record(socket: Path, answer: http.Response, way: Way) -> dict[str, An
     told = answer.headers.get(DECISION, "")
     if not told:
         raise Unavailable(f"{way.target}'s Envoy answered {answer.status} and told no decision")
-    found: dict[str, Any] = json.loads(await admin.decision(socket, told))
+    found = await _logged(socket, told)
     if not found.get("revision"):
         raise Unavailable(f"{way.target}'s Envoy has no policies yet: {found.get('reason')}")
     return found
+
+
+async def _logged(socket: Path, decision: str) -> dict[str, Any]:
+    """The record, for which a proxy's log may take a moment. Raises NotFound."""
+    deadline = time.monotonic() + _LOG_SECONDS
+    while True:
+        try:
+            found: dict[str, Any] = json.loads(await admin.decision(socket, decision))
+        except NotFound:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
+            return found
 
 
 def _principal(spiffe_id: str) -> str:

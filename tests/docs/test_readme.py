@@ -8,7 +8,7 @@ import pytest
 
 from tests.bench.figures import FIGURES
 from tests.docs.reason_codes import ROOT
-from tests.docs.tour import Step, require_parts, running, tour, walk
+from tests.docs.tour import Step, assert_in_order, require_parts, running, tour, walk
 
 README = (ROOT / "README.md").read_text()
 
@@ -20,6 +20,17 @@ def test_every_line_of_the_tour_does_what_the_readme_says() -> None:
     require_parts()
     with running() as directory:
         walk(tour(README), directory)
+        assert_printed((directory / "up.log").read_text())
+
+
+def assert_printed(said: str) -> None:
+    """What the pages show of `make up`; of numbers that differ from run to run, that there is one."""
+    for page in (README, (ROOT / "docs/getting-started.md").read_text()):
+        (block,) = [one for one in re.findall(r"^```text\n(.*?)^```", page, re.M | re.S) if "proof " in one]
+        lines = [line for line in block.splitlines() if line.strip() not in ("", "…")]
+        assert len(lines) >= 10
+        shown = [re.sub(r"(?<=:)64\d{3}|8081|58(?= s of)", "…", line) for line in lines]
+        assert_in_order(tuple(shown), said.splitlines(), said)
 
 
 def test_the_tour_is_there() -> None:

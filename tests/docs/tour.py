@@ -116,11 +116,12 @@ class Shell:
 
 @contextmanager
 def running() -> Iterator[Path]:
-    """A directory as after `make up`: `.venv` in it, `burgee up` in the foreground."""
+    """A directory as after `make up`: `.venv` in it, `burgee up` in the foreground; it prints into `up.log`."""
     directory = Path(tempfile.mkdtemp(prefix="bg-"))
     directory.chmod(0o755)
     (directory / ".venv").symlink_to(sys.prefix)
-    up = subprocess.Popen([".venv/bin/burgee", "up", "--port", "0"], cwd=directory, stdout=subprocess.DEVNULL)
+    with (directory / "up.log").open("wb") as output:
+        up = subprocess.Popen([".venv/bin/burgee", "up", "--port", "0"], cwd=directory, stdout=output)
     try:
         wait_ready(directory / ".burgee/status.json", up)
         yield directory
