@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from policy.cel_cost import cost_of
+from policy.cel_cost import cost_of, patterns_of
 from policy.model import Action, Request
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ def compiled(expression: str) -> Condition:
     cost = cost_of(expression)
     if cost.grows:
         raise ConditionError("`+` cannot stand beside a loop: texts would double with each")
+    for pattern in patterns_of(expression):
+        found = _environment().compile(f"''.matches({pattern})").eval(data={}).value()
+        if not isinstance(found, bool):
+            raise ConditionError(_said(str(found)))
     used = {name: read for name, (_, read) in VARIABLES.items() if name.rpartition(".")[2] in expression}
 
     def condition(request: Request) -> bool | None:

@@ -8,7 +8,7 @@ too long for a request is not evaluated for it: that is a failure, which never a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -65,6 +65,21 @@ def cost_of(expression: str) -> Cost:
         literal=1 + tokens.count(","),
         sums=tokens.count("+"),
     )
+
+
+def patterns_of(expression: str) -> Iterator[str]:
+    """The regular expressions that are written out in it, as they are written."""
+    tokens = [found[0] for found in _TOKEN.finditer(expression) if not found[0].startswith("//")]
+    for begin, (name, after) in enumerate(pairwise(tokens)):
+        if (name, after) != ("matches", "("):
+            continue
+        level = 0
+        for end in range(begin + 1, len(tokens)):
+            level += (tokens[end] == "(") - (tokens[end] == ")")
+            if not level:
+                if tokens[end - 1][-1] in "\"'" and tokens[end - 2] in ("(", ","):
+                    yield tokens[end - 1]
+                break
 
 
 def _loops(tokens: list[str]) -> tuple[int, int]:

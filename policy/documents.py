@@ -144,12 +144,34 @@ def place_of(data: bytes, at: int) -> tuple[int, int]:
     return before.count(b"\n") + 1, len(line.decode(errors="replace")) + 1
 
 
+class TooLarge(ValueError):
+    """A value that was read elsewhere and is none for a policy; `pointer` leads to it."""
+
+    def __init__(self, message: str, pointer: str = "") -> None:
+        super().__init__(message)
+        self.pointer = pointer
+
+
 def of_object(value: Any, depth: int = MAX_DEPTH) -> Node:
-    """A value that was read elsewhere (a request's JSON), without places. Raises ValueError where it is too deep."""
+    """A value that was read elsewhere (a request's JSON), without places. Raises TooLarge."""
     if depth < 0:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        raise TooLarge(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, dict):
-        return Node({str(key): of_object(item, depth - 1) for key, item in value.items()})
+        return Node({str(key): _within(str(key), item, depth) for key, item in value.items()})
     if isinstance(value, list):
-        return Node([of_object(item, depth - 1) for item in value])
+        return Node([_within(number, item, depth) for number, item in enumerate(value)])
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise TooLarge(f"a text of more than {MAX_TEXT:,} characters")
     return Node(value)
+
+
+def _within(step: str | int, value: Any, depth: int) -> Node:
+    try:
+        return of_object(value, depth - 1)
+    except TooLarge as error:
+        raise TooLarge(str(error), f"/{escaped(step)}{error.pointer}") from None
+
+
+def escaped(step: str | int) -> str:
+    """A step of a JSON pointer."""
+    return str(step).replace("~", "~0").replace("/", "~1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import count
 
-from policy.documents import Mapping, Node
+from policy.documents import Mapping, Node, escaped
 from policy.model import Origin
 from policy.problems import Problem, Refused, shown
 
@@ -49,7 +49,7 @@ class Place:
 
     def inside(self, step: str | int, node: Node) -> Place:
         """A value within this one."""
-        return Place(node, self.notes, f"{self.pointer}/{str(step).replace('~', '~0').replace('/', '~1')}")
+        return Place(node, self.notes, f"{self.pointer}/{escaped(step)}")
 
     def fields(self, known: Sequence[str]) -> dict[str, Place]:
         """The fields of a mapping that are set; null is not. Notes every other."""

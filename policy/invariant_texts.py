@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policy.clauses import OPERATION, SOURCE, Convert, account, clause, negation
-from policy.documents import MAX_DEPTH, Node, of_object
+from policy.documents import Node, TooLarge, of_object
 from policy.documents import read as read_documents
 from policy.fields import Notes, Place
 from policy.model import Attribute, Clause, Group, Match, MatchKind, Origin, Rule
@@ -68,8 +68,8 @@ def read(text: str | bytes | Any, source: str = "invariants") -> tuple[Invariant
     else:
         try:
             documents = [of_object(text)]
-        except ValueError as error:
-            raise Refused([Problem("P002", str(error), Origin(source), hint=f"at most {MAX_DEPTH} levels")]) from None
+        except TooLarge as error:
+            raise Refused([Problem("P002", str(error), Origin(source), error.pointer)]) from None
     notes = Notes(source)
     found = [one for node in documents for place in _items(Place(node, notes)) if (one := _invariant(place))]
     names = [one.name for one in found]

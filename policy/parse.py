@@ -17,7 +17,7 @@ from policy.authentication import (
     read_request_authentication,
 )
 from policy.authorization import read_policy
-from policy.documents import MAX_DEPTH, Node, of_object, read
+from policy.documents import Node, TooLarge, of_object, read
 from policy.fields import Notes, Place
 from policy.model import Origin, Policy, Target
 from policy.problems import Problem, Refused, shown
@@ -164,8 +164,8 @@ def parse_object(
     """One object that was read elsewhere; problems have JSON pointers and no lines."""
     try:
         node = of_object(value)
-    except ValueError as error:
-        raise Refused([Problem("P002", str(error), Origin(source), hint=f"at most {MAX_DEPTH} levels")]) from None
+    except TooLarge as error:
+        raise Refused([Problem("P002", str(error), Origin(source), error.pointer)]) from None
     return _collect([(source, [node])], default_namespace, jwks_hosts)
 
 

@@ -35,6 +35,8 @@ REQUEST = Request(
         "request.auth.claims.groups.exists(g, g == 'b')",
         "request.auth.claims.n == 3 && request.auth.claims.inner.x",
         "request.path.matches('^/[a-z]$')",
+        "request.path.matches('^/[)(a]$') && matches(request.path, r'^/\\w$')",
+        "request.path.matches(request.path) && request.path.matches('^/' + '[a-z]$')",
         "connection.sni == '' && destination.ip == ''",
     ],
 )
@@ -58,6 +60,9 @@ def test_what_fails_never_allows_more(expression: str) -> None:
         ("request.methd == 'GET'", "undeclared reference"),
         ("request.method", "must be of type bool"),
         ("request.method ==", "Syntax error"),
+        ("request.path.matches('(')", "regular expression: missing \\)"),
+        ("matches(request.path, r'a{2000}')", "invalid repetition size"),
+        ("!(request.path.matches('^/a$') || request.path.matches(\"(?=a)\"))", "invalid perl operator"),
         ("true" + " " * 5000, "at most 4096"),
         ("(" * 2000 + "true" + ")" * 2000, "recursion"),
     ],

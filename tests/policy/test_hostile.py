@@ -173,3 +173,23 @@ def test_plain_scalars() -> None:
         plain(t) for t in ("1", "0x1f", "1.5", "1e3", "-2", "null", "~", "", "true", "off", "1.2.3", "08", "a")
     ] == [*(1, 31, 1.5, 1000.0, -2, None, None, None, True, False, "1.2.3", 8, "a")]
     assert HEAD
+
+
+@pytest.mark.parametrize(
+    ("paths", "pointer"),
+    [(["/", "/" + "x" * (1 << 16)], "/spec/rules/0/to/0/operation/paths/1"), ([[[]] * 2], "/spec/rules/0")],
+)
+def test_an_object_is_no_larger_than_a_text_may_be(paths: list[object], pointer: str) -> None:
+    for _ in range(30 if pointer.endswith("/0") else 0):
+        paths = [paths]
+    whole = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "p", "namespace": "n"},
+        "spec": {"rules": [{"to": [{"operation": {"paths": paths}}]}]},
+    }
+    with pytest.raises(Refused) as caught:
+        parse_object(whole, "f")
+    (problem,) = caught.value.problems
+    assert (problem.code, bool(problem.hint)) == ("P002", True)
+    assert problem.pointer.startswith(pointer)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ca.api.policy.media import JSON, YAML, media_type
+from ca.api.policy.models import PATTERN_WORDS
 from ca.api.policy.pointers import pointer_of, steps_of
 from ca.api.policy.refusals import Fault, Faulty, HttpRefusal
-from ca.api.policy.strict_json import check_value, malformed, read_json
+from ca.api.policy.strict_json import PLACED_BYTES, check_value, malformed, not_utf8, read_json
 from policy.documents import Node, read
 from policy.problems import Refused
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
     from starlette.requests import Request
 
 OBJECT_BYTES = 4 << 20
@@ -26,8 +28,6 @@ MANY_BYTES = 16 << 20
 """Many changes at once."""
 QUESTION_BYTES = 1 << 20
 """A question about one request; a grant; the invariants."""
-PLACED_BYTES = 256 << 10
-"""A text in which lines and columns are looked for, which costs far more than to read JSON."""
 DROPPED_BYTES = 32 << 20
 """What is larger than it may be, and not larger than this, is read all the same."""
 
@@ -48,7 +48,12 @@ async def read_body(request: Request, *, accepted: Sequence[str] = (JSON,), most
     encoding = request.headers.get("content-encoding", "").strip().lower()
     media = media_type(request.headers.get("content-type", ""), accepted, encoding=encoding)
     data = await _bytes(request, most)
-    value = await asyncio.to_thread(_yaml if media == YAML else read_json, data)
+    try:
+        value = await asyncio.to_thread(_yaml if media == YAML else read_json, data)
+    except Faulty as error:
+        if all(fault.line or not fault.pointer for fault in error.faults):
+            raise
+        raise await located(Body(media, data, None), error) from None
     return Body(media, data, value)
 
 
@@ -58,7 +63,7 @@ async def read_text(request: Request, *, most: int = QUESTION_BYTES) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise malformed("P001", f"not UTF-8, at byte {error.start}") from None
+        raise not_utf8(error) from None
     if "\0" in text:
         raise malformed("P001", "a text with NUL")
     return text
@@ -79,9 +84,14 @@ async def validated(body: Body, model: type[M]) -> M:
 
 def invalid(error: ValidationError) -> Faulty:
     """What pydantic found, with JSON pointers."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    faults = [Fault(code=one["type"].upper(), detail=one["msg"][:300], pointer=pointer_of(one["loc"])) for one in found]
+    found = error.errors(include_url=False, include_input=False)
+    faults = [Fault(code=one["type"].upper(), detail=_words(one), pointer=pointer_of(one["loc"])) for one in found]
     return Faulty("the body is not what is asked for", faults, reason="BODY_INVALID")
+
+
+def _words(found: ErrorDetails) -> str:
+    """pydantic's, but for patterns: what they are for says more than they do."""
+    return PATTERN_WORDS.get(found.get("ctx", {}).get("pattern", ""), found["msg"][:300])
 
 
 async def located(body: Body, error: Faulty) -> Faulty:
@@ -96,8 +106,10 @@ def with_places(body: Body, faults: Iterable[Fault]) -> list[Fault]:
     """Faults with the lines and columns of what their pointers lead to."""
     try:
         documents = read(body.data, "")
-    except Refused:
-        return list(faults)
+    except Refused as error:
+        found = error.problems[0]
+        line, column = found.origin.line, found.origin.column
+        return [replace(one, line=line, column=column) if one.code == found.code else one for one in faults]
     return [_placed(documents, fault) for fault in faults]
 
 
@@ -160,7 +172,8 @@ def _yaml(data: bytes) -> Any:
         documents = read(data, "")
     except Refused as error:
         one = error.problems[0]
-        raise malformed(one.code, one.message, line=one.origin.line, column=one.origin.column) from None
+        place = one.origin
+        raise malformed(one.code, one.message, line=place.line, column=place.column, hint=one.hint) from None
     if len(documents) != 1:
         raise malformed("P001", f"{len(documents)} documents where one is asked for")
     value = _plain(documents[0])

@@ -7,11 +7,13 @@ from typing import Any
 
 from ca.api.policy.pointers import pointer_of
 from ca.api.policy.refusals import Fault, Faulty
-from policy.documents import MAX_DEPTH
-from policy.problems import shown
+from policy.documents import MAX_DEPTH, place_of, read
+from policy.problems import HINTS, Refused, shown
 
 MAX_VALUES = 1_000_000
 MAX_NUMBER = 1 << 63
+PLACED_BYTES = 256 << 10
+"""A text in which lines and columns are looked for, which costs far more than to read JSON."""
 
 
 class _Twice(ValueError):
@@ -23,11 +25,11 @@ def read_json(data: bytes) -> Any:
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_mapping, parse_constant=_constant)
     except UnicodeDecodeError as error:
-        raise malformed("P001", f"not UTF-8, at byte {error.start}") from None
+        raise not_utf8(error) from None
     except json.JSONDecodeError as error:
         raise malformed("P001", f"not JSON: {error.msg.lower()}", line=error.lineno, column=error.colno) from None
     except _Twice as error:
-        raise malformed("P004", str(error)) from None
+        raise _twice(data, str(error)) from None
     except RecursionError:
         raise malformed("P002", f"nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
@@ -42,10 +44,28 @@ def check_value(value: Any) -> None:
     _check(value, [], left)
 
 
-def malformed(code: str, detail: str, *, pointer: str = "", line: int = 0, column: int = 0) -> Faulty:
+def malformed(code: str, detail: str, *, pointer: str = "", line: int = 0, column: int = 0, hint: str = "") -> Faulty:
     """The refusal of a body that cannot be read."""
-    fault = Fault(code=code, detail=detail, pointer=pointer, line=line, column=column)
+    hint = hint or HINTS.get(code, "")
+    fault = Fault(code=code, detail=detail, pointer=pointer, line=line, column=column, hint=hint)
     return Faulty("the body cannot be read", [fault], reason="BODY_MALFORMED")
+
+
+def not_utf8(error: UnicodeDecodeError) -> Faulty:
+    """The refusal of bytes that are no text."""
+    line, column = place_of(error.object, error.start)
+    return malformed("P001", f"not UTF-8, at byte {error.start}", line=line, column=column)
+
+
+def _twice(data: bytes, detail: str) -> Faulty:
+    """With its place, which the reader of YAML knows."""
+    try:
+        read(data[:PLACED_BYTES], "")
+    except Refused as error:
+        place = error.problems[0].origin
+        if error.problems[0].code == "P004":
+            return malformed("P004", detail, line=place.line, column=place.column)
+    return malformed("P004", detail)
 
 
 def _check(value: Any, steps: list[str | int], left: list[int]) -> None:
