@@ -177,7 +177,6 @@ class Desk:
         self,
         request: Request,
         changes: Sequence[Change],
-        rights: Rights,
         *,
         body: Body | None = None,
         below: Sequence[str] = ("",),
@@ -186,11 +185,12 @@ class Desk:
         expected_revision: int | None = None,
         created: bool = False,
     ) -> Response:
-        """Writes, and tells what came of it. `below` are the pointers in the body to the objects of the changes."""
+        """Writes by the rights of now, when the body is here, and tells what came of it. `below` are the pointers in
+        the body to the objects of the changes."""
         try:
             outcome = await self.book.write(
                 changes,
-                rights=rights,
+                rights=self.rights,
                 **self.author(),
                 note=note,
                 dry_run=dry_run,
@@ -207,7 +207,6 @@ class Desk:
         request: Request,
         key: Key,
         make: Callable[[Stored], Change],
-        rights: Rights,
         *,
         digest: bytes,
         note: str,
@@ -219,7 +218,7 @@ class Desk:
                 key,
                 make,
                 request=digest,
-                rights=rights,
+                rights=self.rights,
                 note=note,
                 dry_run=dry_run,
                 idempotency_key=idempotency_key(request),
@@ -230,12 +229,12 @@ class Desk:
         return await _told(outcome, dry_run=dry_run, created=False)
 
     async def roll_back(
-        self, request: Request, number: int, rights: Rights, *, note: str, dry_run: bool, expected_revision: int | None
+        self, request: Request, number: int, *, note: str, dry_run: bool, expected_revision: int | None
     ) -> Response:
         """Goes back to a revision, and tells what came of it."""
         outcome = await self.book.rollback(
             number,
-            rights=rights,
+            rights=self.rights,
             **self.author(),
             note=note,
             dry_run=dry_run,

@@ -163,7 +163,7 @@ class ObjectRoutes:
     ) -> Response:
         """Creates what is not there. What is there is replaced only if `If-Match` names its entity tag."""
         key = Key(kind=PATHS[kind], namespace=namespace, name=name)
-        rights = await self._desk.writer(key)
+        await self._desk.writer(key)
         body = await read_body(request, accepted=(JSON, YAML))
         condition = for_write(request, self._etag(key))
         change = Change(
@@ -175,7 +175,7 @@ class ObjectRoutes:
         )
         try:
             return await self._desk.write(
-                request, [change], rights, body=body, note=note, dry_run=dry_run, created=condition.must_be_new
+                request, [change], body=body, note=note, dry_run=dry_run, created=condition.must_be_new
             )
         except AlreadyExists as error:
             raise condition.refusal(error) from error
@@ -192,7 +192,7 @@ class ObjectRoutes:
     ) -> Response:
         """By a merge patch or a JSON patch; all operations of it hold, or none."""
         key = Key(kind=PATHS[kind], namespace=namespace, name=name)
-        rights = await self._desk.writer(key)
+        await self._desk.writer(key)
         body = await read_body(request, accepted=(MERGE_PATCH, JSON_PATCH))
         asked = [str(key), request.headers.get("if-match"), body.media, force, note]
         digest = hashlib.sha256(json.dumps(asked).encode() + body.data).digest()
@@ -203,7 +203,7 @@ class ObjectRoutes:
                 raise changed(str(key))
             return Change(key=key, body=_for_key(_patched(stored, body), key), if_match=stored.etag, force=force)
 
-        return await self._desk.change(request, key, make, rights, digest=digest, note=note, dry_run=dry_run)
+        return await self._desk.change(request, key, make, digest=digest, note=note, dry_run=dry_run)
 
     async def delete(
         self,
@@ -217,10 +217,10 @@ class ObjectRoutes:
     ) -> Response:
         """Only if `If-Match` names its entity tag."""
         key = Key(kind=PATHS[kind], namespace=namespace, name=name)
-        rights = await self._desk.writer(key)
+        await self._desk.writer(key)
         condition = for_change(request, self._etag(key))
         change = Change(key=key, body=None, if_match=condition.if_match, force=force)
-        return await self._desk.write(request, [change], rights, note=note, dry_run=dry_run)
+        return await self._desk.write(request, [change], note=note, dry_run=dry_run)
 
     async def _page(self, request: Request, kind: str, namespace: str | None, limit: int, cursor: str) -> Response:
         rights = await self._desk.reader(namespace)

@@ -81,14 +81,13 @@ class RevisionRoutes:
     async def apply(self, request: Request, dry_run: DryRun = False) -> Response:
         """What `caadmin policy apply` uses. The caller must be allowed to make every one of the changes."""
         desk = self._desk
-        rights = await desk.reader()
+        await desk.reader()
         body = await read_body(request, most=MANY_BYTES)
         asked = await validated(body, ApplyDocument)
         changes = [await self._change(number, one, asked.owner, body) for number, one in enumerate(asked.changes)]
         return await desk.write(
             request,
             changes,
-            rights,
             body=body,
             below=[f"/changes/{number}/object" for number in range(len(changes))],
             note=asked.note,
@@ -120,10 +119,10 @@ class RevisionRoutes:
     async def rollback(self, request: Request, number: NumberPath, dry_run: DryRun = False) -> Response:
         """A new revision with the content of that one. The caller must be allowed to make every change of it."""
         desk = self._desk
-        rights = await desk.reader()
+        await desk.reader()
         asked = await read_model(request, NoteDocument)
         return await desk.roll_back(
-            request, number, rights, note=asked.note, dry_run=dry_run, expected_revision=asked.expected_revision
+            request, number, note=asked.note, dry_run=dry_run, expected_revision=asked.expected_revision
         )
 
     async def _change(self, number: int, asked: ChangeDocument, owner: str, body: Any) -> Change:

@@ -19,6 +19,7 @@ from ca.errors import Exhausted
 from ca.runtime import decision_reader
 from ca.runtime.policy_config import PolicyLimitsConfig
 from ca.service.policy.grants import Rights
+from policy.book_values import Change, Key, Outcome
 
 
 class Book:
@@ -70,6 +71,30 @@ async def test_past_revisions_take_turns_and_count_against_the_callers_rate(monk
         found = await asyncio.gather(*(desk.state(n % 8) for n in range(150)), return_exceptions=True)
         assert book.most == 1
         assert sum(isinstance(one, Exhausted) for one in found) == 150 - most
+
+
+async def test_a_write_is_made_by_the_rights_of_when_its_body_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever begins a write and ends it after the grant was taken back has no right to it."""
+    used: list[Rights] = []
+
+    async def written(*_: object, rights: Rights, **__: object) -> Outcome:
+        used.append(rights)
+        return Outcome(revision=None)
+
+    with a_desk(monkeypatch) as (desk, book):
+        key = Key(kind="AuthorizationPolicy", namespace="shop", name="p")
+        granted = Rights(is_admin=False, root_namespace="root", writes=frozenset({"shop"}))
+        monkeypatch.setattr(book, "rights_of", lambda _: granted)
+        assert (await desk.writer(key)) is granted
+        taken_back = Rights(is_admin=False, root_namespace="root")
+        monkeypatch.setattr(book, "rights_of", lambda _: taken_back)
+        for name in ("write", "change", "rollback"):
+            monkeypatch.setattr(book, name, written, raising=False)
+        request: Any = SimpleNamespace(headers={})
+        await desk.write(request, [Change(key=key, body=None)])
+        await desk.change(request, key, lambda _: Change(key=key, body=None), digest=b"", note="", dry_run=False)
+        await desk.roll_back(request, 1, note="", dry_run=False, expected_revision=None)
+        assert used == [taken_back] * 3
 
 
 async def test_searches_of_the_log_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
