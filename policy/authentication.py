@@ -156,7 +156,7 @@ def _check_uri(place: Place, uri: str, hosts: frozenset[str]) -> None:
     if not host or parts.scheme not in ("http", "https"):
         place.refuse("P203", f"{shown(uri)} is no HTTP URL")
     elif host not in hosts:
-        hint = "an administrator lists the hosts that key sets may be fetched from"
+        hint = "`policy.jwks_hosts` of the server lists the hosts that key sets may be fetched from"
         place.refuse("P204", f"key sets may not be fetched from {shown(host)}", hint)
 
 

@@ -106,7 +106,7 @@ HINTS: dict[str, str] = {
     "P201": "`issuer: https://…` is who signs the tokens, without control characters",
     "P202": "leave it out, and the audience is not looked at",
     "P203": "for example `https://issuer.example/keys`",
-    "P204": "an administrator lists the hosts",
+    "P204": "`policy.jwks_hosts` of the server lists the hosts",
     "P205": 'it starts with `{"keys": [`',
     "P206": "leave it out, or say what it is called",
     "P207": "`{claim: sub, header: x-subject}`",

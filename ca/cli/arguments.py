@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -43,6 +44,14 @@ def instant(text: str) -> int:
         hint = "RFC 3339, such as 2030-01-31T12:00:00Z, or Unix seconds"
         raise InvalidArgument(f"`{text}` is not a point in time", reason="TIME", hint=hint) from error
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def instant_or_ago(text: str) -> int:
+    """Unix seconds of a point in time, or of how long ago it was: a duration has a unit, else digits are Unix seconds.
+    Raises InvalidArgument."""
+    if text[-1:] in "dhms" and text[:1].isdigit():
+        return int(time.time()) - duration(text)
+    return instant(text)
 
 
 def wire_id(text: str) -> types_pb2.SPIFFEID:

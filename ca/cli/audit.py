@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ca.cli.arguments import DURATION_HELP, duration, instant
+from ca.cli.arguments import DURATION_HELP, instant_or_ago
 from ca.cli.connection import SocketOption, channel, server_socket
 from ca.cli.output import Output, OutputOption, columns, emit, plain, red
 from ca.errors import InvalidArgument
@@ -60,12 +59,10 @@ def audit(
 
 
 def _since(text: str) -> int:
-    """Unix seconds; 0 for no text. A duration has a unit, else digits are Unix seconds."""
+    """Unix seconds; 0 for no text."""
     if not text:
         return 0
-    if text[-1:] in "dhms" and text[:1].isdigit():
-        return int(time.time()) - duration(text)
-    moment = instant(text)
+    moment = instant_or_ago(text)
     if moment < 0:
         raise InvalidArgument(f"`{text}` is before 1970", reason="TIME")
     return moment

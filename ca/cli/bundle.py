@@ -40,7 +40,7 @@ def show(
     trust_domain: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TRUST_DOMAIN]",
+            metavar="TRUST_DOMAIN",
             help="Whose; the server's own otherwise.",
             show_default=False,
             autocompletion=complete,

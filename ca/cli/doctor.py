@@ -36,7 +36,7 @@ def doctor(
         Patient | None,
         typer.Argument(
             help="Whom to look at. Default: the server and the agent, whichever runs here.",
-            metavar="[server|agent|cluster]",
+            metavar="server|agent|cluster",
             show_default=False,
         ),
     ] = None,

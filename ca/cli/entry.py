@@ -113,7 +113,7 @@ def show(
 
 @app.command()
 def update(
-    entry_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The entry's ID.", show_default=False)] = None,
+    entry_id: Annotated[str | None, typer.Argument(metavar="ID", help="The entry's ID.", show_default=False)] = None,
     spiffe_id: opt.SpiffeIdOption = None,
     parent_id: opt.ParentIdOption = None,
     selector: opt.SelectorOption = None,

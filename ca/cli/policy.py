@@ -21,30 +21,32 @@ app = typer.Typer(
 )
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "plan": policy_online.plan,
-    "apply": policy_online.apply,
-    "get": policy_online.get,
-    "list": policy_online.list_,
-    "delete": policy_online.delete,
-    "rollback": policy_online.rollback,
-    "rollout": policy_online_views.rollout,
-    "watch": policy_online_views.watch,
-    "decisions": policy_online_views.decisions,
-    "validate": policy_offline.validate,
-    "test": policy_offline.run_tests,
-    "explain": policy_online_sets.explain,
-    "lint": policy_online_sets.lint,
-    "diff": policy_online_sets.diff,
-    "graph": policy_online_sets.graph,
-    "replay": policy_online_sets.replay,
-    "suggest": policy_online_sets.suggest,
-    "import": policy_offline_tools.import_,
-    "export": policy_offline_tools.export,
-    "envoy-snippet": policy_offline_tools.envoy_snippet,
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "plan": (policy_online.plan, "What `apply` would do, and which requests it changes."),
+    "apply": (policy_online.apply, "Make the server have what the files say."),
+    "get": (policy_online.get, "Print an object as it was written."),
+    "list": (policy_online.list_, "List policies and Workload objects."),
+    "delete": (policy_online.delete, "Delete objects, as one revision."),
+    "rollback": (policy_online.rollback, "Go back to a revision."),
+    "rollout": (policy_online_views.rollout, "Which policies agents and proxies have."),
+    "watch": (policy_online_views.watch, "Print revisions as they come."),
+    "decisions": (policy_online_views.decisions, "What was allowed and denied, the newest first."),
+    "validate": (policy_offline.validate, "Read files, and tell what is wrong with them."),
+    "test": (policy_offline.run_tests, "Decide the requests of test files."),
+    "explain": (policy_online_sets.explain, "Why a request is, or was, allowed or denied."),
+    "lint": (policy_online_sets.lint, "Find rules and policies that do nothing, or too much."),
+    "diff": (policy_online_sets.diff, "Which requests are decided otherwise by other policies."),
+    "graph": (policy_online_sets.graph, "Draw who can reach whom."),
+    "replay": (policy_online_sets.replay, "Decide a log's requests again, by other policies."),
+    "suggest": (policy_online_sets.suggest, "Write policies that allow what a log shows."),
+    "import": (policy_offline_tools.import_, "Write Consul's, Linkerd's or Envoy's policies as ours."),
+    "export": (policy_offline_tools.export, "Write policies as an Envoy's filter, or as Cedar."),
+    "envoy-snippet": (policy_offline_tools.envoy_snippet, "What a proxy's configuration needs."),
 }
-for name, command in _COMMANDS.items():
-    app.command(name)(command)
+"""With the line by which `caadmin policy --help` lists each: what fits beside its name on a terminal of 80 columns."""
+
+for name, (command, listed) in _COMMANDS.items():
+    app.command(name, short_help=listed)(command)
 app.add_typer(policy_online_book.revisions, name="revisions", no_args_is_help=True)
 app.add_typer(policy_online_book.grants, name="grants", no_args_is_help=True)
 app.add_typer(policy_online_book.invariants, name="invariants", no_args_is_help=True)

@@ -96,7 +96,7 @@ class ServerRefusal(BurgeeError):
         if self.violations:
             self.detail = "an invariant would not hold"
         elif self.faults and self.reason == "POLICY_INVALID":
-            self.detail = f"{len(self.faults)} problems in what was sent" if len(self.faults) > 1 else "a problem"
+            self.detail = f"{len(self.faults)} {'problem' if len(self.faults) == 1 else 'problems'} in what was sent"
         self.lines = tuple(self._lines({}))
 
     def located(self, places: Mapping[str, str]) -> ServerRefusal:

@@ -133,6 +133,15 @@ def load(given: Given, option: str = "--file") -> Loaded:
     return Loaded(parsed=parsed, mesh=mesh, targets=targets, snapshot=snapshot)
 
 
+def named(sources: Sequence[Path] | None, files: Sequence[Path] | None) -> list[Path]:
+    """What is named by arguments and by --file, of which one must be. Raises InvalidArgument."""
+    found = [*(sources or ()), *(files or ())]
+    if not found:
+        hint = "a file, a directory, or - for standard input"
+        raise InvalidArgument("say which policies are meant: FILE, or --file FILE", reason="USAGE", hint=hint)
+    return found
+
+
 def read_texts(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of files, of the files of directories, and of standard input, each once. Raises
     InvalidArgument."""
@@ -189,6 +198,12 @@ def target_among(targets: Sequence[Target], name: str) -> str:
     hint = "write its SPIFFE ID" if not found else f"one of {', '.join(found[:10])}"
     what = "no workload is" if not found else f"{len(found)} workloads are"
     raise InvalidArgument(f"{what} called `{name}`", reason="TARGET", hint=hint)
+
+
+def caller_of(targets: Sequence[Target], name: str) -> str:
+    """A SPIFFE ID as it is given, with `spiffe://` or without, or that of the one workload whose ID ends with a name.
+    Raises InvalidArgument."""
+    return name if "/" in name else target_among(targets, name)
 
 
 def read_log(paths: Iterable[Path]) -> Iterator[DecisionRecord]:

@@ -29,7 +29,8 @@ def kind_of(text: str) -> str:
     """A kind by its name, in any case, its plural, its path, or `ap`, `ra`, `pa` or `wl`. Raises InvalidArgument."""
     found = _KINDS.get(text.lower())
     if found is None:
-        raise InvalidArgument(f"`{text}` is no kind of objects", reason="USAGE", hint=f"one of {', '.join(PATHS)}")
+        hint = f"one of {', '.join(PATHS)}, or {', '.join(_SHORT)}"
+        raise InvalidArgument(f"`{text}` is no kind of objects", reason="USAGE", hint=hint)
     return found
 
 
@@ -37,7 +38,8 @@ def names_of(text: str) -> tuple[str, str]:
     """(namespace, name). Raises InvalidArgument."""
     namespace, mark, name = text.partition("/")
     if not mark or not namespace or not name or "/" in name:
-        raise InvalidArgument(f"`{text}` is no NAMESPACE/NAME", reason="USAGE")
+        hint = "such as shop/orders; `caadmin policy list` shows both"
+        raise InvalidArgument(f"`{text}` is no NAMESPACE/NAME", reason="USAGE", hint=hint)
     return namespace, name
 
 

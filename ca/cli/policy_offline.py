@@ -22,7 +22,9 @@ from ca.cli.policy_files import (
     RootOption,
     TrustDomainOption,
     WorkloadsOption,
+    caller_of,
     load,
+    named,
     read_texts,
     refused,
     show,
@@ -43,6 +45,10 @@ class OutcomeForm(StrEnum):
 
 
 def validate(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILE|DIR|-...", help="The same as --file.", show_default=False),
+    ] = None,
     files: FilesOption = None,
     jwks_host: Annotated[
         list[str] | None,
@@ -56,12 +62,11 @@ def validate(
     from policy.problems import Refused
     from policy.state import ANY_HOST
 
-    if not files:
-        raise InvalidArgument("say with --file which policies are meant", reason="USAGE")
+    paths = named(sources, files)
     parsed = PolicySet()
     problems: tuple[Problem, ...] = ()
     try:
-        parsed = parse_all(read_texts(files), jwks_hosts=frozenset(jwks_host) if jwks_host else ANY_HOST)
+        parsed = parse_all(read_texts(paths), jwks_hosts=frozenset(jwks_host) if jwks_host else ANY_HOST)
     except Refused as error:
         problems = error.problems
     counts = {
@@ -177,7 +182,12 @@ def explain(
         str, typer.Argument(metavar="TARGET", help="Who is called: a SPIFFE ID, or its last part where that is enough.")
     ],
     principal: Annotated[
-        str | None, typer.Option("--from", help="Who calls: a SPIFFE ID. Default: no certificate.", show_default=False)
+        str | None,
+        typer.Option(
+            "--from",
+            help="Who calls: a SPIFFE ID, or its last part where that is enough. Default: no certificate.",
+            show_default=False,
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="The method. Default: GET.", show_default=False)] = None,
     path: Annotated[str | None, typer.Option(help="The path. Default: /.", show_default=False)] = None,
@@ -212,8 +222,9 @@ def explain(
     from policy.paths import without_query
 
     loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    caller = None if principal is None else caller_of(loaded.targets, principal).removeprefix("spiffe://")
     request = Request(
-        principal=None if principal is None else principal.removeprefix("spiffe://"),
+        principal=caller,
         http=not tcp,
         source_ip=source_ip,
         remote_ip=remote_ip,

@@ -15,6 +15,7 @@ from ca.cli.connection import SocketOption
 from ca.cli.exits import Exit, leave
 from ca.cli.output import Output, OutputOption, columns, emit, plain
 from ca.cli.policy_client import PATHS, Api, object_path, policy_api
+from ca.cli.policy_files import named
 from ca.cli.policy_names import KindArgument, ObjectArgument, ObjectsArgument, complete_revision, kind_of, names_of
 from ca.cli.policy_plan import Asked, Plan, made, send
 from ca.cli.policy_sources import Sources, read_sources
@@ -22,8 +23,18 @@ from ca.cli.policy_texts import difference_text, finding_lines
 from policy.book_values import AUTHORIZATION
 
 SourcesArgument = Annotated[
-    list[Path],
-    typer.Argument(metavar="FILE|DIR|-...", help="Policies and Workload objects: YAML or JSON, or standard input."),
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE|DIR|-...",
+        help="Policies and Workload objects: YAML or JSON, or standard input.",
+        show_default=False,
+    ),
+]
+AlsoOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file", "-f", metavar="FILE|DIR|-", help="The same as FILE|DIR|-, for who is used to it.", show_default=False
+    ),
 ]
 OwnerOption = Annotated[
     str,
@@ -58,7 +69,8 @@ class ObjectForm(StrEnum):
 
 
 def plan(
-    sources: SourcesArgument,
+    sources: SourcesArgument = None,
+    files: AlsoOption = None,
     owner: OwnerOption = "",
     prune: PruneOption = False,
     namespace: NamespaceOption = "default",
@@ -73,7 +85,7 @@ def plan(
     Exits with 0 if there is nothing to do, with 4 if there are changes, and with 1, 2 or 3 if they would be refused.
     """
     asked = Asked(owner=owner, prune=prune, force=force, take_over=take_over)
-    found = read_sources(sources, namespace)
+    found = read_sources(named(sources, files), namespace)
     with policy_api(socket) as api:
         planned = made(api, found, asked)
     emit(planned.document(), output, lambda: _plan_text(planned, found))
@@ -81,7 +93,8 @@ def plan(
 
 
 def apply(
-    sources: SourcesArgument,
+    sources: SourcesArgument = None,
+    files: AlsoOption = None,
     owner: OwnerOption = "",
     prune: PruneOption = False,
     namespace: NamespaceOption = "default",
@@ -99,7 +112,7 @@ def apply(
     Example: caadmin policy apply policies/ --owner shop --prune --note "orders may be read"
     """
     asked = Asked(owner=owner, prune=prune, force=force, take_over=take_over, note=note)
-    found = read_sources(sources, namespace)
+    found = read_sources(named(sources, files), namespace)
     with policy_api(socket) as api:
         planned = made(api, found, asked)
         if output is Output.TABLE:

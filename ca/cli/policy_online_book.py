@@ -67,7 +67,7 @@ def diff_revisions(
         int | None,
         typer.Argument(
             min=0,
-            metavar="[OTHER]",
+            metavar="OTHER",
             help="A second one. Without it, the first is compared with the one before.",
             autocompletion=complete_revision,
             show_default=False,
@@ -154,7 +154,7 @@ def get_invariants(output: OutputOption = Output.TABLE, socket: SocketOption = N
 @invariants.command("set")
 def set_invariants(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE|-]", help="All of them, in YAML.", show_default=False)
+        Path | None, typer.Argument(metavar="FILE|-", help="All of them, in YAML.", show_default=False)
     ] = None,
     clear: Annotated[bool, typer.Option("--clear", help="Have none.")] = False,
     dry_run: DryRunOption = False,

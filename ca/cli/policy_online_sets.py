@@ -15,7 +15,7 @@ from ca.cli import policy_offline, policy_offline_tools
 from ca.cli.connection import AgentSocketOption, SocketOption, agent_socket, channel
 from ca.cli.exits import Exit, leave
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
-from ca.cli.policy_files import Form, show, target_among
+from ca.cli.policy_files import Form, caller_of, show, target_among
 from ca.cli.policy_texts import finding_lines, record_text
 from ca.errors import BurgeeError, InvalidArgument, Unavailable
 
@@ -220,11 +220,21 @@ def _explain(given: Given) -> None:
         if given["decision"] is not None:
             _explain_decision(api, given)
             return
-        target = given["target"]
-        if not target.startswith("spiffe://"):
-            target = target_among(tuple(map(_target, api.get("/mesh")["targets"])), target)
-        found = api.call("POST", "/explain", {"target": target, "request": _request(given)}).json
+        body = {"target": given["target"], "request": _request(given)}
+        _name_in_full(api, body)
+        found = api.call("POST", "/explain", body).json
     show(given["output"], found["explanation"], found["text"])
+
+
+def _name_in_full(api: Api, body: dict[str, Any]) -> None:
+    """Whoever is named by the last part of an ID; the server is asked for its workloads only then."""
+    caller = body["request"].get("principal", "/")
+    if body["target"].startswith("spiffe://") and "/" in caller:
+        return
+    targets = tuple(map(_target, api.get("/mesh")["targets"]))
+    body["target"] = target_among(targets, body["target"])
+    if "/" not in caller:
+        body["request"]["principal"] = caller_of(targets, caller)
 
 
 def _request(given: Given) -> dict[str, Any]:
@@ -303,7 +313,7 @@ AgentOption = Annotated[
 _TARGET = Annotated[
     str | None,
     typer.Argument(
-        metavar="[TARGET]",
+        metavar="TARGET",
         help="Who is called: a SPIFFE ID, or its last part where that is enough.",
         show_default=False,
     ),

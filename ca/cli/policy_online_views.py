@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ca.cli.arguments import DURATION_HELP, waiting
+from ca.cli.arguments import DURATION_HELP, instant_or_ago, waiting
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.output import Output, OutputOption, bold, emit, plain
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
@@ -174,8 +174,12 @@ def decisions(
     source: Annotated[
         str, typer.Option(help="Decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
     ] = "",
-    since: Annotated[str | None, typer.Option(help="Not before this time, in RFC 3339.", show_default=False)] = None,
-    until: Annotated[str | None, typer.Option(help="Before this time.", show_default=False)] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only from then on: a time, or how long ago, such as 10m.", show_default=False)
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Only before: a time, or how long ago, such as 10m.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
     agent: Annotated[
         bool, typer.Option("--agent", help="Ask the agent of this node, whose proxies it serves.")
@@ -202,6 +206,8 @@ def decisions(
     }
     where = agent_socket(agent_socket_path) if agent else server_socket(socket)
     if follow:
+        if since is not None or until is not None:
+            raise InvalidArgument("--since and --until are not for --follow, which begins now", reason="USAGE")
         _follow(where, "agent" if agent else "server", _filter(wanted, allowed), output, count)
         return
     times = {"since": _time(since), "until": _time(until)}
@@ -216,12 +222,12 @@ def decisions(
             print(json.dumps(one, separators=(",", ":")))
     else:
         emit({"items": found}, Output(output.value), lambda: decision_lines(found))
+        if not found and not agent:
+            print("what proxies decided is in the logs of their agents: --agent asks this node's", file=sys.stderr)
 
 
 def _time(text: str | None) -> str | None:
-    from ca.cli.arguments import instant
-
-    return None if text is None else datetime.fromtimestamp(instant(text), UTC).isoformat()
+    return None if text is None else datetime.fromtimestamp(instant_or_ago(text), UTC).isoformat()
 
 
 def _filter(wanted: Mapping[str, Any], allowed: bool | None) -> decisions_pb2.Filter:

@@ -58,7 +58,8 @@ def _usage(command: Any) -> Iterator[str]:
     if _options(command):
         yield "[OPTIONS]"
     for parameter in _arguments(command):
-        yield parameter.metavar or parameter.name.upper()
+        name = parameter.metavar or parameter.name.upper()
+        yield name if parameter.required else f"[{name}]"
     if command.context_settings.get("allow_extra_args"):
         yield "[ARGUMENTS]..."
 

@@ -24,7 +24,7 @@ ServerOption = Annotated[
         envvar=SERVER_VARIABLE,
         show_default=False,
         help="Administer this server over the network instead of a local one, with an X.509-SVID whose entry has "
-        "`admin`.",
+        "`admin`; for `caadmin policy`, with one that a grant is for.",
     ),
 ]
 SvidDirOption = Annotated[

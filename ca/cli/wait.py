@@ -42,7 +42,7 @@ def wait(
     program: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[-- COMMAND [ARGUMENTS]...]", help="Runs in the place of this process.", show_default=False
+            metavar="-- COMMAND [ARGUMENTS]...", help="Runs in the place of this process.", show_default=False
         ),
     ] = None,
     what: Annotated[

@@ -103,5 +103,5 @@ def _unknown(number: int) -> NotFound:
     return NotFound(
         f"there is no revision {number}, or none that is kept",
         reason="POLICY_REVISION_NOT_FOUND",
-        hint="`GET /v1/policy/revisions` lists those that are; `prune.policy_revisions_kept` says how many",
+        hint="`caadmin policy revisions list` shows those that are; `prune.policy_revisions_kept` says how many",
     )

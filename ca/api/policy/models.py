@@ -12,6 +12,12 @@ NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 LINE = r"^[^\x00-\x1f\x7f]*$"
 SPIFFE_ID = r"^spiffe://[^\x00-\x20\x7f]+$"
+PATTERN_WORDS = {
+    NAME: "must be a name: lower-case letters, digits, `-` and `.`",
+    NAMESPACE: "must be a namespace: lower-case letters, digits and `-`",
+    LINE: "must be one line, without control characters",
+    SPIFFE_ID: "must be a SPIFFE ID, such as `spiffe://example.org/ns/shop/sa/orders`",
+}
 
 KindName = Literal["AuthorizationPolicy", "RequestAuthentication", "PeerAuthentication", "Workload"]
 Name = Annotated[str, StringConstraints(pattern=NAME, max_length=253)]

@@ -27,7 +27,10 @@ whether it is there.
 
 ## By example
 
+The admin socket is `/var/lib/burgee/server/run/admin.sock`, or of a `make up` the one that `.burgee/status.json` names.
+
 ```sh
+SOCKET=${SOCKET:-/var/lib/burgee/server/run/admin.sock}
 call() { curl --silent --show-error --unix-socket "$SOCKET" "$@"; }
 api=http://localhost/v1/policy
 
@@ -70,6 +73,15 @@ call "$api/revisions/2/rollback" -H 'Content-Type: application/json' -d '{"note"
 # An author of the namespace `shop`
 call -X PUT "$api/grants/shop-team" -H 'Content-Type: application/json' \\
   -d '{"spiffe_id": "spiffe://example.org/team/shop/*", "role": "author", "namespaces": ["shop"]}' | jq .role
+```
+
+From another machine the same paths are at the server's port, for an SVID with a grant (`caadmin svid fetch --write DIR`
+writes one). The server's certificate is for its SPIFFE ID and for no host name: a client must see that its chain leads
+to the bundle, and that its one URI is `spiffe://<trust domain>/spire/server`. `caadmin policy --server` does so. curl
+cannot, and where it is told to do without (`--insecure`), it does not know whom it talks to:
+
+```text
+curl --http1.1 --insecure --cert svid.pem --key svid.key https://burgee.example.org:8081/v1/policy/revisions
 ```
 
 ## Writes

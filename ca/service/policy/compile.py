@@ -97,7 +97,7 @@ def _check_before(change: Change, before: Stored | None) -> None:
         raise Conflict(
             f"{change.key} belongs to {shown(before.owner)}",
             reason="POLICY_OWNED",
-            hint="change it where it is applied from, or take it over by force",
+            hint="change it where it is applied from, or take it over: `--take-over`, over REST `force`",
         )
 
 

@@ -98,7 +98,9 @@ def check_grant(grant: Grant, *, root_namespace: str) -> None:
             raise _wrong("an admin has no namespaces", "leave them out")
         return
     if not 0 < len(grant.namespaces) <= MAX_NAMESPACES or len(set(grant.namespaces)) < len(grant.namespaces):
-        raise _wrong(f"a grant is for 1 to {MAX_NAMESPACES:,} namespaces, each once", "a reader may have `*`")
+        raise _wrong(
+            f"a grant is for 1 to {MAX_NAMESPACES:,} namespaces, each once", "name them; a reader may have `*`"
+        )
     for namespace in grant.namespaces:
         if not _NAMESPACE.fullmatch(namespace) and (namespace != ALL or grant.role is not Role.READER):
             raise _wrong(f"{shown(namespace)} is no namespace", "only a reader may have `*`")
