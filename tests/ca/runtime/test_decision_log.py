@@ -164,6 +164,19 @@ def test_refusals_and_what_a_shadow_would_refuse_are_never_sampled(directory: Pa
     assert SAMPLED._value.get() - before == 2
 
 
+def test_what_shadow_policies_would_decide_otherwise_is_counted(directory: Path) -> None:
+    def counted() -> list[float]:
+        return [SHADOW.labels(verdict)._value.get() for verdict in ("allowed", "denied")]
+
+    log, before = opened(directory), counted()
+    for number, (allowed, shadow) in enumerate(
+        [(True, False), (True, True), (False, True), (False, None), (True, False)]
+    ):
+        log.add(record(number, allowed=allowed, shadow=shadow))
+    log.close()
+    assert [after - was for after, was in zip(counted(), before, strict=True)] == [1, 2]
+
+
 def test_secrets_are_masked_before_they_are_written_or_shown(directory: Path) -> None:
     log = opened(directory, mask_claims=["email"])
     shown: list[DecisionRecord] = []

@@ -159,6 +159,30 @@ async def test_a_dry_run_says_all_and_does_nothing(local: Client) -> None:
     assert [one["code"] for one in warned.body["warnings"]] == ["W001"]
 
 
+LOST = policy("lost", selector={"matchLabels": {"app": "nobody"}}, rules=[{}])
+REHEARSED: dict[str, tuple[str, str, Any, list[str], int]] = {
+    "put": ("PUT", "/authorization-policies/shop/lost", LOST, ["L010"], 0),
+    "patch": ("PATCH", ONE, {"spec": {"selector": {"matchLabels": {"app": "nobody"}}}}, ["L010"], 1),
+    "delete": ("DELETE", ONE, None, [], 1),
+    "apply": ("POST", "/apply", {"changes": [{"object": LOST}]}, ["L010"], 0),
+    "roll back": ("POST", "/revisions/0/rollback", {}, [], 1),
+}
+
+
+async def test_every_write_can_be_rehearsed(local: Client) -> None:
+    """What it is, what lint finds, and what would be decided otherwise."""
+    await local("POST", "/apply", {"changes": [{"object": one} for one in (workload(), policy())]})
+    match = {"If-Match": (await local("GET", ONE)).headers["etag"]}
+    for name, (verb, path, body, codes, changes) in REHEARSED.items():
+        media = MERGE if verb == "PATCH" else "application/json"
+        headers = match if verb in ("PATCH", "DELETE") else {}
+        shown = await local(verb, f"{path}?dry_run=true", body, headers, media=media)
+        assert (shown.status, shown.body["dry_run"], shown.body["revision"]) == (200, True, None), name
+        assert [one["code"] for one in shown.body["findings"]] == codes, name
+        assert len(shown.body["difference"]["changes"]) == changes, name
+    assert [one["number"] for one in (await local("GET", "/revisions")).body["items"]] == [1]
+
+
 async def test_pages_follow_their_links(callers: Callers) -> None:
     local = await callers("local")
     names = [(namespace, f"p{number}") for namespace in ("bank", "shop") for number in range(3)]
