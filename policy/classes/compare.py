@@ -140,7 +140,9 @@ def _example(frame: Frame, row: Row, allowing: Sides, objection: Objection) -> B
         return None
     if allowing and (quick := _at_once(frame, box, allowing, objection)) is not None:
         return quick
-    return frame.search(crossed(box, [side.allowing_in for side in allowing], work), objection, work)
+    choices = [side.allowing_in for side in allowing]
+    parts = frame.remaining(box, objection, work) if choices else [box]
+    return frame.search((each for part in parts for each in crossed(part, choices, work)), objection, work)
 
 
 def _at_once(frame: Frame, box: Box, allowing: Sides, objection: Objection) -> Box | None:

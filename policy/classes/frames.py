@@ -8,7 +8,7 @@ from typing import TypeVar
 from policy.classes.boxes import Box, whole
 from policy.classes.literals import REQUEST_PRINCIPAL, AskedBoth, Literals, Tokens, any_request_principal
 from policy.classes.rows import Rows, Side
-from policy.classes.search import Objection, search
+from policy.classes.search import Objection, remaining, search
 from policy.classes.spaces import Space
 from policy.classes.texts import Work
 from policy.model import Mesh
@@ -51,6 +51,10 @@ class Frame:
         elif tokens is Tokens.IN_PARTS:
             box.spaces[REQUEST_PRINCIPAL] = Space(REQUEST_PRINCIPAL, absent=True)
         return box, work
+
+    def remaining(self, box: Box, objection: Objection, work: Work) -> list[Box]:
+        """A box without what is easily seen to be objected to, in a few parts."""
+        return remaining(box, objection, work, http=self.http)
 
     def search(self, boxes: Iterable[Box], objection: Objection, work: Work) -> Box | None:
         """A part of one of the boxes whose example nothing objects to."""

@@ -35,6 +35,27 @@ def search(boxes: Iterable[Box], objection: Objection, work: Work, *, http: bool
     return None
 
 
+TRIES, PARTS = 12, 3
+
+
+def remaining(box: Box, objection: Objection, work: Work, *, http: bool) -> list[Box]:
+    """A box without what a few rows object to at once, where no more than a few parts are left of it: what everybody is
+    denied need not be looked for in each row that allows."""
+    waiting, left = [box], []
+    for _ in range(TRIES):
+        if not waiting:
+            break
+        work.spend(4)
+        part = waiting.pop()
+        row = objection(part.request(http=http), part)
+        if row is None:
+            left.append(part)
+        else:
+            waiting.extend(apart(part, row))
+    found = left + waiting
+    return found if len(found) <= PARTS else [box]
+
+
 def apart(box: Box, row: Row) -> Iterator[Box]:
     """What a row does not match of a box, in parts that have nothing in common."""
     for literal in row.literals:
