@@ -37,7 +37,7 @@ METADATA = "/.well-known/authzen-configuration"
 BATCH_BYTES = 4 * QUESTION_BYTES
 REQUEST_ID = "x-request-id"
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
-_ECHOED = re.compile(r"[\x20-\x7e]{1,512}")
+_ECHOED = re.compile(r"[\x20-\x7e]{1,8192}")
 
 
 class _Nothing(BaseModel):

@@ -16,7 +16,7 @@ import pytest
 from ca.errors import FailedPrecondition
 from ca.runtime import decision_log
 from ca.runtime.config import from_values
-from ca.runtime.decision_log import CLAIMS_IN, FILE, LOST, SAMPLED, DecisionLog, line_of
+from ca.runtime.decision_log import CLAIMS_IN, FILE, LOST, SAMPLED, SHADOW, DecisionLog, line_of
 from ca.runtime.decision_log_config import DecisionLogConfig
 from ca.runtime.decision_reader import Page, Query, find
 from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source

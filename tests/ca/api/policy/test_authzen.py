@@ -72,9 +72,12 @@ async def test_errors_are_a_status_and_a_message(filled: Client) -> None:
 
 
 async def test_an_id_of_a_request_comes_back_only_if_there_was_one(filled: Client) -> None:
-    answer = await post(filled, "evaluation", asking(), headers={"X-Request-ID": "bfe9eb29"})
-    assert answer.headers["x-request-id"] == "bfe9eb29"
+    for id in ("bfe9eb29", "a long one, " * 500):
+        answer = await post(filled, "evaluation", asking(), headers={"X-Request-ID": id.strip()})
+        assert answer.headers["x-request-id"] == id.strip()
     assert "x-request-id" not in (await post(filled, "evaluation", asking())).headers
+    large = await post(filled, "evaluation", raw=b" " * (2 << 20), headers={"X-Request-ID": "large"})
+    assert (large.status, large.headers["x-request-id"]) == (413, "large")
     media = await post(filled, "evaluation", asking(), headers={"content-type": "application/json; charset=utf-8"})
     assert media.status == 200
 
