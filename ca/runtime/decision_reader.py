@@ -75,7 +75,8 @@ class Page:
 
 
 def find(directory: Path, query: Query, *, seconds: float = MAX_SECONDS) -> Page:
-    """The newest records of a query, as they were written. Blocks: call it in a thread. Raises OSError."""
+    """The newest records of a query, as they were written; of an ID the oldest one alone. Blocks: call it in a thread.
+    Raises OSError."""
     found: list[DecisionRecord] = []
     limit, lost, unread = max(1, min(query.limit, MAX_RECORDS)), 0, 0
     needle = query.id.encode() if query.id and not query.id.endswith("*") else b""
@@ -92,8 +93,10 @@ def find(directory: Path, query: Query, *, seconds: float = MAX_SECONDS) -> Page
                 unread += 1
                 continue
             if query.takes(record):
+                if needle:
+                    found.clear()  # whoever saw an ID may log it again: the first record of it is the true one
                 found.append(record)
-                if len(found) == limit or needle:
+                if len(found) == limit and not needle:
                     return Page(tuple(found), False, lost, unread)
     return Page(tuple(found), True, lost, unread)
 
