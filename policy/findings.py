@@ -41,6 +41,10 @@ class Finding:
             "origin": str(self.origin),
         }
 
+    def text(self) -> str:
+        """For people: what was found, and below it what to do."""
+        return f"{self}\n    {self.hint}" if self.hint else str(self)
+
     def __str__(self) -> str:
         rule = "" if self.rule is None else f", rule {self.rule}"
         place = f"{self.origin}: " if str(self.origin) else ""

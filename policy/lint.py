@@ -105,7 +105,10 @@ class _Linter:
             yield self._finding(policy, None, "L015", message, "configure it, or write DENY")
         mine = self.mine[policy.id]
         if not mine and policy.scope != Scope():
-            hint = "`burgee.spiffeIds`, labels and references must be those of a workload in the policy's namespace"
+            hint = (
+                "`burgee.spiffeIds`, labels and references must be those of a workload in the policy's namespace; "
+                "--workloads names those that are in no file of policies"
+            )
             yield self._finding(policy, None, "L010", "no target that is known is selected", hint)
         yield from self._tokens(policy, mine)
 

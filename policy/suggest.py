@@ -125,8 +125,9 @@ class Suggestion:
             f"From {self.allowed:,} allowed of {self.records:,} recorded requests; {covered:,} are allowed by this."
         ]
         measure = self.measure()
+        count = measure["templates"]
         lines.append(
-            f"Beyond what was seen it admits: {measure['templates']} path templates "
+            f"Beyond what was seen it admits: {count} path {'template' if count == 1 else 'templates'} "
             f"({measure['exact_share']:.1%} of the different requests are written out)."
         )
         for one in self.opened[:20]:

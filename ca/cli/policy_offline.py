@@ -131,7 +131,7 @@ def lint(
         "violations": [one.document() for one in violations],
         "invariants": len(wanted),
     }
-    lines = [*map(str, violations), *map(str, findings)]
+    lines = [*map(str, violations), *(one.text() for one in findings)]
     show(output, document, "\n".join(lines) or "nothing found")
     found = violations or any(one.severity is not Severity.INFO for one in findings)
     leave(Exit.FAILED if found else Exit.OK)

@@ -25,13 +25,14 @@ def difference_text(found: Document | None) -> str:
 
 
 def finding_lines(findings: Iterable[Document], places: Mapping[str, str]) -> list[str]:
-    """With the places of objects in files, where they come from one."""
+    """With the places of objects in files, where they come from one, and below each what to do."""
     lines = []
     for one in findings:
         place = places.get(one["key"]) or one["key"]
         rule = "" if one["rule"] is None else f", rule {one['rule']}"
         name = f"{one['key']}{rule}: " if place != one["key"] else f"{rule.removeprefix(', ')}: " if rule else ""
         lines.append(f"{place}: {one['severity']}: {name}{one['message']} ({one['code']})")
+        lines += [f"    {one['hint']}"] if one["hint"] else []
     return lines
 
 
@@ -158,8 +159,9 @@ def decision_row(record: Document) -> Sequence[object]:
 def record_text(record: Document) -> str:
     """One record, in fields."""
     names = {"id": "Decision", "at": "At", "source": "Decided by", "agent": "Agent", "proxy": "Proxy"}
+    shown = {**record, "at": seconds(record["at"])}
     return fields(
-        [(label, record.get(name)) for name, label in names.items()]
+        [(label, shown.get(name)) for name, label in names.items()]
         + [("Target", record["target"]), ("Request", request_words(record))]
     )
 

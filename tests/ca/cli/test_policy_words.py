@@ -109,3 +109,14 @@ def test_decisions_by_how_long_ago(live: Caadmin) -> None:
     assert live("policy", "decisions", "--since", "yesterday").code == 2
     ran = live("policy", "decisions", "--follow", "--since", "10m")
     assert (ran.code, "begins now" in ran.err) == (2, True)
+
+
+def test_a_finding_says_what_to_do(caadmin: Caadmin, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        FILE.replace("spec:\n  rules:", "spec:\n  selector: {matchLabels: {app: x}}\n  rules:")
+    )
+    ran = caadmin("policy", "lint", "-f", "p.yaml")
+    first, hint = ran.out.splitlines()
+    assert (ran.code, first.endswith("(L010)")) == (1, True)
+    assert hint.startswith("    ")
+    assert "--workloads" in hint
