@@ -75,8 +75,12 @@ class Page:
 
 
 def find(directory: Path, query: Query, *, seconds: float = MAX_SECONDS) -> Page:
-    """The newest records of a query, as they were written; of an ID the oldest one alone. Blocks: call it in a thread.
-    Raises OSError."""
+    """The newest records of a query, as they were written. Blocks: call it in a thread. Raises OSError.
+
+    Of an ID it is the last record alone, about the target of the first one: whoever sees an ID may log it again, about
+    itself.
+    """
+    latest: dict[str, DecisionRecord] = {}
     found: list[DecisionRecord] = []
     limit, lost, unread = max(1, min(query.limit, MAX_RECORDS)), 0, 0
     needle = query.id.encode() if query.id and not query.id.endswith("*") else b""
@@ -94,9 +98,10 @@ def find(directory: Path, query: Query, *, seconds: float = MAX_SECONDS) -> Page
                 continue
             if query.takes(record):
                 if needle:
-                    found.clear()  # whoever saw an ID may log it again: the first record of it is the true one
+                    found = [latest.setdefault(record.target, record)]
+                    continue
                 found.append(record)
-                if len(found) == limit and not needle:
+                if len(found) == limit:
                     return Page(tuple(found), False, lost, unread)
     return Page(tuple(found), True, lost, unread)
 

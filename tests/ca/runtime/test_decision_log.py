@@ -264,10 +264,13 @@ def test_names_of_headers_are_checked() -> None:
         from_values({"mask_headers": ["Authorization"]}, DecisionLogConfig)
 
 
-def test_of_an_id_the_first_record_is_the_true_one(directory: Path) -> None:
+def test_of_an_id_it_is_the_target_of_the_first_record_that_counts(directory: Path) -> None:
     """A workload that saw somebody's ID in a refusal may have its own proxy log it."""
     log = opened(directory)
     log.add(record(3))
     log.add(record(3, target="spiffe://td/forger", allowed=True))
+    log.add(record(3, reason="ASK_FAILED"))
+    log.add(record(3, target="spiffe://td/forger", allowed=True))
     log.close()
-    assert [r.target for r in find(directory, Query(id="p-3")).records] == ["spiffe://td/t"]
+    (found,) = find(directory, Query(id="p-3")).records
+    assert (found.target, found.reason) == ("spiffe://td/t", "ASK_FAILED")
