@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from policy.decision import Decision
-from policy.model import Request
+
+if TYPE_CHECKING:
+    from policy.model import Request
 
 MASK = "***"
 """Stands for a value that is not kept."""
@@ -75,6 +77,8 @@ class DecisionRecord:
     @property
     def request(self) -> Request:
         """What was decided, to be decided again."""
+        from policy.model import Request  # an agent that decides nothing is without the model
+
         return Request(
             principal=self.principal,
             source_ip=self.source_ip,

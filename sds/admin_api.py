@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from ca.ports import Clock
 from ca.proto.burgee import agent_pb2, agent_pb2_grpc, doctor_pb2
 from sds.cache import Cache
 from sds.condition import Condition
-from sds.doctor import Doctor
 from sds.envoy_status import SdsClient, SdsClients
 from sds.envoy_subscriber import ResourceStatus
-from sds.explain_api import Explainer
 from sds.follower import Follower
 from sds.jwt_cache import JwtCache
 from sds.policy_held import HeldPolicies
 from sds.workloads import Context
+
+if TYPE_CHECKING:
+    from sds.doctor import Doctor
+    from sds.explain_api import Explainer
 
 
 def agent_version() -> str:
@@ -92,7 +95,14 @@ class AgentState:
 class AgentApi(agent_pb2_grpc.AgentServicer):
     """The service on the admin socket."""
 
-    def __init__(self, *, state: AgentState, clients: SdsClients, explainer: Explainer, doctor: Doctor) -> None:
+    def __init__(
+        self,
+        *,
+        state: AgentState,
+        clients: SdsClients,
+        explainer: Callable[[], Explainer],
+        doctor: Callable[[], Doctor],
+    ) -> None:
         self._state = state
         self._clients = clients
         self._explainer = explainer
@@ -109,10 +119,10 @@ class AgentApi(agent_pb2_grpc.AgentServicer):
     async def ExplainWorkload(
         self, request: agent_pb2.ExplainWorkloadRequest, context: Context
     ) -> agent_pb2.WorkloadExplanation:
-        return await self._explainer.explain(request)
+        return await self._explainer().explain(request)
 
     async def Doctor(self, request: doctor_pb2.DoctorRequest, context: Context) -> doctor_pb2.DoctorResponse:
-        findings = await self._doctor.findings()
+        findings = await self._doctor().findings()
         return doctor_pb2.DoctorResponse(
             findings=[
                 doctor_pb2.Finding(what=one.what, level=one.level.value, detail=one.detail, hint=one.hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ca.identity.spiffe_id import SpiffeId
@@ -13,12 +14,12 @@ from ca.runtime.decision_service import add_decisions
 from sds.admin_api import AgentApi, AgentState
 from sds.debug_api import DebugApi
 from sds.delegated import DelegatedIdentityApi
-from sds.doctor import Doctor
-from sds.explain_api import Explainer
 from sds.logger_api import LoggerApi
 
 if TYPE_CHECKING:
     from sds.agent import Agent
+    from sds.doctor import Doctor
+    from sds.explain_api import Explainer
 
 
 def add_admin_services(agent: Agent) -> None:
@@ -40,8 +41,10 @@ def add_admin_services(agent: Agent) -> None:
 
 
 def _own(agent: Agent) -> AgentApi:
+    """What explains and what looks for troubles is loaded for the first who asks."""
     state = _state(agent)
-    return AgentApi(state=state, clients=agent.clients, explainer=_explainer(agent, state), doctor=_doctor(agent))
+    explainer, doctor = cache(lambda: _explainer(agent, state)), cache(lambda: _doctor(agent))
+    return AgentApi(state=state, clients=agent.clients, explainer=explainer, doctor=doctor)
 
 
 def _state(agent: Agent) -> AgentState:
@@ -64,6 +67,8 @@ def _state(agent: Agent) -> AgentState:
 
 
 def _explainer(agent: Agent, state: AgentState) -> Explainer:
+    from sds.explain_api import Explainer
+
     def agent_id() -> SpiffeId | None:
         return agent.identity.svid.id if agent.identity.svid else None
 
@@ -81,6 +86,8 @@ def _explainer(agent: Agent, state: AgentState) -> Explainer:
 
 
 def _doctor(agent: Agent) -> Doctor:
+    from sds.doctor import Doctor
+
     name, prover = agent.node_attestor
     return Doctor(
         config=agent.config,

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2, duration_pb2
 
+from sds import envoy_messages as messages
 from sds.envoy_answers import Answers, Found, Missing
 from sds.envoy_subscriber import NOTE_BYTES, ResourceState, Subscriber, check_bounds, parse
 
@@ -30,9 +30,9 @@ class DeltaStream(Subscriber):
     """Name → version of what the client took over, where it ends by itself."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
-        self.request(parse(discovery_pb2.DeltaDiscoveryRequest, raw), now)
+        self.request(parse(messages.discovery_pb2.DeltaDiscoveryRequest, raw), now)
 
-    def request(self, request: discovery_pb2.DeltaDiscoveryRequest, now: datetime) -> None:
+    def request(self, request: messages.discovery_pb2.DeltaDiscoveryRequest, now: datetime) -> None:
         """Take in a request. Raises InvalidArgument when it is out of bounds.
 
         Unlike in state of the world no nonce is stale: each answer is acknowledged by itself, and names count always.
@@ -71,7 +71,7 @@ class DeltaStream(Subscriber):
             self._client_has[name] = versions[name]
             self._note_sent(name, versions[name], now, changed[name].note)
         # Fields of a message may be concatenated: the shared body once, then what is this stream's own.
-        own = discovery_pb2.DeltaDiscoveryResponse(nonce=nonce, removed_resources=removed)
+        own = messages.discovery_pb2.DeltaDiscoveryResponse(nonce=nonce, removed_resources=removed)
         tail: bytes = own.SerializeToString()
         return self._body(answers, changed) + tail
 
@@ -79,13 +79,13 @@ class DeltaStream(Subscriber):
         """A resource without its body, at the version that the client holds (xDS, TTL). Of one that was sent and not
         acknowledged yet nothing is said: the client may hold it already."""
         beats = [
-            self._lasting(discovery_pb2.Resource(name=name, version=version))
+            self._lasting(messages.discovery_pb2.Resource(name=name, version=version))
             for name, version in self._accepted.items()
             if name in self.statuses and self.statuses[name].state in (ResourceState.ACKED, ResourceState.NACKED)
         ]
         if not beats or not self.ttl_seconds:
             return None
-        response = discovery_pb2.DeltaDiscoveryResponse(
+        response = messages.discovery_pb2.DeltaDiscoveryResponse(
             type_url=self.type_url, nonce=randomness.token_hex(8), resources=beats
         )
         serialized: bytes = response.SerializeToString()
@@ -102,13 +102,13 @@ class DeltaStream(Subscriber):
         def make() -> bytes:
             resources = [
                 self._lasting(
-                    discovery_pb2.Resource(
+                    messages.discovery_pb2.Resource(
                         name=name, version=hit.version, resource=any_pb2.Any.FromString(hit.resource)
                     )
                 )
                 for name, hit in changed.items()
             ]
-            response = discovery_pb2.DeltaDiscoveryResponse(
+            response = messages.discovery_pb2.DeltaDiscoveryResponse(
                 system_version_info=answers.version, type_url=self.type_url, resources=resources
             )
             serialized: bytes = response.SerializeToString()
@@ -118,7 +118,7 @@ class DeltaStream(Subscriber):
             return make()
         return answers.once_for(self.room, ("delta", tuple(changed), self.type_url), make)
 
-    def _lasting(self, resource: discovery_pb2.Resource) -> discovery_pb2.Resource:
+    def _lasting(self, resource: messages.discovery_pb2.Resource) -> messages.discovery_pb2.Resource:
         if self.ttl_seconds:
             ttl = duration_pb2.Duration()
             ttl.FromMilliseconds(round(self.ttl_seconds * 1000))
@@ -156,7 +156,7 @@ class DeltaStream(Subscriber):
             if self.everything or name in self.subscribed:
                 self._client_has[name] = version
 
-    def _acknowledge(self, request: discovery_pb2.DeltaDiscoveryRequest, now: datetime) -> None:
+    def _acknowledge(self, request: messages.discovery_pb2.DeltaDiscoveryRequest, now: datetime) -> None:
         answer = self._outstanding.pop(request.response_nonce, None)
         if answer is not None:
             # What was sent anew meanwhile has a later answer to be acknowledged with.

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import grpc
-from envoy.service.discovery.v3 import discovery_pb2
 
 from ca.errors import Exhausted, InvalidArgument
 from ca.ports import Clock
 from ca.runtime.log import get
+from sds import envoy_messages as messages
 from sds.cache import Subscription
 from sds.envoy_answers import Answers
 from sds.envoy_delta import DeltaStream
@@ -102,6 +102,7 @@ class EnvoyService(ABC):
 
     async def _follow(self, requests: AsyncIterator[bytes], context: Context, stream: Subscriber) -> None:
         caller = self._peer_of(context)
+        await messages.loaded()
         # A starting agent has Envoy wait rather than come back after its own, growing, pauses.
         async with self._workloads.session(caller, needs_svid=self.needs_svid, patient=True) as subscription:
             stream.room = room = self._workloads.memory.room(subscription.share)
@@ -169,15 +170,16 @@ class EnvoyService(ABC):
 
     async def _fetch(self, raw: bytes, context: Context) -> bytes:
         caller = self._peer_of(context)
+        await messages.loaded()
         async with self._workloads.session(caller, needs_svid=self.needs_svid, patient=True) as subscription:
             await self._pace.turn(subscription.share, len(raw))
             self._followed.add(subscription)
             try:
-                return await self._fetched(parse(discovery_pb2.DiscoveryRequest, raw), subscription)
+                return await self._fetched(parse(messages.discovery_pb2.DiscoveryRequest, raw), subscription)
             finally:
                 self._followed.discard(subscription)
 
-    async def _fetched(self, request: discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
+    async def _fetched(self, request: messages.discovery_pb2.DiscoveryRequest, subscription: Subscription) -> bytes:
         """One answer without version and nonce; for names that mean nothing there is no later, so it says so."""
         stream = self.stream(SdsStream)
         stream.room = self._workloads.memory.room(subscription.share)

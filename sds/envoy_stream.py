@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2, duration_pb2
 
+from sds import envoy_messages as messages
 from sds.envoy_answers import Answers, Found
 from sds.envoy_subscriber import NOTE_BYTES, ResourceState, Subscriber, check_bounds, parse
 
@@ -25,9 +25,9 @@ class SdsStream(Subscriber):
     """Name → version of what the last answer had."""
 
     def take_in(self, raw: bytes, now: datetime) -> None:
-        self.request(parse(discovery_pb2.DiscoveryRequest, raw), now)
+        self.request(parse(messages.discovery_pb2.DiscoveryRequest, raw), now)
 
-    def request(self, request: discovery_pb2.DiscoveryRequest, now: datetime) -> None:
+    def request(self, request: messages.discovery_pb2.DiscoveryRequest, now: datetime) -> None:
         """Take in a request. Raises InvalidArgument when it is out of bounds."""
         if self._begun and self.nonce and request.response_nonce not in ("", self.nonce):
             return  # a stale nonce: the client has not seen our last answer yet and will speak again
@@ -65,7 +65,7 @@ class SdsStream(Subscriber):
             self._note_sent(name, answers.version, now, hit.note)
         body = self.body(answers, found, version=answers.version)
         # Fields of a message may be concatenated: the shared body once, then this stream's own nonce.
-        own: bytes = discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
+        own: bytes = messages.discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
         return body + own
 
     def heartbeat(self) -> bytes | None:
@@ -77,7 +77,7 @@ class SdsStream(Subscriber):
         asked = self._sent.keys() & self.subscribed
         found = {name: hit for name in sorted(asked) if isinstance(hit := self.seen.find(name), Found)}
         self.nonce = randomness.token_hex(8)
-        own: bytes = discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
+        own: bytes = messages.discovery_pb2.DiscoveryResponse(nonce=self.nonce).SerializeToString()
         return self.body(self.seen, found, version=self.seen.version) + own
 
     def body(self, answers: Answers, found: dict[str, Found], *, version: str) -> bytes:
@@ -85,7 +85,7 @@ class SdsStream(Subscriber):
 
         def make() -> bytes:
             resources = [self._resource(name, hit, version) for name, hit in found.items()]
-            response = discovery_pb2.DiscoveryResponse(
+            response = messages.discovery_pb2.DiscoveryResponse(
                 version_info=version, type_url=self.type_url, resources=resources
             )
             serialized: bytes = response.SerializeToString()
@@ -103,9 +103,9 @@ class SdsStream(Subscriber):
         resource = any_pb2.Any.FromString(hit.resource)
         if not self.ttl_seconds:
             return resource
-        return self._lasting(discovery_pb2.Resource(name=name, version=version, resource=resource))
+        return self._lasting(messages.discovery_pb2.Resource(name=name, version=version, resource=resource))
 
-    def _lasting(self, wrapped: discovery_pb2.Resource) -> any_pb2.Any:
+    def _lasting(self, wrapped: messages.discovery_pb2.Resource) -> any_pb2.Any:
         """What ends by itself goes in a wrapper (xDS, TTL)."""
         wrapped.ttl.CopyFrom(_duration(self.ttl_seconds))
         made = any_pb2.Any()

@@ -7,16 +7,18 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from envoy.config.core.v3 import base_pb2
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
 
 from ca.errors import InvalidArgument
+from sds import envoy_messages as messages
 from sds.envoy_answers import Answers, Found, Missing
 from sds.memory import Room
 from sds.secrets import Form, SecretNames, is_root_name
+
+if TYPE_CHECKING:
+    from google.rpc import status_pb2
 
 MAX_NAMES = 1000
 MAX_NAME_BYTES = 2048
@@ -103,7 +105,7 @@ class Subscriber(ABC):
         """Whether it carries trust bundles alone: such streams are told of a change before those with leaves."""
         return not self.everything and all(is_root_name(name, self.names) for name in self.subscribed)
 
-    def _read_node(self, node: base_pb2.Node) -> None:
+    def _read_node(self, node: messages.base_pb2.Node) -> None:
         version = node.user_agent_build_version.version
         self.node_id = node.id[:256]
         self.user_agent = node.user_agent_name[:64]
@@ -171,7 +173,7 @@ def check_bounds(names: Collection[str]) -> None:
         )
 
 
-def _has_validator(node: base_pb2.Node) -> bool:
+def _has_validator(node: messages.base_pb2.Node) -> bool:
     """False for an Envoy before 1.18 and where the node's metadata says so, as SPIRE's agent reads them."""
     switch = node.metadata.fields.get("disable_spiffe_cert_validation")
     if switch is not None and (switch.bool_value or switch.string_value.lower() == "true"):

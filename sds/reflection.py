@@ -6,10 +6,15 @@ there. So the file is derived from ours (same numbers, other package) in a priva
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from google.protobuf import descriptor_pool
 
 from ca.runtime import reflection
-from ca.runtime.reflection import Files, pool_of, proto_of, repackaged
+from ca.runtime.reflection import pool_of, proto_of, repackaged
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 WORKLOAD = "SpiffeWorkloadAPI"
 POLICIES = "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
@@ -44,7 +49,7 @@ def described() -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def workload_file(ours: Files) -> Files:
+def workload_file(ours: FileDescriptorProto) -> FileDescriptorProto:
     """The standard's file: our messages without their package, and the service with its seven methods."""
     file = repackaged(ours, "workload.proto", "")
     service = file.service.add(name=WORKLOAD)

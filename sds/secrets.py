@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from envoy.config.core.v3 import base_pb2, extension_pb2
-from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_spiffe_validator_config_pb2
 from google.protobuf import any_pb2
 
 from ca.errors import BurgeeError
 from ca.identity.bundle_pem import certificate_pem
 from ca.identity.spiffe_id import SpiffeId
 from ca.identity.text import quote
+from sds import envoy_messages as messages
 from sds.envoy_answers import Found, Missing
 from sds.memory import Room
 from sds.views import BundleForms, Content, WorkloadSvid
@@ -157,7 +156,7 @@ def _bundles(
 
 
 def _found(
-    content: Content, key: tuple[object, ...], rank: int, make: Callable[[], secret_pb2.Secret], *, usual: bool
+    content: Content, key: tuple[object, ...], rank: int, make: Callable[[], messages.secret_pb2.Secret], *, usual: bool
 ) -> Found:
     """`usual`: kept with the content. One ID may be spelled in many ways (the trust domain in any case), and its
     secret bears the name as it was asked for: other spellings than our own are made each time."""
@@ -172,36 +171,37 @@ def _version(resource: bytes) -> bytes:
     return hashlib.sha256(resource).hexdigest()[:16].encode("ascii")
 
 
-def _tls_certificate(name: str, svid: WorkloadSvid) -> secret_pb2.Secret:
+def _tls_certificate(name: str, svid: WorkloadSvid) -> messages.secret_pb2.Secret:
     chain = "".join(certificate_pem(der) for der in svid.chain).encode("ascii")
-    return secret_pb2.Secret(
+    return messages.secret_pb2.Secret(
         name=name,
-        tls_certificate=common_pb2.TlsCertificate(
-            certificate_chain=base_pb2.DataSource(inline_bytes=chain),
-            private_key=base_pb2.DataSource(inline_bytes=_key_pem(svid.key)),
+        tls_certificate=messages.common_pb2.TlsCertificate(
+            certificate_chain=messages.base_pb2.DataSource(inline_bytes=chain),
+            private_key=messages.base_pb2.DataSource(inline_bytes=_key_pem(svid.key)),
         ),
     )
 
 
-def _validation(name: str, bundles: tuple[BundleForms, ...], form: Form) -> secret_pb2.Secret:
+def _validation(name: str, bundles: tuple[BundleForms, ...], form: Form) -> messages.secret_pb2.Secret:
     if form is Form.TRUSTED_CA:
-        context = common_pb2.CertificateValidationContext(trusted_ca=base_pb2.DataSource(inline_bytes=bundles[0].pem))
-        return secret_pb2.Secret(name=name, validation_context=context)
-    trust_domain = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig.TrustDomain
-    config = tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig(
-        trust_domains=[
-            trust_domain(name=forms.trust_domain.name, trust_bundle=base_pb2.DataSource(inline_bytes=forms.pem))
-            for forms in bundles
-        ]
+        context = messages.common_pb2.CertificateValidationContext(trusted_ca=_data(bundles[0].pem))
+        return messages.secret_pb2.Secret(name=name, validation_context=context)
+    trust_domain = messages.tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig.TrustDomain
+    config = messages.tls_spiffe_validator_config_pb2.SPIFFECertValidatorConfig(
+        trust_domains=[trust_domain(name=forms.trust_domain.name, trust_bundle=_data(forms.pem)) for forms in bundles]
     )
     typed = any_pb2.Any(type_url=VALIDATOR_TYPE_URL, value=config.SerializeToString(deterministic=True))
-    context = common_pb2.CertificateValidationContext(
-        custom_validator_config=extension_pb2.TypedExtensionConfig(name=VALIDATOR, typed_config=typed)
+    context = messages.common_pb2.CertificateValidationContext(
+        custom_validator_config=messages.extension_pb2.TypedExtensionConfig(name=VALIDATOR, typed_config=typed)
     )
-    return secret_pb2.Secret(name=name, validation_context=context)
+    return messages.secret_pb2.Secret(name=name, validation_context=context)
 
 
-def _any(secret: secret_pb2.Secret) -> bytes:
+def _data(pem: bytes) -> messages.base_pb2.DataSource:
+    return messages.base_pb2.DataSource(inline_bytes=pem)
+
+
+def _any(secret: messages.secret_pb2.Secret) -> bytes:
     return any_pb2.Any(type_url=TYPE_URL, value=secret.SerializeToString(deterministic=True)).SerializeToString()
 
 

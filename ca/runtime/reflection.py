@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from ca.errors import Exhausted, InvalidArgument
@@ -19,7 +19,8 @@ SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
 MAX_REQUESTS = 1_000
 """On one stream; a client asks for each service and file once."""
 
-Files = descriptor_pb2.FileDescriptorProto
+if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 
 class Reflection:
@@ -60,9 +61,9 @@ def pool_of(files: Iterable[Any]) -> descriptor_pool.DescriptorPool:
     return pool
 
 
-def repackaged(file: Files, name: str, package: str) -> Files:
+def repackaged(file: FileDescriptorProto, name: str, package: str) -> FileDescriptorProto:
     """The same definitions under another file name and package."""
-    copy = Files()
+    copy = type(file)()
     copy.CopyFrom(file)
     before, after = f".{file.package}.", f".{package}." if package else "."
     copy.name, copy.package = name, package
@@ -83,9 +84,11 @@ def repackaged(file: Files, name: str, package: str) -> Files:
     return copy
 
 
-def proto_of(file: Any) -> Files:
+def proto_of(file: Any) -> FileDescriptorProto:
     """A file's descriptor as a message. Python's generated code leaves `json_name` out; tools print JSON by it."""
-    proto = Files()
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto  # which takes half a megabyte
+
+    proto = FileDescriptorProto()
     file.CopyToProto(proto)
     messages = list(proto.message_type)
     while messages:
