@@ -79,6 +79,11 @@ def check(
     return tuple(one for invariant in invariants for one in _Check(invariant, snapshot, previous).violations(work))
 
 
+def is_about_nobody(invariant: Invariant, targets: Iterable[Target]) -> bool:
+    """Whether it is for none of these: then it holds, whatever policies say."""
+    return not any(_is_meant(whom, target) for target in targets for whom in invariant.to)
+
+
 class _Check:
     """One invariant against one revision."""
 

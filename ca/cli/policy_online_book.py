@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -12,13 +13,17 @@ import typer
 from ca.cli.confirm import YesOption, confirm
 from ca.cli.connection import SocketOption
 from ca.cli.exits import Exit, leave
-from ca.cli.output import Output, OutputOption, columns, emit
+from ca.cli.output import Output, OutputOption, columns, emit, plain
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
 from ca.cli.policy_files import read_texts
 from ca.cli.policy_names import complete_grant, complete_revision
 from ca.cli.policy_texts import difference_text, revision_text, seconds
 from ca.errors import InvalidArgument
 
+IDLE = (
+    "no workload that is known is meant by its target, so that it checks nothing; `namespace/account` is of IDs that "
+    "end with `/ns/namespace/sa/account`"
+)
 revisions = typer.Typer(help="What was written, when, and by whom.")
 grants = typer.Typer(help="Who may read and write policies. For admins.")
 invariants = typer.Typer(help="What no policy may ever allow. For admins.")
@@ -167,14 +172,30 @@ def set_invariants(
     if (file is None) != clear:
         raise InvalidArgument("either a file or --clear", reason="USAGE")
     text = "" if file is None else _text(file)
+    if text:
+        _tell(text, str(file))
     with policy_api(socket) as api:
         before = api.get("/invariants")
         gone = sorted(_names(before["text"]) - _names(text))
         if not dry_run:
             confirm([f"the invariant {name}" for name in gone], yes=yes)
         found = _put(api, text, before["etag"], str(file), dry_run=dry_run)
+        idle = _idle(api, text)
+    for name in idle:
+        print(plain(f"{name}: {IDLE}"), file=sys.stderr)
     count = len(_names(text))
     emit(found, output, lambda: "1 invariant holds" if count == 1 else f"{count} invariants hold")
+
+
+def _idle(api: Api, text: str) -> list[str]:
+    """Invariants that are for no workload that the server knows."""
+    from ca.cli.policy_online_sets import target_told
+    from policy.invariant_texts import read
+    from policy.invariants import is_about_nobody
+
+    wanted = read(text, "") if text else ()
+    targets = [target_told(one) for one in api.get("/mesh")["targets"]] if wanted else []
+    return [one.name for one in wanted if is_about_nobody(one, targets)]
 
 
 def _text(file: Path) -> str:

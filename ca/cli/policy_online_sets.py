@@ -73,7 +73,7 @@ class Server:
         self._mesh = mesh
         self.revision = int(mesh["revision"])
         self.objects = {key: one.body for key, one in there(api).items()}
-        self.targets = tuple(map(_target, mesh["targets"]))
+        self.targets = tuple(map(target_told, mesh["targets"]))
 
     def state(self, others: Mapping[Any, Mapping[str, Any]] | None = None, *, previous: State | None = None) -> State:
         """By its policies, or with others' laid over them."""
@@ -105,7 +105,7 @@ class Server:
         return (*(one for one in self.targets if one.spiffe_id not in names), *new)
 
 
-def _target(found: Given) -> Target:
+def target_told(found: Given) -> Target:
     from policy.model import Target
 
     return Target(
@@ -231,7 +231,7 @@ def _name_in_full(api: Api, body: dict[str, Any]) -> None:
     caller = body["request"].get("principal", "/")
     if body["target"].startswith("spiffe://") and "/" in caller:
         return
-    targets = tuple(map(_target, api.get("/mesh")["targets"]))
+    targets = tuple(map(target_told, api.get("/mesh")["targets"]))
     body["target"] = target_among(targets, body["target"])
     if "/" not in caller:
         body["request"]["principal"] = caller_of(targets, caller)

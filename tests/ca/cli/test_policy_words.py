@@ -120,3 +120,20 @@ def test_a_finding_says_what_to_do(caadmin: Caadmin, tmp_path: Path) -> None:
     assert (ran.code, first.endswith("(L010)")) == (1, True)
     assert hint.startswith("    ")
     assert "--workloads" in hint
+
+
+def test_an_invariant_for_nobody_is_said_to_be_so(live: Caadmin, tmp_path: Path) -> None:
+    text = """
+apiVersion: burgee.io/v1
+kind: Invariant
+metadata: {name: misspelt}
+spec: {never: "shop/web -> shop/odrers"}
+"""
+    (tmp_path / "i.yaml").write_text(text)
+    ran = live("policy", "invariants", "set", "i.yaml")
+    assert (ran.code, ran.out) == (0, "1 invariant holds\n")
+    assert "misspelt: no workload that is known is meant" in ran.err
+    (tmp_path / "p.yaml").write_text(FILE)
+    ran = live("policy", "invariants", "set", "p.yaml")  # before anybody is asked whether the first may go
+    assert (ran.code, "P007" in ran.err, "lost" in ran.err) == (2, True, False)
+    assert live("policy", "invariants", "set", "--clear", "--yes").err == ""
