@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from policy.classes.compare import Kind
+from policy.classes.rows import MAX_PLAIN
 from policy.decision import Decision
 from policy.diff import Change, Difference, difference
 from policy.matching import holds
-from policy.model import Policy, Request
+from policy.model import Action, Policy, Request
 from policy.snapshot import Snapshot, compile_set
+from tests.bench.policy_shapes import MESH as SHAPE_MESH
+from tests.bench.policy_shapes import ours, policies, shape, targets
 from tests.policy.strategies import MESH, POLICY_SETS, REQUESTS, TARGETS
 
 LONG = bool(os.environ.get("BURGEE_TEST_LONG"))
@@ -59,13 +64,16 @@ def contradicted(
 
 
 @settings(max_examples=800 if LONG else 40, deadline=None, suppress_health_check=HURRIED)
-@given(POLICY_SETS, POLICY_SETS, st.data())
+@given(POLICY_SETS, POLICY_SETS, st.sampled_from([0, MAX_PLAIN]), st.data())
 def test_agrees_with_every_request_that_is_drawn(
-    before: tuple[Policy, ...], others: tuple[Policy, ...], data: st.DataObject
+    before: tuple[Policy, ...], others: tuple[Policy, ...], plain: int, data: st.DataObject
 ) -> None:
+    """Few rules are looked at as they are: with `plain` 0 they are asked of the index as many would be."""
     keep = data.draw(st.lists(st.sampled_from(before), unique_by=id)) if before else []
     one, other = compile_set(before, MESH, TARGETS), compile_set([*keep, *others[:2]], MESH, TARGETS)
-    found = difference(one, other)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("policy.classes.rows.MAX_PLAIN", plain)
+        found = difference(one, other)
     assume(found.complete)  # what is hard is drawn once in thousands
     requests = data.draw(st.lists(REQUESTS, min_size=4, max_size=8))
     for target in TARGETS:
@@ -82,3 +90,24 @@ def test_the_same_in_another_order_is_equivalent(policies: tuple[Policy, ...], r
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     found = difference(compile_set(policies, MESH, TARGETS), compile_set(shuffled, MESH, TARGETS))
     assert found.empty, found.text()
+
+
+@pytest.mark.parametrize("number", range(0, 200 if LONG else 40, 4))
+def test_of_many_rules_the_index_leaves_out_none_that_matters(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same classes are found where every rule that allows is looked at."""
+    made = shape("gateway", 400, seed=number)
+    rules = policies(made)
+    denying = next(n for n, policy in enumerate(rules) if policy.action is Action.DENY)
+    changed = replace(rules[denying], rules=(*(rules[denying].rules or ())[1:], ours(made.rules[number])))
+    before = compile_set(rules, SHAPE_MESH, targets(made))
+    after = compile_set([*rules[:denying], changed, *rules[denying + 1 :]], SHAPE_MESH, targets(made), previous=before)
+
+    def classes() -> set[tuple[object, ...]]:
+        found = difference(before, after)
+        assert found.complete
+        return {(change.kind, change.policy, change.rule, change.removed, change.http) for change in found.changes}
+
+    by_index = classes()
+    monkeypatch.setattr("policy.classes.narrowing.Narrowing.rows", lambda self, block, box: iter(block.rows))
+    monkeypatch.setattr("policy.classes.search.TRIES", 0)
+    assert classes() == by_index

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from policy.classes.literals import of_usual_form
+from policy.classes.rows import MAX_PLAIN
 from policy.invariant_texts import CODES, Invariant, Whom
 from policy.invariants import BY_PARTS, check, read
 from policy.matching import holds
@@ -237,12 +238,15 @@ def asked(clause: Clause, request: Request) -> bool:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(POLICY_SETS, INVARIANTS, st.lists(REQUESTS, min_size=4, max_size=10))
+@given(POLICY_SETS, INVARIANTS, st.lists(REQUESTS, min_size=4, max_size=10), st.sampled_from([0, MAX_PLAIN]))
 def test_agrees_with_every_request_that_is_drawn(
-    policies: tuple[Policy, ...], invariant: Invariant, requests: list[Request]
+    policies: tuple[Policy, ...], invariant: Invariant, requests: list[Request], plain: int
 ) -> None:
+    """Few rules are looked at as they are: with `plain` 0 they are asked of the index as many would be."""
     made = compile_set(policies, MESH, TARGETS)
-    violations = check([invariant], made)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("policy.classes.rows.MAX_PLAIN", plain)
+        violations = check([invariant], made)
     assume(not any("not decided" in violation.message for violation in violations))
     assert all(violation.certain for violation in violations), list(map(str, violations))
     for violation in violations:
