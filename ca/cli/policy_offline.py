@@ -112,7 +112,7 @@ def lint(
     output: FormOption = Form.TEXT,
 ) -> None:
     """Find rules that never match or decide nothing, policies that are for nobody, and invariants that do not hold.
-    Exits with 1 on findings other than informations."""
+    Exits with 1 on errors and warnings."""
     from policy import lint as linting
     from policy.findings import Severity
     from policy.invariant_texts import read

@@ -305,7 +305,7 @@ def envoy_snippet(
         str,
         typer.Option(help=f"With --tcp: how long a connection may keep the policies it began with. {DURATION_HELP}"),
     ] = "0",
-    output: Annotated[SnippetForm, typer.Option("--output", "-o", help="As what.")] = SnippetForm.YAML,
+    output: Annotated[SnippetForm, typer.Option("--output", "-o", help="How to print it.")] = SnippetForm.YAML,
 ) -> None:
     """Print what a proxy's configuration needs so that policies reach it: filters that refuse until they are
     delivered, the access log, the answer to who is refused, and the agent's cluster."""

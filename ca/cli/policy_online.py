@@ -47,11 +47,11 @@ OwnerOption = Annotated[
 PruneOption = Annotated[
     bool, typer.Option("--prune", help="Delete what is marked as this owner's and is in no file; nothing else.")
 ]
-NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Of objects that name none.")]
+NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="The namespace of objects that name none.")]
 ForceOption = Annotated[
     bool,
     typer.Option(
-        "--force", help="Prune also more than 20 objects, or more than half of what the owner has: see the files twice."
+        "--force", help="Prune also more than 20 objects, or more than half of what the owner has: look twice first."
     ),
 ]
 TakeOverOption = Annotated[
@@ -166,7 +166,7 @@ def _object_places(found: Sources) -> dict[str, str]:
 def get(
     kind: KindArgument,
     name: ObjectArgument,
-    output: Annotated[ObjectForm, typer.Option("--output", "-o", help="As what.")] = ObjectForm.YAML,
+    output: Annotated[ObjectForm, typer.Option("--output", "-o", help="How to print it.")] = ObjectForm.YAML,
     socket: SocketOption = None,
 ) -> None:
     """Print an object as it was written, so that it can be changed and applied again."""

@@ -166,13 +166,15 @@ class Records(StrEnum):
 
 
 def decisions(
-    id: Annotated[str, typer.Option(help="Of this ID; with `*` at its end, all that begin so.")] = "",
-    target: Annotated[str, typer.Option(help="Who was called: a SPIFFE ID, or its beginning and `*`.")] = "",
-    principal: Annotated[str, typer.Option("--from", help="Who called, likewise.")] = "",
-    policy: Annotated[str, typer.Option(help="By this policy: NAMESPACE/NAME, or its beginning and `*`.")] = "",
+    id: Annotated[str, typer.Option(help="Only of this ID; with `*` at its end, all that begin so.")] = "",
+    target: Annotated[str, typer.Option(help="Only calls of this one: a SPIFFE ID, or its beginning and `*`.")] = "",
+    principal: Annotated[str, typer.Option("--from", help="Only calls by this one, likewise.")] = "",
+    policy: Annotated[
+        str, typer.Option(help="Only what this policy decided: NAMESPACE/NAME, or its beginning and `*`.")
+    ] = "",
     allowed: Annotated[bool | None, typer.Option("--allowed/--denied", help="Only these.", show_default=False)] = None,
     source: Annotated[
-        str, typer.Option(help="Decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
+        str, typer.Option(help="Only what was decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
     ] = "",
     since: Annotated[
         str | None, typer.Option(help="Only from then on: a time, or how long ago, such as 10m.", show_default=False)
@@ -180,7 +182,7 @@ def decisions(
     until: Annotated[
         str | None, typer.Option(help="Only before: a time, or how long ago, such as 10m.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
     agent: Annotated[
         bool, typer.Option("--agent", help="Ask the agent of this node, whose proxies it serves.")
     ] = False,
@@ -188,7 +190,9 @@ def decisions(
         bool, typer.Option("--follow", help="Print decisions as they are made. Ends with Ctrl-C.")
     ] = False,
     count: Annotated[int, typer.Option(min=0, help="With --follow: end after so many; 0 for never.")] = 0,
-    output: Annotated[Records, typer.Option("--output", "-o", help="As what; jsonl can be replayed.")] = Records.TABLE,
+    output: Annotated[
+        Records, typer.Option("--output", "-o", help="How to print them; jsonl can be replayed.")
+    ] = Records.TABLE,
     agent_socket_path: AgentSocketOption = None,
     socket: SocketOption = None,
 ) -> None:
