@@ -10,16 +10,18 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO, cast
 
-# structlog would load rich for tracebacks in colour: three megabytes and a tenth of the start of every program.
-_plain = {"rich": sys.modules.get("rich")}
-sys.modules["rich"] = None  # type: ignore[assignment]
+# structlog would load rich for tracebacks in colour: three megabytes and a tenth of the start of every program; and
+# greenlet and colorama, for threads and consoles that nothing here has.
+_plain = {name: sys.modules.get(name) for name in ("rich", "greenlet", "colorama")}
+sys.modules.update(dict.fromkeys(_plain))  # type: ignore[arg-type]
 import structlog  # noqa: E402
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger  # noqa: E402
 
-if _plain["rich"] is None:
-    del sys.modules["rich"]
-else:
-    sys.modules["rich"] = _plain["rich"]
+for _name, _module in _plain.items():
+    if _module is None:
+        del sys.modules[_name]
+    else:
+        sys.modules[_name] = _module
 
 Format = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
