@@ -22,7 +22,7 @@ from ca.up.ports import LOOPBACK
 from ca.up.report import Decided, Proof
 from ca.up.status import DemoStatus
 
-_PROOF_SECONDS = 15.0
+_PROOF_SECONDS = 30.0
 
 
 def choose_places(layout: Layout, envoy: Path) -> list[Place]:

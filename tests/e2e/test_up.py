@@ -75,7 +75,7 @@ def event(process: subprocess.Popen[str], name: str) -> Any:
         told = json.loads(line)
         if told["event"] == name:
             return told
-        assert told["event"] != "failed", told
+        assert told["event"] != "failed", line
     raise AssertionError(f"it ended without `{name}`")
 
 
