@@ -14,13 +14,14 @@ from typing import Any
 
 from ca.errors import NotFound, Unavailable
 from ca.up import admin, http, policies
-from ca.up.envoy_config import DECISION
 from ca.up.envoy_policy import ASKED, PUSHED
 from ca.up.layout import Layout
 from ca.up.options import SERVICES, Options
 from ca.up.ports import LOOPBACK
 from ca.up.report import Decided
 
+DECISION = "x-burgee-decision"
+"""The header that tells a caller the ID of a decision."""
 _ALLOWED, _REFUSED = 200, 403
 _LOG_SECONDS, _POLL_SECONDS = 3.0, 0.02
 

@@ -22,8 +22,6 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 INBOUND = "inbound"
 OUTBOUND = "outbound"
 THROUGH_GATEWAY = "through-gateway"
-DECISION = "x-burgee-decision"
-"""The header that tells a caller the ID of a decision."""
 AGENT = "burgee_agent"
 """The cluster."""
 _OPEN: Mapping[str, Any] = MappingProxyType({})
@@ -48,11 +46,7 @@ def inbound(peering: Peering, application: Path, policy: Mapping[str, Any] = _OP
     `policy` are parts of the connection manager that decide who may do what.
     """
     cluster = {"name": "application", "type": "STATIC", "load_assignment": _endpoint("application", _pipe(application))}
-    return _bootstrap(
-        peering,
-        [_inner("application", peering, policy, **{DECISION: f"{peering.name}-%REQ(x-request-id)%"} if policy else {})],
-        [cluster],
-    )
+    return _bootstrap(peering, [_inner("application", peering, policy)], [cluster])
 
 
 def gateway(peering: Peering, port: int, policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +63,7 @@ def outbound(peering: Peering, port: int, through: tuple[Peering, int] | None = 
     return _bootstrap(peering, listeners, clusters)
 
 
-def _inner(cluster: str, peering: Peering, policy: Mapping[str, Any], **told: str) -> dict[str, Any]:
+def _inner(cluster: str, peering: Peering, policy: Mapping[str, Any]) -> dict[str, Any]:
     tls = {
         "@type": TLS + "DownstreamTlsContext",
         "require_client_certificate": True,
@@ -78,7 +72,7 @@ def _inner(cluster: str, peering: Peering, policy: Mapping[str, Any], **told: st
     headers = {"x-demo-client": "%DOWNSTREAM_PEER_URI_SAN%", "x-demo-tls": "%DOWNSTREAM_TLS_VERSION%"}
     manager = _http(
         cluster,
-        headers | told,
+        headers,
         forward_client_cert_details="SANITIZE_SET",
         set_current_client_cert_details={"uri": True},
         **policy,
