@@ -77,8 +77,8 @@ call -X PUT "$api/grants/shop-team" -H 'Content-Type: application/json' \\
 
 From another machine the same paths are at the server's port, for an SVID with a grant (`caadmin svid fetch --write DIR`
 writes one). The server's certificate is for its SPIFFE ID and for no host name: a client must see that its chain leads
-to the bundle, and that its one URI is `spiffe://<trust domain>/spire/server`. `caadmin policy --server` does so. curl
-cannot, and where it is told to do without (`--insecure`), it does not know whom it talks to:
+to the bundle, and that its one URI is `spiffe://<trust domain>/spire/server`. `caadmin policy list --server ADDRESS`
+does so. curl cannot, and where it is told to do without (`--insecure`), it does not know whom it talks to:
 
 ```text
 curl --http1.1 --insecure --cert svid.pem --key svid.key https://burgee.example.org:8081/v1/policy/revisions
