@@ -34,6 +34,8 @@ from policy.book_values import Changed, Grant, Key, Revision, Stored
 INVARIANTS = "invariants"
 """The kind of the one document that says what must never be allowed."""
 KEY_SET = "jwks"
+ANSWER = "answer"
+ANSWERED = "POLICY_ANSWERED"
 
 
 class Moved(FailedPrecondition):
@@ -77,12 +79,13 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A write that may be sent again. `digest` is of the caller and its key, `number` of the revision that was made;
-    None where nothing changed."""
+    None where there is none. `told` is what else is needed to answer again."""
 
     digest: bytes
     request_sha256: bytes
     until: datetime
     number: int | None = None
+    told: str = ""
 
 
 class Policies:
@@ -151,24 +154,39 @@ class Policies:
         query = select(policy_answers).where(policy_answers.c.digest == digest)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        if row is None or row.until <= to_micros(now):
-            return None
-        return Answer(
-            digest=row.digest, request_sha256=row.request_sha256, until=from_micros(row.until), number=row.number
-        )
+            if row is None or row.until <= to_micros(now):
+                return None
+            told = await _document(connection, ANSWER, digest.hex())
+        until = from_micros(row.until)
+        return Answer(digest=digest, request_sha256=row.request_sha256, until=until, number=row.number, told=told)
 
-    async def put_grant(self, grant: Grant, *, before: Grant | None, record: AuditRecord) -> None:
-        """Raises Moved unless the grant of that name is still `before`."""
-        await self._grant(grant.name, before, grant, record)
+    async def put_grant(
+        self, grant: Grant, *, before: Grant | None, record: AuditRecord, answer: Answer | None = None
+    ) -> None:
+        """Raises Moved unless the grant of that name is still `before`, and AlreadyExists where the same key was
+        answered meanwhile."""
+        await self._grant(grant.name, before, grant, record, answer)
 
-    async def delete_grant(self, before: Grant, *, record: AuditRecord) -> None:
-        """Raises Moved unless it is still so."""
-        await self._grant(before.name, before, None, record)
+    async def delete_grant(self, before: Grant, *, record: AuditRecord, answer: Answer | None = None) -> None:
+        """Raises Moved unless it is still so, and AlreadyExists as `put_grant`."""
+        await self._grant(before.name, before, None, record, answer)
 
-    async def put_invariants(self, text: str, *, before: str, number: int, at: datetime, record: AuditRecord) -> None:
-        """Raises Moved unless they are still `before`, and the last revision is still `number`."""
+    async def put_invariants(
+        self,
+        text: str,
+        *,
+        before: str,
+        number: int,
+        at: datetime,
+        record: AuditRecord,
+        answer: Answer | None = None,
+    ) -> None:
+        """Raises Moved unless they are still `before`, and the last revision is still `number`; AlreadyExists as
+        `put_grant`."""
 
         async def work(transaction: WriteTransaction) -> None:
+            if answer is not None:
+                await _remember(transaction.connection, answer, at)
             await _require(transaction.connection, number, before)
             await _put_document(transaction.connection, INVARIANTS, "", text, at)
             await transaction.connection.execute(insert(audit).values(audit_row(record)))
@@ -196,9 +214,13 @@ class Policies:
 
         await self._database.write(work)
 
-    async def _grant(self, name: str, before: Grant | None, after: Grant | None, record: AuditRecord) -> None:
+    async def _grant(
+        self, name: str, before: Grant | None, after: Grant | None, record: AuditRecord, answer: Answer | None
+    ) -> None:
         async def work(transaction: WriteTransaction) -> None:
             execute = transaction.connection.execute
+            if answer is not None:
+                await _remember(transaction.connection, answer, record.at)
             row = (await execute(select(policy_grants).where(policy_grants.c.name == name))).one_or_none()
             if (None if row is None else grant_of(row)) != before:
                 raise Moved("the grant was changed meanwhile")
@@ -253,12 +275,17 @@ async def _require(connection: AsyncConnection, number: int, invariants: str) ->
 
 
 async def _remember(connection: AsyncConnection, answer: Answer, now: datetime) -> None:
-    await connection.execute(delete(policy_answers).where(policy_answers.c.until <= to_micros(now)))
+    past = to_micros(now)
+    await connection.execute(delete(policy_answers).where(policy_answers.c.until <= past))
+    old = (policy_documents.c.kind == ANSWER) & (policy_documents.c.at <= past)
+    await connection.execute(delete(policy_documents).where(old))
     known = select(policy_answers.c.digest).where(policy_answers.c.digest == answer.digest)
     if (await connection.execute(known)).one_or_none() is not None:
         raise AlreadyExists("this write was answered meanwhile", reason="POLICY_ANSWERED")
     values = {"digest": answer.digest, "request_sha256": answer.request_sha256, "number": answer.number}
     await connection.execute(insert(policy_answers).values(until=to_micros(answer.until), **values))
+    if answer.told:  # kept as long as the answer
+        await _put_document(connection, ANSWER, answer.digest.hex(), answer.told, answer.until)
 
 
 async def _document(connection: AsyncConnection, kind: str, name: str) -> str:

@@ -149,6 +149,26 @@ async def test_grants(store: Store) -> None:
     assert [(change.kind, change.name) for change in await store.changes.since(0)] == [("policy", "grants")] * 3
 
 
+async def test_a_grant_is_written_once_for_one_key_and_what_it_was_is_told_again(store: Store) -> None:
+    grant = with_etag(Grant(name="g", spiffe_id="spiffe://example.org/a", role=Role.AUTHOR, namespaces=("shop",)))
+    answer = Answer(digest=b"d" * 32, request_sha256=b"r" * 32, until=NOW + HOUR, told="as it was")
+    await store.policies.put_grant(grant, before=None, record=RECORD, answer=answer)
+    assert await store.policies.answered(answer.digest, NOW) == answer
+    with pytest.raises(AlreadyExists):
+        await store.policies.delete_grant(grant, record=RECORD, answer=answer)
+    with pytest.raises(AlreadyExists):
+        await store.policies.put_invariants("never", before="", number=0, at=NOW, record=RECORD, answer=answer)
+    assert (await store.policies.load()).grants == {"g": grant}
+    assert (await store.policies.load()).invariants == ""
+    other = replace(answer, digest=b"e" * 32)
+    with pytest.raises(Moved):
+        await store.policies.put_grant(grant, before=None, record=RECORD, answer=other)
+    assert await store.policies.answered(other.digest, NOW) is None
+    later = replace(answer, until=NOW + 3 * HOUR, told="")
+    await store.policies.remember(later, NOW + HOUR)
+    assert await store.policies.answered(answer.digest, NOW + HOUR) == later
+
+
 async def test_a_write_is_for_the_invariants_that_it_was_checked_against(store: Store) -> None:
     await store.policies.put_invariants("never", before="", number=0, at=NOW, record=RECORD)
     assert (await store.policies.load()).invariants == "never"

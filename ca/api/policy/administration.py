@@ -9,16 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ca.api.policy.bodies import read_model, read_text
-from ca.api.policy.conditions import Condition, for_change, for_write, unchanged, unsaid
-from ca.api.policy.desk import Desk, DryRun, NamePath
+from ca.api.policy.conditions import Condition, for_change, for_write, idempotency_key, unchanged, unsaid
+from ca.api.policy.desk import ASKS_TO_WRITE, Desk, DryRun, NamePath
 from ca.api.policy.etags import quoted
 from ca.api.policy.media import JSON, YAML, media_type
 from ca.api.policy.models import GrantDocument, GrantList, GrantTold, InvariantsAsked, InvariantsDocument
 from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH
 from ca.api.policy.told import grant_document
 from ca.api.policy.web import Route, answer
-from ca.errors import AlreadyExists
+from ca.errors import AlreadyExists, FailedPrecondition
 from ca.service.policy.gate import check_invariants, read_invariants
+from ca.service.policy.grant_book import etag_of_text
 from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.refusals import changed
 from policy.book_values import Grant, Role
@@ -55,7 +56,7 @@ class AdministrationRoutes:
                 answer=GrantTold,
                 bodies={JSON: GrantDocument},
                 headers=ETAG,
-                asks=IF_MATCH | IF_NONE_MATCH,
+                asks=IF_MATCH | IF_NONE_MATCH | ASKS_TO_WRITE,
                 refusals=(409, 412, 428),
                 created=True,
             ),
@@ -65,7 +66,7 @@ class AdministrationRoutes:
                 endpoint=self.delete_grant,
                 summary="Delete a grant",
                 answer=GrantTold,
-                asks=IF_MATCH,
+                asks=IF_MATCH | ASKS_TO_WRITE,
                 refusals=(404, 412, 428),
             ),
             Route(
@@ -86,7 +87,7 @@ class AdministrationRoutes:
                 answer=InvariantsDocument,
                 bodies={JSON: InvariantsAsked, YAML: {"type": "string"}},
                 headers=ETAG,
-                asks=IF_MATCH,
+                asks=IF_MATCH | ASKS_TO_WRITE,
                 refusals=(409, 412, 428),
             ),
         )
@@ -108,7 +109,7 @@ class AdministrationRoutes:
         desk = self._desk
         rights = await desk.admin("write grants")
         asked = await read_model(request, GrantDocument)
-        before = next((grant for grant in await desk.book.grants(rights=rights) if grant.name == name), None)
+        before = await self._named(name, rights)
         condition = for_write(request, None if before is None else before.etag)
         grant = Grant(name=name, spiffe_id=asked.spiffe_id, role=Role(asked.role), namespaces=tuple(asked.namespaces))
         if dry_run:
@@ -120,6 +121,7 @@ class AdministrationRoutes:
                 rights=rights,
                 if_match=condition.if_match,
                 must_be_new=condition.must_be_new,
+                idempotency_key=idempotency_key(request),
                 **desk.author(),
             )
         except AlreadyExists as error:
@@ -131,13 +133,22 @@ class AdministrationRoutes:
         """The grant as it was."""
         desk = self._desk
         rights = await desk.admin("write grants")
-        before = await desk.book.get_grant(name, rights=rights)
-        condition = for_change(request, before.etag)
-        if condition.if_match != before.etag:
-            raise changed("the grant")
-        if not dry_run:
-            await desk.book.delete_grant(name, rights=rights, if_match=condition.if_match, **desk.author())
-        return answer(grant_document(before))
+        key = idempotency_key(request)
+        before = await self._named(name, rights)
+        if before is None and (dry_run or not key):  # with a key it may be gone because this was asked before
+            before = await desk.book.get_grant(name, rights=rights)
+        condition = for_change(request, None if before is None else before.etag)
+        if dry_run and before is not None:
+            if condition.if_match != before.etag:
+                raise changed("the grant")
+            return answer(grant_document(before))
+        gone = await desk.book.delete_grant(
+            name, rights=rights, if_match=condition.if_match, idempotency_key=key, **desk.author()
+        )
+        return answer(grant_document(gone))
+
+    async def _named(self, name: str, rights: Rights) -> Grant | None:
+        return next((grant for grant in await self._desk.book.grants(rights=rights) if grant.name == name), None)
 
     async def show_invariants(self, request: Request) -> Response:
         """They name who must not reach whom."""
@@ -152,15 +163,24 @@ class AdministrationRoutes:
         rights = await desk.admin("write the invariants")
         wanted = await _invariants(request)
         text, etag = await desk.book.get_invariants(rights=rights)
-        condition = for_write(request, etag)
-        if condition.if_match is None and (text or condition.said):
-            raise changed("what is there") if condition.said else unsaid()
+        condition, key = for_write(request, etag), idempotency_key(request)
+        if condition.if_match is None and condition.said:
+            raise changed("what is there")
+        if condition.if_match is None and text and (dry_run or not key):
+            raise unsaid()
         if dry_run:
             await asyncio.to_thread(_rehearse_invariants, wanted, desk.book.state)
             return answer({"text": wanted, "etag": etag})
-        made = await desk.book.set_invariants(
-            wanted, rights=rights, if_match=condition.if_match or etag or None, **desk.author()
-        )
+        try:
+            made = await desk.book.set_invariants(
+                wanted,
+                rights=rights,
+                if_match=condition.if_match or etag_of_text(""),
+                idempotency_key=key,
+                **desk.author(),
+            )
+        except FailedPrecondition as error:
+            raise (error if condition.said else unsaid()) from error
         return answer({"text": wanted, "etag": made}, headers={"ETag": quoted(made)})
 
 

@@ -257,31 +257,58 @@ class PolicyBook:
         rights: Rights,
         if_match: str | None = None,
         must_be_new: bool = False,
+        idempotency_key: str = "",
         origin: str = "",
     ) -> Grant:
-        """Raises Denied, InvalidArgument GRANT_INVALID, AlreadyExists GRANT_EXISTS, FailedPrecondition."""
+        """Raises Denied, InvalidArgument (GRANT_INVALID, IDEMPOTENCY_KEY), AlreadyExists GRANT_EXISTS,
+        FailedPrecondition."""
         await self._admit((), actor, rights, origin)
-        author = Author(name=actor, origin=origin)
-        return await self._grants.write(grant, author, rights, if_match=if_match, must_be_new=must_be_new)
+        return await self._grants.write(
+            grant,
+            Author(name=actor, origin=origin),
+            rights,
+            if_match=if_match,
+            must_be_new=must_be_new,
+            idempotency_key=idempotency_key,
+        )
 
     async def delete_grant(
-        self, name: str, *, actor: str, rights: Rights, if_match: str | None = None, origin: str = ""
-    ) -> None:
-        """Raises Denied, NotFound GRANT_NOT_FOUND, FailedPrecondition POLICY_CHANGED."""
+        self,
+        name: str,
+        *,
+        actor: str,
+        rights: Rights,
+        if_match: str | None = None,
+        idempotency_key: str = "",
+        origin: str = "",
+    ) -> Grant:
+        """The grant as it was. Raises Denied, NotFound GRANT_NOT_FOUND, FailedPrecondition POLICY_CHANGED,
+        InvalidArgument IDEMPOTENCY_KEY."""
         await self._admit((), actor, rights, origin)
-        await self._grants.delete(name, Author(name=actor, origin=origin), rights, if_match=if_match)
+        author = Author(name=actor, origin=origin)
+        return await self._grants.delete(name, author, rights, if_match=if_match, idempotency_key=idempotency_key)
 
     async def get_invariants(self, *, rights: Rights) -> tuple[str, str]:
         """(text, etag); empty where there are none. Raises Denied."""
         return self._grants.invariants(rights)
 
     async def set_invariants(
-        self, text: str, *, actor: str, rights: Rights, if_match: str | None = None, origin: str = ""
+        self,
+        text: str,
+        *,
+        actor: str,
+        rights: Rights,
+        if_match: str | None = None,
+        idempotency_key: str = "",
+        origin: str = "",
     ) -> str:
-        """Their etag. Raises Denied, InvalidArgument INVARIANTS_INVALID, InvariantBroken where they do not hold now,
-        FailedPrecondition POLICY_CHANGED."""
+        """Their etag. Raises Denied, InvalidArgument (INVARIANTS_INVALID, IDEMPOTENCY_KEY), InvariantBroken where they
+        do not hold now, FailedPrecondition POLICY_CHANGED."""
         await self._admit((), actor, rights, origin)
-        return await self._grants.set_invariants(text, Author(name=actor, origin=origin), rights, if_match=if_match)
+        author = Author(name=actor, origin=origin)
+        return await self._grants.set_invariants(
+            text, author, rights, if_match=if_match, idempotency_key=idempotency_key
+        )
 
     async def _undoing(self, number: int) -> Sequence[Change]:
         last, undone = await self._store.policy_revisions.undo(number)

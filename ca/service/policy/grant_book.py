@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 
 from ca.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound
 from ca.ports import Clock
 from ca.runtime.threads import to_thread
 from ca.service.policy import gate
+from ca.service.policy.answers import Answers
 from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.held import Held
 from ca.service.policy.records import MAX_LINES, Author, diff, record
 from ca.service.policy.refusals import changed, forbidden
 from ca.store.audit import MAX_TEXT, AuditItem, AuditRecord
-from ca.store.policies import Moved
+from ca.store.policies import Answer, Moved
 from ca.store.policy_rows import with_etag
 from ca.store.store import Store
-from policy.book_values import Grant
+from policy.book_values import Grant, Role
 from policy.problems import shown
 
 MAX_INVARIANTS_BYTES = 256 << 10
@@ -31,6 +34,7 @@ class GrantBook:
         self._held = held
         self._clock = clock
         self._server = server
+        self._answers = Answers(store=store, clock=clock)
 
     def all(self, rights: Rights) -> tuple[Grant, ...]:
         """By name. Raises Denied."""
@@ -43,12 +47,23 @@ class GrantBook:
         return self._existing(name)
 
     async def write(
-        self, grant: Grant, author: Author, rights: Rights, *, if_match: str | None, must_be_new: bool
+        self,
+        grant: Grant,
+        author: Author,
+        rights: Rights,
+        *,
+        if_match: str | None,
+        must_be_new: bool,
+        idempotency_key: str = "",
     ) -> Grant:
         """See PolicyBook.write_grant."""
         _require_admin(rights, "write grants")
         check_grant(grant, root_namespace=self._held.settings.mesh.root_namespace)
-        async with self._held.lock:
+        made = with_etag(grant)
+        request = _digest("put a grant", made.name, made.etag, if_match, must_be_new)
+        answer = self._answers.asked(author, idempotency_key, request)
+
+        async def work() -> Grant:
             before = self._held.grants.get(grant.name)
             if before is not None and must_be_new:
                 raise AlreadyExists(f"there is a grant {shown(grant.name)} already", reason="GRANT_EXISTS")
@@ -57,32 +72,47 @@ class GrantBook:
             most = self._held.settings.limits.max_grants
             if before is None and len(self._held.grants) >= most:
                 raise Exhausted(f"there are {most:,} grants, and no more may be", reason="GRANTS_FULL")
-            made = with_etag(grant)
             if made == before:
+                await self._answers.remember(answer)
                 return made
             told = self._record(author, made.name, diff(_line(before), _line(made)))
-            put = self._store.policies.put_grant(made, before=before, record=told)
+            put = self._store.policies.put_grant(made, before=before, record=told, answer=answer)
             await _unless_moved(put, f"grant {shown(grant.name)}")
             self._held.grants = {**self._held.grants, made.name: made}
-        return made
+            return made
 
-    async def delete(self, name: str, author: Author, rights: Rights, *, if_match: str | None) -> None:
+        async with self._held.lock:
+            return await self._answers.once(answer, work, lambda _: made)
+
+    async def delete(
+        self, name: str, author: Author, rights: Rights, *, if_match: str | None, idempotency_key: str = ""
+    ) -> Grant:
         """See PolicyBook.delete_grant."""
         _require_admin(rights, "write grants")
-        async with self._held.lock:
+        asked = self._answers.asked(author, idempotency_key, _digest("delete a grant", name, if_match))
+
+        async def work() -> Grant:
             before = self._existing(name)
             if if_match is not None and before.etag != if_match:
                 raise changed(f"grant {shown(name)}")
-            gone = self._store.policies.delete_grant(before, record=self._record(author, name, diff(_line(before), [])))
+            answer = None if asked is None else replace(asked, told=_told(before))
+            told = self._record(author, name, diff(_line(before), []))
+            gone = self._store.policies.delete_grant(before, record=told, answer=answer)
             await _unless_moved(gone, f"grant {shown(name)}")
             self._held.grants = {key: grant for key, grant in self._held.grants.items() if key != name}
+            return before
+
+        async with self._held.lock:
+            return await self._answers.once(asked, work, lambda known: _grant(known.told))
 
     def invariants(self, rights: Rights) -> tuple[str, str]:
         """(text, etag). Raises Denied."""
         _require_admin(rights, "read invariants")
-        return self._held.invariants, _etag(self._held.invariants)
+        return self._held.invariants, etag_of_text(self._held.invariants)
 
-    async def set_invariants(self, text: str, author: Author, rights: Rights, *, if_match: str | None) -> str:
+    async def set_invariants(
+        self, text: str, author: Author, rights: Rights, *, if_match: str | None, idempotency_key: str = ""
+    ) -> str:
         """See PolicyBook.set_invariants."""
         _require_admin(rights, "write invariants")
         if len(text) > MAX_INVARIANTS_BYTES or "\0" in text:
@@ -91,25 +121,35 @@ class GrantBook:
             )
         if text:
             await to_thread(gate.read_invariants, text)
+        answer = self._answers.asked(author, idempotency_key, _digest("put invariants", etag_of_text(text), if_match))
+
+        async def work() -> str:
+            await self._set(text, author, if_match, answer)
+            return etag_of_text(text)
+
         async with self._held.lock:
-            before, state = self._held.invariants, self._held.state
-            if if_match is not None and if_match != _etag(before):
-                raise changed("the text of the invariants")
-            if text == before:
-                return _etag(text)
-            await to_thread(gate.check_invariants, text, state)
-            told = await to_thread(diff, _lines(before), _lines(text))
-            put = self._store.policies.put_invariants(
-                text,
-                before=before,
-                number=state.revision,
-                at=self._clock.now(),
-                record=self._record(author, "invariants", told, call="policy invariants"),
-            )
-            await _unless_moved(put, "the book of policies")
-            self._held.invariants = text
-            self._held.holding = gate.Holding(text, state.snapshot)
-        return _etag(text)
+            return await self._answers.once(answer, work, lambda _: etag_of_text(text))
+
+    async def _set(self, text: str, author: Author, if_match: str | None, answer: Answer | None) -> None:
+        before, state = self._held.invariants, self._held.state
+        if if_match is not None and if_match != etag_of_text(before):
+            raise changed("the text of the invariants")
+        if text == before:
+            await self._answers.remember(answer)
+            return
+        await to_thread(gate.check_invariants, text, state)
+        told = await to_thread(diff, _lines(before), _lines(text))
+        put = self._store.policies.put_invariants(
+            text,
+            before=before,
+            number=state.revision,
+            at=self._clock.now(),
+            record=self._record(author, "invariants", told, call="policy invariants"),
+            answer=answer,
+        )
+        await _unless_moved(put, "the book of policies")
+        self._held.invariants = text
+        self._held.holding = gate.Holding(text, state.snapshot)
 
     def _existing(self, name: str) -> Grant:
         found = self._held.grants.get(name)
@@ -136,6 +176,19 @@ def _line(grant: Grant | None) -> list[str]:
     return [f"{grant.role} of {', '.join(grant.namespaces) or 'everything'}: {grant.spiffe_id}"]
 
 
+def _told(grant: Grant) -> str:
+    return json.dumps([grant.name, grant.spiffe_id, grant.role.value, grant.namespaces])
+
+
+def _grant(told: str) -> Grant:
+    name, spiffe_id, role, namespaces = json.loads(told)
+    return with_etag(Grant(name=name, spiffe_id=spiffe_id, role=Role(role), namespaces=tuple(namespaces)))
+
+
+def _digest(*asked: object) -> bytes:
+    return hashlib.sha256(json.dumps(asked).encode()).digest()
+
+
 def _require_admin(rights: Rights, what: str) -> None:
     if not rights.is_admin:
         raise forbidden(what, rights.missing())
@@ -143,8 +196,9 @@ def _require_admin(rights: Rights, what: str) -> None:
 
 def _lines(text: str) -> list[str]:
     lines = text.splitlines()
-    return lines if len(lines) <= MAX_LINES else [_etag(text)]
+    return lines if len(lines) <= MAX_LINES else [etag_of_text(text)]
 
 
-def _etag(text: str) -> str:
+def etag_of_text(text: str) -> str:
+    """Of the invariants."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 
 from ca.errors import AlreadyExists, BurgeeError, Denied, InvalidArgument, Unavailable
@@ -15,6 +14,7 @@ from ca.ports import Clock
 from ca.runtime import log, metrics
 from ca.runtime.threads import to_thread
 from ca.service.policy import gate
+from ca.service.policy.answers import Answers, check_key
 from ca.service.policy.author_share import check_share, limits_of
 from ca.service.policy.candidates import Candidates, candidates
 from ca.service.policy.compile import Draft, draft
@@ -23,17 +23,14 @@ from ca.service.policy.held import Held
 from ca.service.policy.records import Author, named, record, written
 from ca.service.policy.refusals import changed, invalid
 from ca.service.rates import TokenBuckets
-from ca.store.policies import Answer, Moved
+from ca.store.policies import ANSWERED, Answer, Moved
 from ca.store.store import Store
 from policy.book_values import Change, Outcome, Revision
 from policy.state import State
 
 ATTEMPTS = 20
-ANSWERS_KEPT = timedelta(hours=24)
-"""A write that is sent again with its key within this time is not made again."""
 REHEARSALS = 2
 """Dry runs at once; they do not keep anybody from writing."""
-MAX_KEY_CHARACTERS = 255
 MAX_NOTE_CHARACTERS = 1024
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
 """On record; whoever may not write must not be able to fill the store either."""
@@ -67,6 +64,7 @@ class Writing:
         self._held = held
         self._clock = clock
         self._server = server
+        self._answers = Answers(store=store, clock=clock)
         self._rehearsals = asyncio.Semaphore(REHEARSALS)
         self._refusals = TokenBuckets(
             per_second=REFUSALS_PER_SECOND, burst_seconds=REFUSALS_AT_ONCE / REFUSALS_PER_SECOND
@@ -130,13 +128,13 @@ class Writing:
             return await to_thread(_rehearsed, made, state, wanted)
         try:
             if not made.steps:
-                await self._remember(answer)
+                await self._answers.remember(answer)
                 return Outcome(revision=None, objects=made.objects, warnings=made.warnings)
             return await self._commit(made, pieces, wanted, invariants, answer)
         except Moved:
             return None
         except AlreadyExists as error:
-            if error.reason != "POLICY_ANSWERED":
+            if error.reason != ANSWERED:
                 raise
             return None
 
@@ -183,32 +181,19 @@ class Writing:
         return Outcome(revision=revision, objects=made.objects, warnings=made.warnings)
 
     def _answer(self, wanted: Wanted) -> Answer | None:
-        if not wanted.idempotency_key or wanted.dry_run:
+        if wanted.dry_run:
             return None
-        key = f"{wanted.author.name}\0{wanted.idempotency_key}".encode()
-        return Answer(
-            digest=hashlib.sha256(key).digest(),
-            request_sha256=wanted.request,
-            until=self._clock.now() + ANSWERS_KEPT,
-        )
+        return self._answers.asked(wanted.author, wanted.idempotency_key, wanted.request)
 
     async def _again(self, answer: Answer) -> Outcome | None:
         """What the same write was answered before."""
-        known = await self._store.policies.answered(answer.digest, self._clock.now())
+        known = await self._answers.known(answer)
         if known is None:
             return None
-        if known.request_sha256 != answer.request_sha256:
-            raise InvalidArgument(
-                "the idempotency key was used for another write", reason="IDEMPOTENCY_KEY", hint="make a new key"
-            )
         if known.number is None:
             return Outcome(revision=None)
         revisions = self._store.policy_revisions
         return Outcome(revision=await revisions.get(known.number), objects=await revisions.made(known.number))
-
-    async def _remember(self, answer: Answer | None) -> None:
-        if answer is not None:
-            await self._store.policies.remember(answer, self._clock.now())
 
 
 def _rehearsed(made: Draft, state: State, wanted: Wanted) -> Outcome:
@@ -244,8 +229,4 @@ def _check(wanted: Wanted) -> None:
         raise InvalidArgument(
             f"a note is printable text of at most {MAX_NOTE_CHARACTERS:,} characters", reason="POLICY_NOTE"
         )
-    key = wanted.idempotency_key
-    if len(key) > MAX_KEY_CHARACTERS or not key.isprintable():
-        raise InvalidArgument(
-            f"an idempotency key is printable text of at most {MAX_KEY_CHARACTERS} characters", reason="IDEMPOTENCY_KEY"
-        )
+    check_key(wanted.idempotency_key)
