@@ -74,7 +74,7 @@ def complete_grant(context: typer.Context, incomplete: str) -> list[str]:
     """Names of grants."""
     try:
         with _asked(context) as api:
-            found = [str(one["name"]) for one in api.get("/grants")["items"]]
+            found = [str(one["name"]) for one in api.pages("/grants")]
     except BurgeeError:
         return []
     return [name for name in found if name.startswith(incomplete)]

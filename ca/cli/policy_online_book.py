@@ -93,10 +93,10 @@ def diff_revisions(
 def list_grants(output: OutputOption = Output.TABLE, socket: SocketOption = None) -> None:
     """List who may do what. The SPIFFE IDs of `policy.admins` in the server's configuration need no grant."""
     with policy_api(socket) as api:
-        found = api.get("/grants")
-    rows = [(g["name"], g["role"], g["spiffe_id"], ", ".join(g["namespaces"]) or "-") for g in found["items"]]
+        items = list(api.pages("/grants"))
+    rows = [(g["name"], g["role"], g["spiffe_id"], ", ".join(g["namespaces"]) or "-") for g in items]
     heads = ("NAME", "ROLE", "SPIFFE ID", "NAMESPACES")
-    emit(found, output, lambda: columns(heads, rows, empty="no grants"))
+    emit({"items": items}, output, lambda: columns(heads, rows, empty="no grants"))
 
 
 GrantArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name.", autocompletion=complete_grant)]
@@ -120,7 +120,7 @@ def set_grant(
     """Create a grant, or make another of it. It holds from the next call of who is named on."""
     body = {"spiffe_id": spiffe_id, "role": role.value, "namespaces": namespace or []}
     with policy_api(socket) as api:
-        known = {one["name"]: one["etag"] for one in api.get("/grants")["items"]}
+        known = {one["name"]: one["etag"] for one in api.pages("/grants")}
         headers = {"If-Match": f'"{known[name]}"'} if name in known else {"If-None-Match": "*"}
         found = api.call("PUT", _grant(name), body, query={"dry_run": dry_run}, headers=headers).json
     emit(found, output, lambda: f"{found['spiffe_id']} may be {found['role']}{_of(found)}")

@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from ca.api.policy.bodies import read_model, read_text
 from ca.api.policy.conditions import Condition, for_change, for_write, idempotency_key, unchanged, unsaid
-from ca.api.policy.desk import ASKS_TO_WRITE, Desk, DryRun, NamePath
+from ca.api.policy.cursors import USUAL, after_of, cursor_of, next_link
+from ca.api.policy.desk import ASKS_TO_WRITE, Cursor, Desk, DryRun, Limit, NamePath
 from ca.api.policy.etags import quoted
 from ca.api.policy.media import JSON, YAML, media_type
 from ca.api.policy.models import GrantDocument, GrantList, GrantTold, InvariantsAsked, InvariantsDocument
-from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH
+from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH, LINK
 from ca.api.policy.told import grant_document
-from ca.api.policy.web import Route, answer
+from ca.api.policy.web import PREFIX, Route, answer, large_answer
 from ca.errors import AlreadyExists, FailedPrecondition
 from ca.service.policy.gate import check_invariants, read_invariants
 from ca.service.policy.grant_book import etag_of_text
@@ -36,7 +37,14 @@ class AdministrationRoutes:
         """All of them."""
         known = {"If-None-Match": "Entity tags that the caller has."}
         return (
-            Route(verb="GET", path="/grants", endpoint=self.list_grants, summary="List all grants", answer=GrantList),
+            Route(
+                verb="GET",
+                path="/grants",
+                endpoint=self.list_grants,
+                summary="List the grants",
+                answer=GrantList,
+                headers=LINK,
+            ),
             Route(
                 verb="GET",
                 path="/grants/{name}",
@@ -92,11 +100,17 @@ class AdministrationRoutes:
             ),
         )
 
-    async def list_grants(self) -> Response:
+    async def list_grants(self, request: Request, limit: Limit = USUAL, cursor: Cursor = "") -> Response:
         """By name."""
         rights = await self._desk.admin("read grants")
-        found = await self._desk.book.grants(rights=rights)
-        return answer({"items": [grant_document(grant) for grant in found]})
+        after = after_of("grants", cursor)
+        found = [grant for grant in await self._desk.book.grants(rights=rights) if grant.name > after]
+        told: dict[str, Any] = {"items": [grant_document(grant) for grant in found[:limit]], "next": None}
+        headers = {}
+        if len(found) > limit:
+            told["next"] = cursor_of("grants", found[limit - 1].name)
+            headers["Link"] = next_link(f"{PREFIX}/grants", dict(request.query_params), told["next"])
+        return await large_answer(told, headers=headers)
 
     async def show_grant(self, request: Request, name: NamePath) -> Response:
         """One grant."""

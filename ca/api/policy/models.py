@@ -260,9 +260,10 @@ class GrantTold(Told):
 
 
 class GrantList(Told):
-    """Every grant."""
+    """A page of grants, by name; `next` is there if another follows."""
 
     items: list[GrantTold]
+    next: str | None = None
 
 
 class VerdictDocument(Told):

@@ -34,6 +34,7 @@ Force = Annotated[bool, Query(description="Take the object over from who applies
 IF_MATCH = {"If-Match": "The entity tag that it must still have; required to change what is there."}
 IF_NONE_MATCH = {"If-None-Match": "`*`: only create, change nothing that is there."}
 ETAG = {"ETag": "the strong entity tag"}
+LINK = {"Link": 'the next page, with `rel="next"` (RFC 8288)'}
 _ONE = "/{kind:kind}/{namespace}/{name}"
 _PATCH: dict[str, Any] = {"type": "object", "title": "a merge patch (RFC 7396)"}
 _OPERATIONS: dict[str, Any] = {
@@ -61,7 +62,6 @@ class ObjectRoutes:
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
-        link = {"Link": 'the next page, with `rel="next"` (RFC 8288)'}
         return (
             Route(
                 verb="GET",
@@ -69,7 +69,7 @@ class ObjectRoutes:
                 endpoint=self.list_all,
                 summary="List the objects of a kind",
                 answer=ObjectList,
-                headers=link,
+                headers=LINK,
             ),
             Route(
                 verb="GET",
@@ -77,7 +77,7 @@ class ObjectRoutes:
                 endpoint=self.list_namespace,
                 summary="List the objects of a kind and namespace",
                 answer=ObjectList,
-                headers=link,
+                headers=LINK,
             ),
             Route(
                 verb="GET",

@@ -179,6 +179,20 @@ def test_standard_input_and_namespaces_that_are_left_out(
     assert live("policy", "get", "ap", "bank/orders").code == 0
 
 
+def test_grants_of_more_than_one_page(live: Caadmin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ca.cli.policy_client.PAGE", 1)
+    names = ["one", "three", "two"]
+    for name in names:
+        ran = live("policy", "grants", "set", name, "--spiffe-id", f"{ID}/x", "--role", "reader", "-n", "a")
+        assert ran.code == 0, ran.err
+    listed = live("policy", "grants", "list", "-o", "json").json
+    assert [one["name"] for one in listed["items"]] == names
+    ran = live("policy", "grants", "set", "two", "--spiffe-id", f"{ID}/y", "--role", "reader", "-n", "a")
+    assert ran.code == 0, ran.err
+    for name in names:
+        assert live("policy", "grants", "delete", name, "--yes").code == 0
+
+
 def test_grants_and_invariants(live: Caadmin, files: Path) -> None:
     assert live("policy", "apply", "p").code == 0
     ran = live("policy", "grants", "set", "web", "--spiffe-id", f"{ID}/web", "--role", "author", "-n", "shop")

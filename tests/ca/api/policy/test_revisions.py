@@ -119,6 +119,28 @@ async def test_invariants_guard_every_write(local: Client) -> None:
     assert (await local("PUT", "/authorization-policies/shop/db", breaking)).status == 201
 
 
+async def test_grants_have_pages_that_link_to_each_other(local: Client) -> None:
+    names = ["a", "b", "b.c", "d", "e"]
+    for name in reversed(names):
+        grant = {"spiffe_id": f"{ID}/{name}", "role": "reader", "namespaces": ["shop"]}
+        assert (await local("PUT", f"/grants/{name}", grant)).status == 201
+    found, path = [], "//v1/policy/grants?limit=2"
+    while path:
+        page = await local("GET", path)
+        assert len(page.body["items"]) <= 2
+        found += [one["name"] for one in page.body["items"]]
+        link = page.headers.get("link", "")
+        assert bool(link) == (page.body["next"] is not None)
+        assert f"cursor={page.body['next']}" in link or not link
+        path = f"/{link[1:].partition('>')[0]}" if link else ""
+    assert found == names
+    assert (await local("GET", "/grants?cursor=x")).reason == "PAGE_TOKEN"
+    other = (await local("GET", "/grants?limit=1")).body["next"]
+    assert (await local("GET", f"/authorization-policies?cursor={other}")).reason == "PAGE_TOKEN"
+    await local("DELETE", "/grants/a", headers={"If-Match": "*"})
+    assert (await local("GET", f"/grants?limit=1&cursor={other}")).body["items"][0]["name"] == "b"
+
+
 async def test_grants_are_conditional_too(local: Client) -> None:
     grant = {"spiffe_id": f"{ID}/team/*", "role": "author", "namespaces": ["shop"]}
     rehearsed = await local("PUT", "/grants/team?dry_run=true", grant)
