@@ -123,7 +123,8 @@ def set_grant(
         known = {one["name"]: one["etag"] for one in api.pages("/grants")}
         headers = {"If-Match": f'"{known[name]}"'} if name in known else {"If-None-Match": "*"}
         found = api.call("PUT", _grant(name), body, query={"dry_run": dry_run}, headers=headers).json
-    emit(found, output, lambda: f"{found['spiffe_id']} may be {found['role']}{_of(found)}")
+    said = f"{found['spiffe_id']} may be {found['role']}{_of(found)}"
+    emit(found, output, lambda: "\n".join(found.get("effect") or [said]))
 
 
 @grants.command("delete")

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ca.api.access import current_caller
+from ca.api.policy.administration_models import (
+    GrantDocument,
+    GrantList,
+    GrantTold,
+    InvariantsAsked,
+    InvariantsDocument,
+)
 from ca.api.policy.bodies import read_model, read_text
 from ca.api.policy.conditions import Condition, for_change, for_write, idempotency_key, unchanged, unsaid
 from ca.api.policy.cursors import USUAL, after_of, cursor_of, next_link
 from ca.api.policy.desk import ASKS_TO_WRITE, Cursor, Desk, DryRun, Limit, NamePath
 from ca.api.policy.etags import quoted
 from ca.api.policy.media import JSON, YAML, media_type
-from ca.api.policy.models import GrantDocument, GrantList, GrantTold, InvariantsAsked, InvariantsDocument
 from ca.api.policy.objects import ETAG, IF_MATCH, IF_NONE_MATCH, LINK
 from ca.api.policy.told import grant_document
 from ca.api.policy.web import PREFIX, Route, answer, large_answer
 from ca.errors import AlreadyExists, FailedPrecondition
-from ca.service.policy.gate import check_invariants, read_invariants
 from ca.service.policy.grant_book import etag_of_text
 from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.refusals import changed
 from policy.book_values import Grant, Role
-from policy.state import State
 
 
 class AdministrationRoutes:
@@ -128,7 +132,7 @@ class AdministrationRoutes:
         grant = Grant(name=name, spiffe_id=asked.spiffe_id, role=Role(asked.role), namespaces=tuple(asked.namespaces))
         if dry_run:
             _rehearse(grant, before, condition, rights)
-            return answer(grant_document(grant))
+            return answer(await self._rehearsed(name, grant, rights))
         try:
             made = await desk.book.write_grant(
                 grant,
@@ -155,11 +159,18 @@ class AdministrationRoutes:
         if dry_run and before is not None:
             if condition.if_match != before.etag:
                 raise changed("the grant")
-            return answer(grant_document(before))
+            return answer(await self._rehearsed(name, None, rights))
         gone = await desk.book.delete_grant(
             name, rights=rights, if_match=condition.if_match, idempotency_key=key, **desk.author()
         )
         return answer(grant_document(gone))
+
+    async def _rehearsed(self, name: str, after: Grant | None, rights: Rights) -> dict[str, Any]:
+        """The grant as it would be, or as it is that would go."""
+        svid = current_caller().peer.svid
+        caller = "" if svid is None else str(svid.id)
+        shown, effect = await self._desk.book.rehearse_grant(name, after, rights=rights, caller=caller)
+        return {**grant_document(shown), "effect": list(effect)}
 
     async def _named(self, name: str, rights: Rights) -> Grant | None:
         return next((grant for grant in await self._desk.book.grants(rights=rights) if grant.name == name), None)
@@ -182,20 +193,18 @@ class AdministrationRoutes:
             raise changed("what is there")
         if condition.if_match is None and text and (dry_run or not key):
             raise unsaid()
-        if dry_run:
-            await asyncio.to_thread(_rehearse_invariants, wanted, desk.book.state)
-            return answer({"text": wanted, "etag": etag})
         try:
             made = await desk.book.set_invariants(
                 wanted,
                 rights=rights,
                 if_match=condition.if_match or etag_of_text(""),
                 idempotency_key=key,
+                dry_run=dry_run,
                 **desk.author(),
             )
         except FailedPrecondition as error:
             raise (error if condition.said else unsaid()) from error
-        return answer({"text": wanted, "etag": made}, headers={"ETag": quoted(made)})
+        return answer({"text": wanted, "etag": made}, headers={} if dry_run else {"ETag": quoted(made)})
 
 
 def _told(request: Request, document: dict[str, Any], etag: str) -> Response:
@@ -219,9 +228,3 @@ async def _invariants(request: Request) -> str:
     if media_type(header, (JSON, YAML), encoding=encoding.strip().lower()) == YAML:
         return await read_text(request)
     return (await read_model(request, InvariantsAsked)).text
-
-
-def _rehearse_invariants(text: str, state: State) -> None:
-    if text:
-        read_invariants(text)
-    check_invariants(text, state)

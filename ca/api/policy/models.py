@@ -96,21 +96,6 @@ class NoteDocument(Asked):
     expected_revision: Number | None = None
 
 
-class GrantDocument(Asked):
-    """Who may do what. `spiffe_id` is exact, or has an asterisk at its end. A reader may have the namespace `*`, which
-    is all of them; an admin has none."""
-
-    spiffe_id: SpiffeIdText
-    role: Literal["reader", "author", "admin"]
-    namespaces: Annotated[list[Annotated[str, StringConstraints(max_length=63)]], Field(max_length=1000)] = []
-
-
-class InvariantsAsked(Asked):
-    """What no policy may ever allow: objects of kind `Invariant`, in YAML."""
-
-    text: Annotated[str, StringConstraints(max_length=200_000)]
-
-
 class RequestDocument(Asked):
     """What is known of one request; what is left out is absent. `principal` is the peer's SPIFFE ID, with `spiffe://`
     or without. `path` is as the proxy's filters see it, without query. Claims count as those of a verified JWT."""
@@ -249,23 +234,6 @@ class OutcomeDocument(Told):
     difference: dict[str, Any] | None
 
 
-class GrantTold(Told):
-    """A grant."""
-
-    name: str
-    spiffe_id: str
-    role: Literal["reader", "author", "admin"]
-    namespaces: list[str]
-    etag: str
-
-
-class GrantList(Told):
-    """A page of grants, by name; `next` is there if another follows."""
-
-    items: list[GrantTold]
-    next: str | None = None
-
-
 class VerdictDocument(Told):
     """One verdict; `shadow` is the one that would hold if shadow policies were enforced."""
 
@@ -391,10 +359,3 @@ class WatchDocument(Told):
 
     revision: int
     changed: bool
-
-
-class InvariantsDocument(Told):
-    """The invariants that every write must keep, as they were written."""
-
-    text: str
-    etag: str

@@ -91,7 +91,8 @@ curl --http1.1 --insecure --cert svid.pem --key svid.key https://burgee.example.
 - One write is one revision: all of it holds, or nothing does. `POST /v1/policy/apply` takes many changes at once, and
   with `expected_revision` only on top of that revision.
 - `?dry_run=true` validates, holds it against the invariants, and gives warnings, lint findings and the semantic
-  difference; nothing is written.
+  difference; nothing is written. Of a grant it says in `effect` what whom it names would gain and lose beside all
+  other grants; invariants that would not hold now are refused as by the write, each with a request that shows it.
 - With `Idempotency-Key` the same request a second time, within a day, is answered as the first was, and writes nothing.
 - What `apply` marked with an `owner` is changed by others only with `force`.
 

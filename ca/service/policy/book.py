@@ -288,6 +288,13 @@ class PolicyBook:
         author = Author(name=actor, origin=origin)
         return await self._grants.delete(name, author, rights, if_match=if_match, idempotency_key=idempotency_key)
 
+    async def rehearse_grant(
+        self, name: str, after: Grant | None, *, rights: Rights, caller: str
+    ) -> tuple[Grant, tuple[str, ...]]:
+        """The grant, and in words what whom it names, and `caller`, would gain and lose by it; None for `after` deletes
+        it. Raises Denied, InvalidArgument GRANT_INVALID, NotFound GRANT_NOT_FOUND."""
+        return self._grants.rehearse(name, after, rights, caller=caller, admins=self.admins)
+
     async def get_invariants(self, *, rights: Rights) -> tuple[str, str]:
         """(text, etag); empty where there are none. Raises Denied."""
         return self._grants.invariants(rights)
@@ -300,6 +307,7 @@ class PolicyBook:
         rights: Rights,
         if_match: str | None = None,
         idempotency_key: str = "",
+        dry_run: bool = False,
         origin: str = "",
     ) -> str:
         """Their etag. Raises Denied, InvalidArgument (INVARIANTS_INVALID, IDEMPOTENCY_KEY), InvariantBroken where they
@@ -307,7 +315,7 @@ class PolicyBook:
         await self._admit((), actor, rights, origin)
         author = Author(name=actor, origin=origin)
         return await self._grants.set_invariants(
-            text, author, rights, if_match=if_match, idempotency_key=idempotency_key
+            text, author, rights, if_match=if_match, idempotency_key=idempotency_key, dry_run=dry_run
         )
 
     async def _undoing(self, number: int) -> Sequence[Change]:

@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 from ca.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound
+from ca.identity.spiffe_id import SpiffeId
 from ca.ports import Clock
 from ca.runtime.threads import to_thread
 from ca.service.policy import gate
 from ca.service.policy.answers import Answers
+from ca.service.policy.grant_effect import effect
 from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.held import Held
 from ca.service.policy.records import MAX_LINES, Author, diff, record
@@ -105,13 +107,33 @@ class GrantBook:
         async with self._held.lock:
             return await self._answers.once(asked, work, lambda known: _grant(known.told))
 
+    def rehearse(
+        self, name: str, after: Grant | None, rights: Rights, *, caller: str, admins: frozenset[SpiffeId]
+    ) -> tuple[Grant, tuple[str, ...]]:
+        """See PolicyBook.rehearse_grant."""
+        _require_admin(rights, "write grants")
+        root = self._held.settings.mesh.root_namespace
+        if after is not None:
+            check_grant(after, root_namespace=root)
+        before = self._existing(name) if after is None else self._held.grants.get(name)
+        others = (grant for key, grant in self._held.grants.items() if key != name)
+        told = effect(before, after, others, caller=caller, admins=admins, root_namespace=root)
+        return (self._existing(name) if after is None else with_etag(after)), told
+
     def invariants(self, rights: Rights) -> tuple[str, str]:
         """(text, etag). Raises Denied."""
         _require_admin(rights, "read invariants")
         return self._held.invariants, etag_of_text(self._held.invariants)
 
     async def set_invariants(
-        self, text: str, author: Author, rights: Rights, *, if_match: str | None, idempotency_key: str = ""
+        self,
+        text: str,
+        author: Author,
+        rights: Rights,
+        *,
+        if_match: str | None,
+        idempotency_key: str = "",
+        dry_run: bool = False,
     ) -> str:
         """See PolicyBook.set_invariants."""
         _require_admin(rights, "write invariants")
@@ -121,6 +143,11 @@ class GrantBook:
             )
         if text:
             await to_thread(gate.read_invariants, text)
+        if dry_run:
+            if if_match not in (None, etag_of_text(self._held.invariants)):
+                raise changed("the text of the invariants")
+            await to_thread(gate.check_invariants, text, self._held.state)
+            return etag_of_text(text)
         answer = self._answers.asked(author, idempotency_key, _digest("put invariants", etag_of_text(text), if_match))
 
         async def work() -> str:

@@ -197,6 +197,8 @@ def test_grants_and_invariants(live: Caadmin, files: Path) -> None:
     assert live("policy", "apply", "p").code == 0
     ran = live("policy", "grants", "set", "web", "--spiffe-id", f"{ID}/web", "--role", "author", "-n", "shop")
     assert ran.code == 0, ran.err
+    ran = live("policy", "grants", "set", "web", "--spiffe-id", f"{ID}/web", "--role", "admin", "--dry-run")
+    assert f"`{ID}/web` would gain everything, as an admin" in ran.out, ran.err
     ran = live(
         "policy", "grants", "set", "web", "--spiffe-id", f"{ID}/web", "--role", "reader", "-n", "shop", "-n", "a"
     )

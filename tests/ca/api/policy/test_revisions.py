@@ -141,6 +141,41 @@ async def test_grants_have_pages_that_link_to_each_other(local: Client) -> None:
     assert (await local("GET", f"/grants?limit=1&cursor={other}")).body["items"][0]["name"] == "b"
 
 
+async def test_a_dry_run_of_a_grant_says_what_it_gives_and_takes(callers: Any, local: Client) -> None:
+    grant = {"spiffe_id": f"{ID}/team", "role": "reader", "namespaces": ["shop"]}
+    rehearsed = (await local("PUT", "/grants/team?dry_run=true", grant)).body
+    assert rehearsed["effect"] == [f"`{ID}/team` would gain the right to read policies of `shop`"]
+    made = (await local("PUT", "/grants/team", grant)).body
+    assert (rehearsed["etag"], "effect" in made) == (made["etag"], False)
+    match = {"If-Match": f'"{made["etag"]}"'}
+    gone = await local("DELETE", "/grants/team?dry_run=true", None, match)
+    assert gone.body == {**made, "effect": [f"`{ID}/team` would lose the right to read policies of `shop`"]}
+    for wrong in ({**grant, "namespaces": []}, {**grant, "spiffe_id": "*"}):
+        assert (await local("PUT", "/grants/team?dry_run=true", wrong, match)).status == 400
+    assert (await local("GET", "/grants/team")).body == made
+    admin = await callers("admin")
+    own = await admin("DELETE", "/grants/admin?dry_run=true", None, {"If-Match": "*"})
+    assert own.body["effect"] == [f"you (`{ID}/admin`) would lose everything that an admin may; left: nothing"]
+
+
+async def test_a_dry_run_of_invariants_shows_what_would_be_broken(local: Client) -> None:
+    await local("POST", "/apply", changes(workload(), workload("web"), policy()))
+    head = "apiVersion: burgee.io/v1\nkind: Invariant\nmetadata: {name: i}\n"
+    never = {"text": f"{head}spec: {{never: shop/web -> shop/orders}}\n"}
+    broken = await local("PUT", "/invariants?dry_run=true", never)
+    assert (broken.status, broken.reason) == (409, "INVARIANT_BROKEN")
+    (violation,) = broken.body["violations"]
+    assert violation["invariant"] == "i"
+    assert violation["policy"] == "shop/orders"
+    assert violation["request"]["principal"].endswith("/ns/shop/sa/web")
+    good = {"text": f"{head}spec: {{never: shop/other -> shop/orders}}\n"}
+    assert (await local("PUT", "/invariants?dry_run=true", good, {"If-Match": '"x"'})).status == 412
+    rehearsed = await local("PUT", "/invariants?dry_run=true", good)
+    assert (rehearsed.status, "etag" in rehearsed.headers) == (200, False)
+    assert (await local("GET", "/invariants")).body["text"] == ""
+    assert (await local("PUT", "/invariants", good)).body == rehearsed.body
+
+
 async def test_grants_are_conditional_too(local: Client) -> None:
     grant = {"spiffe_id": f"{ID}/team/*", "role": "author", "namespaces": ["shop"]}
     rehearsed = await local("PUT", "/grants/team?dry_run=true", grant)
