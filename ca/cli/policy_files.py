@@ -73,6 +73,8 @@ ProviderOption = Annotated[
     typer.Option("--provider", help="A provider that CUSTOM policies may name.", show_default=False),
 ]
 ROOT = "istio-system"
+NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="The namespace of objects that name none.")]
+NAMESPACE = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Given:
     root_namespace: str = ROOT
     open_namespaces: Sequence[str] | None = None
     providers: Sequence[str] | None = None
+    namespace: str = NAMESPACE
 
     def mesh(self, targets: Sequence[Target]) -> Mesh:
         """What holds for all of them."""
@@ -124,7 +127,7 @@ def load(given: Given, option: str = "--file") -> Loaded:
         raise InvalidArgument(f"say with {option} which policies are meant", reason="USAGE")
     texts = list(read_texts([*given.files, *(given.workloads or ())]))
     try:
-        parsed = parse_all(texts, jwks_hosts=ANY_HOST)
+        parsed = parse_all(texts, default_namespace=given.namespace, jwks_hosts=ANY_HOST)
     except Refused as error:
         refused(error)
     targets = tuple(parsed.targets)

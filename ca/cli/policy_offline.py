@@ -12,11 +12,13 @@ import typer
 from ca.cli.exits import Exit, leave
 from ca.cli.output import plain
 from ca.cli.policy_files import (
+    NAMESPACE,
     ROOT,
     FilesOption,
     Form,
     FormOption,
     Given,
+    NamespaceOption,
     OpenOption,
     ProviderOption,
     RootOption,
@@ -50,6 +52,7 @@ def validate(
         typer.Argument(metavar="FILE|DIR|-...", help="The same as --file.", show_default=False),
     ] = None,
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     jwks_host: Annotated[
         list[str] | None,
         typer.Option(help="A host that `jwksUri` may name. Default: the one that it names.", show_default=False),
@@ -66,7 +69,8 @@ def validate(
     parsed = PolicySet()
     problems: tuple[Problem, ...] = ()
     try:
-        parsed = parse_all(read_texts(paths), jwks_hosts=frozenset(jwks_host) if jwks_host else ANY_HOST)
+        hosts = frozenset(jwks_host) if jwks_host else ANY_HOST
+        parsed = parse_all(read_texts(paths), default_namespace=namespace, jwks_hosts=hosts)
     except Refused as error:
         problems = error.problems
     counts = {
@@ -100,6 +104,7 @@ def _problem(one: Problem) -> dict[str, Any]:
 
 def lint(
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
     invariants: Annotated[
         list[Path] | None,
@@ -119,7 +124,7 @@ def lint(
     from policy.invariants import check
     from policy.problems import Refused
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     findings = linting.lint(loaded.parsed, loaded.mesh, loaded.targets)
     try:
         wanted = [one for name, text in read_texts(invariants or ()) for one in read(text, name)]
@@ -140,6 +145,7 @@ def lint(
 def run_tests(
     tests: Annotated[list[Path], typer.Argument(metavar="TESTS...", help="Files or directories of tests.")],
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
     trust_domain: TrustDomainOption = None,
     root_namespace: RootOption = ROOT,
@@ -154,7 +160,7 @@ def run_tests(
     from policy.problems import Refused
     from policy.scenarios import read_cases, run
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     try:
         cases = read_cases(read_texts(tests))
     except Refused as error:
@@ -205,6 +211,7 @@ def explain(
     sni: Annotated[str | None, typer.Option(help="The name in the TLS handshake.", show_default=False)] = None,
     tcp: Annotated[bool, typer.Option("--tcp", help="A connection that is not HTTP.")] = False,
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
     trust_domain: TrustDomainOption = None,
     root_namespace: RootOption = ROOT,
@@ -221,7 +228,7 @@ def explain(
     from policy.model import Request
     from policy.paths import without_query
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     caller = None if principal is None else caller_of(loaded.targets, principal).removeprefix("spiffe://")
     request = Request(
         principal=caller,
@@ -250,6 +257,7 @@ def pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:
 
 def diff(
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     before: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE|DIR|-", help="The policies to compare with.", show_default=False),
@@ -265,9 +273,9 @@ def diff(
     1 if anything is, or if it could not be told."""
     from policy.diff import difference
 
-    new = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    new = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     domains = list(new.mesh.trust_domains)
-    old = load(given(before, workloads, domains, root_namespace, open_namespace, provider), "--before")
+    old = load(given(before, workloads, domains, root_namespace, open_namespace, provider, namespace), "--before")
     found = difference(old.snapshot, new.snapshot)
     show(output, found.document(), found.text())
     if not found.complete:
@@ -282,6 +290,7 @@ def given(
     root_namespace: str,
     open_namespace: list[str] | None,
     provider: list[str] | None,
+    namespace: str,
 ) -> Given:
     """What the options of a command say."""
     return Given(
@@ -291,4 +300,5 @@ def given(
         root_namespace=root_namespace,
         open_namespaces=open_namespace,
         providers=provider,
+        namespace=namespace,
     )

@@ -14,11 +14,13 @@ from ca.cli.arguments import DURATION_HELP, duration
 from ca.cli.exits import Exit, leave
 from ca.cli.output import plain
 from ca.cli.policy_files import (
+    NAMESPACE,
     ROOT,
     FilesOption,
     Form,
     FormOption,
     Loaded,
+    NamespaceOption,
     OpenOption,
     ProviderOption,
     RootOption,
@@ -75,6 +77,7 @@ class SnippetForm(StrEnum):
 
 def graph(
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
     trust_domain: TrustDomainOption = None,
     root_namespace: RootOption = ROOT,
@@ -92,7 +95,7 @@ def graph(
     from policy.graph_dot import dot
     from policy.graph_page import page
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     found = graph_of(loaded.snapshot, revision=loaded.revision)
     if output is GraphForm.JSON:
         text = json.dumps(found.document(), indent=2) + "\n"
@@ -108,6 +111,7 @@ def graph(
 def replay(
     log: LogOption,
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     current: Annotated[
         list[Path] | None,
         typer.Option(
@@ -127,11 +131,11 @@ def replay(
     Exits with 1 if anything is."""
     from policy.replay import replay as replayed
 
-    proposed = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    proposed = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     now: Loaded | None = None
     if current:
         domains = list(proposed.mesh.trust_domains)
-        now = load(given(current, workloads, domains, root_namespace, open_namespace, provider))
+        now = load(given(current, workloads, domains, root_namespace, open_namespace, provider, namespace))
     found = replayed(read_log(log), proposed.snapshot, current=now.snapshot if now is not None else None)
     show(output, found.document(), found.text())
     leave(Exit.FAILED if found.changed else Exit.OK)
@@ -140,6 +144,7 @@ def replay(
 def suggest(
     log: LogOption,
     workloads: WorkloadsOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     identifiers: Annotated[
         int, typer.Option(min=2, help="So many different identifiers in a place of paths make any fit there.")
     ] = 3,
@@ -151,7 +156,9 @@ def suggest(
     from policy.suggest import suggest as suggested
 
     found = suggested(
-        read_log(log), targets=_targets(workloads), thresholds=Thresholds(identifiers=identifiers, words=words)
+        read_log(log),
+        targets=_targets(workloads, namespace),
+        thresholds=Thresholds(identifiers=identifiers, words=words),
     )
     if output is Form.JSON:
         print(json.dumps(found.document(), indent=2))
@@ -159,13 +166,13 @@ def suggest(
         print(found.text(), end="")
 
 
-def _targets(workloads: list[Path] | None) -> tuple[Target, ...]:
+def _targets(workloads: list[Path] | None, namespace: str) -> tuple[Target, ...]:
     from policy.parse import parse_all
     from policy.problems import Refused
     from policy.state import ANY_HOST
 
     try:
-        return parse_all(read_texts(workloads or ()), jwks_hosts=ANY_HOST).targets
+        return parse_all(read_texts(workloads or ()), default_namespace=namespace, jwks_hosts=ANY_HOST).targets
     except Refused as error:
         refused(error)
 
@@ -210,7 +217,7 @@ def import_(
                 principal=principal,
                 namespace=namespace,
                 default_allow=default_allow,
-                services=_targets(workloads),
+                services=_targets(workloads, namespace),
             )
             found = consul.import_consul(texts, options)
         elif source is Source.LINKERD:
@@ -249,6 +256,7 @@ def export(
     ask: Annotated[bool, typer.Option("--ask", help="Envoy has an ext_authz filter behind it.")] = False,
     jwt: Annotated[bool, typer.Option("--jwt", help="Envoy has our filter for tokens before it.")] = False,
     files: FilesOption = None,
+    namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
     trust_domain: TrustDomainOption = None,
     root_namespace: RootOption = ROOT,
@@ -257,7 +265,7 @@ def export(
 ) -> None:
     """Write a target's policies as the filter that its Envoy is sent, or as Cedar. Exits with 1 where it cannot be
     said; Envoy denies what it cannot say and cannot ask about."""
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider))
+    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
     name = target_of(loaded, target)
     targets = loaded.snapshot.targets.get(name, ())
     judges = loaded.snapshot.judges(name)

@@ -15,7 +15,7 @@ from ca.cli.connection import SocketOption
 from ca.cli.exits import Exit, leave
 from ca.cli.output import Output, OutputOption, columns, emit, plain
 from ca.cli.policy_client import PATHS, Api, object_path, policy_api
-from ca.cli.policy_files import named
+from ca.cli.policy_files import NAMESPACE, NamespaceOption, named
 from ca.cli.policy_names import KindArgument, ObjectArgument, ObjectsArgument, complete_revision, kind_of, names_of
 from ca.cli.policy_plan import Asked, Plan, made, send
 from ca.cli.policy_sources import Sources, read_sources
@@ -47,7 +47,6 @@ OwnerOption = Annotated[
 PruneOption = Annotated[
     bool, typer.Option("--prune", help="Delete what is marked as this owner's and is in no file; nothing else.")
 ]
-NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="The namespace of objects that name none.")]
 ForceOption = Annotated[
     bool,
     typer.Option(
@@ -73,7 +72,7 @@ def plan(
     files: AlsoOption = None,
     owner: OwnerOption = "",
     prune: PruneOption = False,
-    namespace: NamespaceOption = "default",
+    namespace: NamespaceOption = NAMESPACE,
     force: ForceOption = False,
     take_over: TakeOverOption = False,
     output: OutputOption = Output.TABLE,
@@ -97,7 +96,7 @@ def apply(
     files: AlsoOption = None,
     owner: OwnerOption = "",
     prune: PruneOption = False,
-    namespace: NamespaceOption = "default",
+    namespace: NamespaceOption = NAMESPACE,
     force: ForceOption = False,
     take_over: TakeOverOption = False,
     note: NoteOption = "",

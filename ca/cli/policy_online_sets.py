@@ -91,11 +91,11 @@ class Server:
         )
         return state_of(self.revision, stored, mesh, self._all_targets, previous=previous)
 
-    def with_files(self, files: list[Path], workloads: list[Path] | None, previous: State) -> State:
+    def with_files(self, files: list[Path], workloads: list[Path] | None, previous: State, namespace: str) -> State:
         """As it would be if these were applied."""
         from ca.cli.policy_sources import read_sources
 
-        wanted = read_sources([*files, *(workloads or ())], "default").objects
+        wanted = read_sources([*files, *(workloads or ())], namespace).objects
         return self.state({key: one.body for key, one in wanted.items()}, previous=previous)
 
     def _all_targets(self, described: tuple[Target, ...]) -> tuple[Target, ...]:
@@ -157,7 +157,7 @@ def _diff(given: Given) -> None:
     with policy_api(given["socket"]) as api:
         server = Server(api)
     before = server.state()
-    after = server.with_files(given["files"], given["workloads"], before)
+    after = server.with_files(given["files"], given["workloads"], before, given["namespace"])
     found = difference(before.snapshot, after.snapshot)
     show(given["output"], found.document(), found.text())
     leave(Exit.OK if found.empty else Exit.FAILED)
@@ -175,7 +175,7 @@ def _replay(given: Given) -> None:
         server = Server(api)
         records = list(read_log(given["log"])) if given["log"] else _records(api, given)
     now = server.state()
-    proposed = server.with_files(given["files"], given["workloads"], now)
+    proposed = server.with_files(given["files"], given["workloads"], now, given["namespace"])
     found = replay(records, proposed.snapshot, current=now.snapshot)
     show(given["output"], found.document(), found.text())
     leave(Exit.FAILED if found.changed else Exit.OK)

@@ -80,6 +80,29 @@ def record(number: int) -> DecisionRecord:
 GIVEN = ("-f", "policies", "--workloads", "workloads.yaml")
 
 
+def test_an_object_without_a_namespace_is_of_the_one_that_is_named(caadmin: Caadmin, files: Path) -> None:
+    for name, text in (("policies/orders.yaml", POLICIES), ("workloads.yaml", WORKLOADS)):
+        (files / name).write_text(text.replace(", namespace: shop", ""))
+    caller = ("orders", "--from", WEB, "--path", "/orders/7")
+    ran = caadmin("policy", "explain", *caller, *GIVEN, "--namespace", "shop", "-o", "json")
+    assert (ran.code, "shop/orders-read" in ran.out) == (0, True), ran.err
+    ran = caadmin("policy", "explain", *caller, *GIVEN, "-o", "json")
+    assert (ran.code, "default/orders-read" in ran.out) == (0, True), ran.err
+    for command in (
+        ["validate", "policies"],
+        ["lint", *GIVEN],
+        ["test", "tests.yaml", *GIVEN],
+        ["graph", *GIVEN, "-o", "json"],
+        ["replay", "--log", "log", *GIVEN],
+        ["diff", *GIVEN, "--before", "policies"],
+        ["export", "envoy", "orders", *GIVEN],
+        ["suggest", "--log", "log", "--workloads", "workloads.yaml"],
+    ):
+        assert caadmin("policy", *command, "-n", "shop").code == 0, command
+        ran = caadmin("policy", *command, "-n", "No")
+        assert (ran.code, "P008" in ran.out + ran.err) == (1 if command[0] == "validate" else 2, True), command
+
+
 def test_without_files_it_is_said_what_is_missing(caadmin: Caadmin) -> None:
     for command in (["validate"], ["diff"]):
         ran = caadmin("policy", *command)
