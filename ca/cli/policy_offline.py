@@ -32,6 +32,7 @@ from ca.cli.policy_files import (
     show,
     target_of,
 )
+from ca.cli.policy_others import IgnoreOthersOption, sifted
 from ca.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def validate(
     ] = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
+    ignore_others: IgnoreOthersOption = False,
     jwks_host: Annotated[
         list[str] | None,
         typer.Option(help="A host that `jwksUri` may name. Default: the one that it names.", show_default=False),
@@ -61,7 +63,8 @@ def validate(
 ) -> None:
     """Read policies as the server would, and tell everything that is wrong with them, with its place. Exits with 1 if
     anything is."""
-    from policy.parse import PolicySet, parse_all
+    from policy.documents import read
+    from policy.parse import PolicySet, parse_documents
     from policy.problems import Refused
     from policy.state import ANY_HOST
 
@@ -70,7 +73,8 @@ def validate(
     problems: tuple[Problem, ...] = ()
     try:
         hosts = frozenset(jwks_host) if jwks_host else ANY_HOST
-        parsed = parse_all(read_texts(paths), default_namespace=namespace, jwks_hosts=hosts)
+        documents = sifted([(name, read(text, name)) for name, text in read_texts(paths)], ignore=ignore_others)
+        parsed = parse_documents(documents, default_namespace=namespace, jwks_hosts=hosts)
     except Refused as error:
         problems = error.problems
     counts = {

@@ -17,6 +17,7 @@ from ca.cli.output import Output, OutputOption, columns, emit, plain
 from ca.cli.policy_client import PATHS, Api, object_path, policy_api
 from ca.cli.policy_files import NAMESPACE, NamespaceOption, named
 from ca.cli.policy_names import KindArgument, ObjectArgument, ObjectsArgument, complete_revision, kind_of, names_of
+from ca.cli.policy_others import IgnoreOthersOption
 from ca.cli.policy_plan import Asked, Plan, made, send
 from ca.cli.policy_sources import Sources, read_sources
 from ca.cli.policy_texts import difference_text, finding_lines
@@ -73,6 +74,7 @@ def plan(
     owner: OwnerOption = "",
     prune: PruneOption = False,
     namespace: NamespaceOption = NAMESPACE,
+    ignore_others: IgnoreOthersOption = False,
     force: ForceOption = False,
     take_over: TakeOverOption = False,
     output: OutputOption = Output.TABLE,
@@ -84,7 +86,7 @@ def plan(
     Exits with 0 if there is nothing to do, with 4 if there are changes, and with 1, 2 or 3 if they would be refused.
     """
     asked = Asked(owner=owner, prune=prune, force=force, take_over=take_over)
-    found = read_sources(named(sources, files), namespace)
+    found = read_sources(named(sources, files), namespace, ignore_others)
     with policy_api(socket) as api:
         planned = made(api, found, asked)
     emit(planned.document(), output, lambda: _plan_text(planned, found))
@@ -97,6 +99,7 @@ def apply(
     owner: OwnerOption = "",
     prune: PruneOption = False,
     namespace: NamespaceOption = NAMESPACE,
+    ignore_others: IgnoreOthersOption = False,
     force: ForceOption = False,
     take_over: TakeOverOption = False,
     note: NoteOption = "",
@@ -111,7 +114,7 @@ def apply(
     Example: caadmin policy apply policies/ --owner shop --prune --note "orders may be read"
     """
     asked = Asked(owner=owner, prune=prune, force=force, take_over=take_over, note=note)
-    found = read_sources(named(sources, files), namespace)
+    found = read_sources(named(sources, files), namespace, ignore_others)
     with policy_api(socket) as api:
         planned = made(api, found, asked)
         if output is Output.TABLE:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ca.cli.policy_files import read_texts, refused
+from ca.cli.policy_others import sifted
 from ca.cli.progress import progress
 from ca.errors import InvalidArgument
 from policy.book_values import Key, etag_of
@@ -46,9 +47,10 @@ class Sources:
     warnings: tuple[Problem, ...]
 
 
-def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
-    """From files and directories; objects without a namespace are of `namespace`. What the server would refuse by
-    itself alone is told with its place, and ends the program with 2."""
+def read_sources(paths: Sequence[Path], namespace: str, ignore_others: bool | None = None) -> Sources:
+    """From files and directories; objects without a namespace are of `namespace`. Those of other kinds are
+    refused, or passed over with `ignore_others`; None: there is no such option. What the server would refuse by itself
+    alone is told with its place, and ends the program with 2."""
     from policy.documents import read
     from policy.parse import parse_documents
     from policy.state import ANY_HOST
@@ -60,6 +62,8 @@ def read_sources(paths: Sequence[Path], namespace: str) -> Sources:
             for number, (source, text) in enumerate(texts, 1):
                 documents.append((source, read(text, source)))
                 advance(number)
+        if ignore_others is not None:
+            documents = sifted(documents, ignore=ignore_others)
         parsed = parse_documents(documents, default_namespace=namespace, jwks_hosts=ANY_HOST)
         found = [
             _wanted(node, source, namespace) for source, roots in documents for root in roots for node in _objects(root)

@@ -103,6 +103,41 @@ def test_an_object_without_a_namespace_is_of_the_one_that_is_named(caadmin: Caad
         assert (ran.code, "P008" in ran.out + ran.err) == (1 if command[0] == "validate" else 2, True), command
 
 
+DEPLOYMENT = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: orders}\nspec: {replicas: 2}\n"
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: orders}\n"
+
+
+def test_objects_of_other_kinds_are_passed_over_where_that_is_asked_for(caadmin: Caadmin, files: Path) -> None:
+    listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": [yaml.safe_load(SERVICE)] * 2})
+    (files / "policies" / "app.yaml").write_text(f"{DEPLOYMENT}---\n{listed}\n---\n{WORKLOADS}")
+    refused = caadmin("policy", "validate", "policies")
+    assert (refused.code, refused.out.count("P007")) == (1, 3)
+    assert (
+        "objects of other kinds (2 Service, 1 Deployment) are refused; --ignore-others passes over them" in refused.err
+    )
+    ran = caadmin("policy", "validate", "policies", "--ignore-others")
+    assert (ran.code, ran.out) == (0, "valid: 1 AuthorizationPolicy, 1 Workload\n")
+    assert ran.err == "objects of other kinds (2 Service, 1 Deployment) are passed over\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("kind: AuthorizationPolicy", "kind: AuthorisationPolicy"),
+        ("security.istio.io/v1", "security.istio.io/v2"),
+        ("security.istio.io/v1", "securty.istio.io/v1"),
+        ("kind: AuthorizationPolicy\n", ""),
+        ("apiVersion: security.istio.io/v1\n", ""),
+    ],
+)
+def test_a_policy_with_a_mistake_in_its_kind_is_never_passed_over(
+    caadmin: Caadmin, files: Path, old: str, new: str
+) -> None:
+    (files / "policies" / "orders.yaml").write_text(POLICIES.replace(old, new))
+    ran = caadmin("policy", "validate", "policies", "--ignore-others")
+    assert (ran.code, "P007" in ran.out, "passed over" in ran.err) == (1, True, False), ran.out
+
+
 def test_without_files_it_is_said_what_is_missing(caadmin: Caadmin) -> None:
     for command in (["validate"], ["diff"]):
         ran = caadmin("policy", *command)

@@ -179,6 +179,17 @@ def test_standard_input_and_namespaces_that_are_left_out(
     assert live("policy", "get", "ap", "bank/orders").code == 0
 
 
+def test_a_directory_with_other_kinds(live: Caadmin, files: Path) -> None:
+    (files / "p" / "app.yaml").write_text("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: orders}\n")
+    for command in ("plan", "apply"):
+        ran = live("policy", command, "p")
+        assert (ran.code, "--ignore-others passes over them" in ran.err, "app.yaml:1:1" in ran.err) == (2, True, True)
+    ran = live("policy", "plan", "p", "--ignore-others", "-o", "json")
+    assert (ran.code, len(changed(ran)["created"])) == (4, 3), ran.err
+    assert "objects of other kinds (1 Deployment) are passed over" in ran.err
+    assert live("policy", "apply", "p", "--ignore-others").code == 0
+
+
 def test_grants_of_more_than_one_page(live: Caadmin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ca.cli.policy_client.PAGE", 1)
     names = ["one", "three", "two"]
