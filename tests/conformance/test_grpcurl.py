@@ -18,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("grpcurl")
 REFLECTION = {"grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"}
 WORKLOAD_SERVICES = {
     "SpiffeWorkloadAPI",
+    "envoy.service.extension.v3.ExtensionConfigDiscoveryService",
     "envoy.service.secret.v3.SecretDiscoveryService",
     "grpc.health.v1.Health",
 } | REFLECTION
