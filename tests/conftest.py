@@ -21,8 +21,8 @@ REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """xdist names the group of a test, whose tests share one worker and what it starts, in an attribute that pytest 9.2
-    reads no more. Tests of PKCS#11 come last: a module is loaded into the worker's own process, where it shares libcrypto
-    with everybody's TLS, and who came after it has died now and then."""
+    reads no more. Tests of PKCS#11 come last: a module is loaded into the worker's own process, where it shares
+    libcrypto with everybody's TLS, and who came after it has died now and then."""
     items.sort(key=lambda item: "pkcs11" in item.nodeid)
     for item in items:
         grouped = getattr(item, "_nodeid", "")
