@@ -148,6 +148,16 @@ def test_a_secret_that_goes_is_said_to_be_removed():
     assert peer.see(content=content("a")) == (["default"], [])
 
 
+def test_what_was_removed_is_not_kept_alive():
+    peer = Peer(ttl_seconds=30)
+    peer.ask("default", "ROOTCA")
+    peer.ack()
+    peer.see(content=content())
+    raw = peer.stream.heartbeat()
+    assert raw is not None
+    assert [one.name for one in discovery_pb2.DeltaDiscoveryResponse.FromString(raw).resources] == ["ROOTCA"]
+
+
 def test_an_svid_on_its_way_is_neither_sent_nor_removed():
     peer = Peer()
     peer.settled = False

@@ -15,8 +15,8 @@ from ca.store.values import AgentFilter, EntryFilter, Match, SelectorMatch, Trus
 
 T = TypeVar("T")
 
-MAX_PAGE = 10_000
-"""Items of one page, whatever was asked for; a page size of 0 or less means everything, as on SPIRE's wire."""
+MAX_MEMBERS = 10_000
+"""Selectors or trust domains of one filter: a bound on what one call may cost everybody else."""
 
 _MATCHES = {0: Match.EXACT, 1: Match.SUBSET, 2: Match.SUPERSET, 3: Match.ANY}
 
@@ -62,6 +62,7 @@ def _selector_match(message: types_pb2.SelectorMatch) -> SelectorMatch:
     def read() -> SelectorMatch:
         if not message.selectors:
             raise InvalidArgument("empty selector set", reason="SELECTORS_EMPTY")
+        _bounded(len(message.selectors), "selectors")
         return SelectorMatch(frozenset(selectors(message.selectors)), _match(message.match))
 
     return named("malformed selectors filter", read)
@@ -71,9 +72,15 @@ def _domain_match(message: types_pb2.FederatesWithMatch) -> TrustDomainMatch:
     def read() -> TrustDomainMatch:
         if not message.trust_domains:
             raise InvalidArgument("empty trust domain set", reason="TRUST_DOMAINS_EMPTY")
+        _bounded(len(message.trust_domains), "trust domains")
         return TrustDomainMatch(frozenset(trust_domain(name) for name in message.trust_domains), _match(message.match))
 
     return named("malformed federates with filter", read)
+
+
+def _bounded(count: int, what: str) -> None:
+    if count > MAX_MEMBERS:
+        raise InvalidArgument(f"{count} {what}; at most {MAX_MEMBERS} are accepted", reason="TOO_MANY")
 
 
 def _match(number: int) -> Match:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from ca.api.convert.filters import MAX_MEMBERS
 from ca.proto.spire import server_entry_pb2 as pb
 from ca.proto.spire import types_pb2
 from ca.runtime.item_status import split_message
@@ -264,6 +265,13 @@ class TestRead:
         assert await by(by_selectors=match(selectors=both, match=match.MATCH_SUBSET)) == ["/f/plain", "/f/full"]
         assert await by(by_selectors=match(selectors=both, match=match.MATCH_SUPERSET)) == ["/f/full"]
         assert await by(by_selectors=match(selectors=both, match=match.MATCH_ANY)) == ["/f/plain", "/f/full"]
+        many = [types_pb2.Selector(type="t", value=str(number)) for number in range(MAX_MEMBERS)]
+        assert await by(by_selectors=match(selectors=many, match=match.MATCH_ANY)) == []
+        with refused(Code.INVALID_ARGUMENT, "at most", reason="TOO_MANY"):
+            await by(by_selectors=match(selectors=[*many, *both], match=match.MATCH_ANY))
+        domains = types_pb2.FederatesWithMatch(trust_domains=[f"d{n}.org" for n in range(MAX_MEMBERS + 1)], match=3)
+        with refused(Code.INVALID_ARGUMENT, "at most", reason="TOO_MANY"):
+            await by(by_federates_with=domains)
         with refused(Code.INVALID_ARGUMENT, "malformed SPIFFE ID filter"):
             await by(by_spiffe_id=spiffe_id("/x", "foreign.org"))
         with refused(Code.INVALID_ARGUMENT, "malformed parent ID filter"):

@@ -34,8 +34,10 @@ def test_secrets_of_a_configuration_are_withheld_and_their_places_shown() -> Non
 
 def test_keys_and_tokens_are_taken_out_of_texts() -> None:
     key = "-----BEGIN PRIVATE KEY-----\nMIIhunter2\n-----END PRIVATE KEY-----"
-    for secret in (key, key[:30], "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl", "https://u:hunter2@h/"):
+    addresses = ("https://u:hunter2@h/", "postgresql+psycopg://u:hun/ter2@h/d", "mysql://u:hun@ter2@h/d")
+    for secret in (key, key[:30], "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl", *addresses):
         shown = text(f"before {secret} after")
         assert secret not in shown
         assert WITHHELD in shown
+        assert "ter2" not in shown
     assert text("nothing of that kind") == "nothing of that kind"
