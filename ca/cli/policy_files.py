@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILES = 10_000
 MAX_BYTES = 16 << 20
+Text = tuple[str, bytes]
+"""A file's name and content."""
 
 
 class Form(StrEnum):
@@ -43,6 +45,14 @@ FilesOption = Annotated[
         "-f",
         metavar="FILE|DIR|-",
         help="Policies: a file, all YAML and JSON files of a directory, or - for standard input; as often as needed.",
+        show_default=False,
+    ),
+]
+SourcesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE|DIR|-...",
+        help="Policies: YAML or JSON files, directories of them, or - for standard input. The same as --file.",
         show_default=False,
     ),
 ]
@@ -116,18 +126,18 @@ class Loaded:
     revision: int | None = None
 
 
-def load(given: Given, option: str = "--file") -> Loaded:
-    """Reads and compiles. Exits with 2 where something cannot be read."""
+def load(given: Given, option: str = "", *, beside: Sequence[Text] = ()) -> Loaded:
+    """Reads and compiles, `beside` too. Exits with 2 where something cannot be read."""
     from policy.parse import parse_all
     from policy.problems import Refused
     from policy.snapshot import compile_set
     from policy.state import ANY_HOST
 
-    if not given.files:
-        raise InvalidArgument(f"say with {option} which policies are meant", reason="USAGE")
-    texts = list(read_texts([*given.files, *(given.workloads or ())]))
+    if not given.files and not beside:
+        raise none_named(option)
+    texts = dict(beside) | dict(read_texts([*(given.files or ()), *(given.workloads or ())]))
     try:
-        parsed = parse_all(texts, default_namespace=given.namespace, jwks_hosts=ANY_HOST)
+        parsed = parse_all(texts.items(), default_namespace=given.namespace, jwks_hosts=ANY_HOST)
     except Refused as error:
         refused(error)
     targets = tuple(parsed.targets)
@@ -136,16 +146,47 @@ def load(given: Given, option: str = "--file") -> Loaded:
     return Loaded(parsed=parsed, mesh=mesh, targets=targets, snapshot=snapshot)
 
 
+def all_of(sources: Sequence[Path] | None, files: Sequence[Path] | None) -> list[Path]:
+    """What is named by arguments and by --file."""
+    return [*(sources or ()), *(files or ())]
+
+
 def named(sources: Sequence[Path] | None, files: Sequence[Path] | None) -> list[Path]:
-    """What is named by arguments and by --file, of which one must be. Raises InvalidArgument."""
-    found = [*(sources or ()), *(files or ())]
-    if not found:
-        hint = "a file, a directory, or - for standard input"
-        raise InvalidArgument("say which policies are meant: FILE, or --file FILE", reason="USAGE", hint=hint)
+    """The same, of which there must be any. Raises InvalidArgument."""
+    if not (found := all_of(sources, files)):
+        raise none_named()
     return found
 
 
-def read_texts(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+def none_named(option: str = "") -> InvalidArgument:
+    """Nobody said which policies, by an argument or --file, or where only an option says it, by that."""
+    how = f"{option} FILE" if option else "FILE, or --file FILE"
+    hint = "a file, a directory, or - for standard input"
+    return InvalidArgument(f"say which policies are meant: {how}", reason="USAGE", hint=hint)
+
+
+def tests_among(paths: Iterable[Path]) -> tuple[list[Text], list[Text]]:
+    """Files that hold tests, and those that hold policies: of which a document, or one of its items, says its kind.
+    Raises InvalidArgument."""
+    found: tuple[list[Text], list[Text]] = ([], [])
+    for text in read_texts(paths):
+        found[_has_objects(*text)].append(text)
+    return found
+
+
+def _has_objects(source: str, text: bytes) -> bool:
+    from policy.documents import read
+    from policy.problems import Refused
+
+    try:
+        roots = [root.value for root in read(text, source)]
+    except Refused:
+        return False  # who reads its tests says what is wrong
+    items = [item.value for value in roots if isinstance(value, list) for item in value]
+    return any(isinstance(one, dict) and one.keys() & {"kind", "apiVersion"} for one in (*roots, *items))
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[Text]:
     """(name, content) of files, of the files of directories, and of standard input, each once. Raises
     InvalidArgument."""
     seen: set[Path] = set()

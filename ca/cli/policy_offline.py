@@ -22,8 +22,10 @@ from ca.cli.policy_files import (
     OpenOption,
     ProviderOption,
     RootOption,
+    SourcesArgument,
     TrustDomainOption,
     WorkloadsOption,
+    all_of,
     caller_of,
     load,
     named,
@@ -31,8 +33,24 @@ from ca.cli.policy_files import (
     refused,
     show,
     target_of,
+    tests_among,
 )
 from ca.cli.policy_others import IgnoreOthersOption, sifted
+from ca.cli.policy_request import (
+    CallerOption,
+    ClaimOption,
+    HeaderOption,
+    HostOption,
+    MethodOption,
+    PathOption,
+    PortOption,
+    RemoteIpOption,
+    SniOption,
+    SourceIpOption,
+    TargetArgument,
+    TcpOption,
+    request_fields,
+)
 from ca.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -48,10 +66,7 @@ class OutcomeForm(StrEnum):
 
 
 def validate(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="FILE|DIR|-...", help="The same as --file.", show_default=False),
-    ] = None,
+    sources: SourcesArgument = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     ignore_others: IgnoreOthersOption = False,
@@ -107,6 +122,7 @@ def _problem(one: Problem) -> dict[str, Any]:
 
 
 def lint(
+    sources: SourcesArgument = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
@@ -128,7 +144,9 @@ def lint(
     from policy.invariants import check
     from policy.problems import Refused
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
+    loaded = load(
+        given(all_of(sources, files), workloads, trust_domain, root_namespace, open_namespace, provider, namespace)
+    )
     findings = linting.lint(loaded.parsed, loaded.mesh, loaded.targets)
     try:
         wanted = [one for name, text in read_texts(invariants or ()) for one in read(text, name)]
@@ -147,7 +165,12 @@ def lint(
 
 
 def run_tests(
-    tests: Annotated[list[Path], typer.Argument(metavar="TESTS...", help="Files or directories of tests.")],
+    tests: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TESTS|FILE|DIR...", help="Tests and policies: files, or directories that hold either or both."
+        ),
+    ],
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
@@ -160,13 +183,23 @@ def run_tests(
         Path | None, typer.Option(help="Write JUnit's XML into this file besides.", show_default=False)
     ] = None,
 ) -> None:
-    """Decide the requests of test files, and compare with what they want. Exits with 1 if any is decided otherwise."""
+    """Decide the requests of test files, and compare with what they want. Exits with 1 if any is decided otherwise.
+
+    A file whose documents say their kind holds policies, any other holds tests.
+
+    Example: caadmin policy test policies/ tests/
+    """
     from policy.problems import Refused
     from policy.scenarios import read_cases, run
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
+    wanted, policies = tests_among(tests)
+    if not wanted:
+        raise InvalidArgument("no tests are among these files", reason="USAGE", hint="a file with a list under `tests`")
+    loaded = load(
+        given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace), beside=policies
+    )
     try:
-        cases = read_cases(read_texts(tests))
+        cases = read_cases(wanted)
     except Refused as error:
         refused(error)
     report = run(cases, loaded.snapshot)
@@ -188,32 +221,18 @@ def write(path: Path, text: str) -> None:
 
 
 def explain(
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Who is called: a SPIFFE ID, or its last part where that is enough.")
-    ],
-    principal: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="Who calls: a SPIFFE ID, or its last part where that is enough. Default: no certificate.",
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="The method. Default: GET.", show_default=False)] = None,
-    path: Annotated[str | None, typer.Option(help="The path. Default: /.", show_default=False)] = None,
-    host: Annotated[str | None, typer.Option(help="The authority.", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(help="The port that is called.", show_default=False)] = None,
-    header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header.", show_default=False)
-    ] = None,
-    claim: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A claim of a verified token.", show_default=False),
-    ] = None,
-    source_ip: Annotated[str | None, typer.Option(help="Where the connection is from.", show_default=False)] = None,
-    remote_ip: Annotated[str | None, typer.Option(help="The client's address.", show_default=False)] = None,
-    sni: Annotated[str | None, typer.Option(help="The name in the TLS handshake.", show_default=False)] = None,
-    tcp: Annotated[bool, typer.Option("--tcp", help="A connection that is not HTTP.")] = False,
+    target: TargetArgument,
+    principal: CallerOption = None,
+    method: MethodOption = None,
+    path: PathOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    header: HeaderOption = None,
+    claim: ClaimOption = None,
+    source_ip: SourceIpOption = None,
+    remote_ip: RemoteIpOption = None,
+    sni: SniOption = None,
+    tcp: TcpOption = False,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
@@ -228,38 +247,19 @@ def explain(
     Example: caadmin policy explain orders --from spiffe://example.org/ns/shop/sa/web --method POST --path /v1/pay
     -f policies/
     """
+    asked = request_fields(locals())
     from policy.explain import explain as explained
     from policy.model import Request
-    from policy.paths import without_query
 
     loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
-    caller = None if principal is None else caller_of(loaded.targets, principal).removeprefix("spiffe://")
-    request = Request(
-        principal=caller,
-        http=not tcp,
-        source_ip=source_ip,
-        remote_ip=remote_ip,
-        destination_port=port,
-        sni=sni,
-        headers={name.lower(): value for name, value in pairs(header, "--header")},
-        claims=dict(pairs(claim, "--claim")) if claim else None,
-        method=None if tcp else method or "GET",
-        path=None if tcp else without_query(path or "/"),
-        host=None if tcp else host,
-    )
-    found = explained(loaded.snapshot, target_of(loaded, target), request, revision=loaded.revision)
+    if principal is not None:
+        asked["principal"] = caller_of(loaded.targets, principal).removeprefix("spiffe://")
+    found = explained(loaded.snapshot, target_of(loaded, target), Request(**asked), revision=loaded.revision)
     show(output, found.document(), found.text())
 
 
-def pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:
-    """(name, value) of each. Raises InvalidArgument."""
-    parts = [text.partition("=") for text in texts or ()]
-    if any(not mark or not name for name, mark, _ in parts):
-        raise InvalidArgument(f"{option} wants NAME=VALUE", reason="USAGE")
-    return [(name, value) for name, _, value in parts]
-
-
 def diff(
+    sources: SourcesArgument = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     before: Annotated[
@@ -273,11 +273,13 @@ def diff(
     provider: ProviderOption = None,
     output: FormOption = Form.TEXT,
 ) -> None:
-    """Say what is decided otherwise by --file than by --before: which requests, each class with an example. Exits with
-    1 if anything is, or if it could not be told."""
+    """Say what is decided otherwise by the policies of FILE than by --before: which requests, each class with an
+    example. Exits with 1 if anything is, or if it could not be told."""
     from policy.diff import difference
 
-    new = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
+    new = load(
+        given(all_of(sources, files), workloads, trust_domain, root_namespace, open_namespace, provider, namespace)
+    )
     domains = list(new.mesh.trust_domains)
     old = load(given(before, workloads, domains, root_namespace, open_namespace, provider, namespace), "--before")
     found = difference(old.snapshot, new.snapshot)

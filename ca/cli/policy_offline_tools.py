@@ -24,8 +24,10 @@ from ca.cli.policy_files import (
     OpenOption,
     ProviderOption,
     RootOption,
+    SourcesArgument,
     TrustDomainOption,
     WorkloadsOption,
+    all_of,
     load,
     read_log,
     read_texts,
@@ -76,6 +78,7 @@ class SnippetForm(StrEnum):
 
 
 def graph(
+    sources: SourcesArgument = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     workloads: WorkloadsOption = None,
@@ -95,7 +98,9 @@ def graph(
     from policy.graph_dot import dot
     from policy.graph_page import page
 
-    loaded = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
+    loaded = load(
+        given(all_of(sources, files), workloads, trust_domain, root_namespace, open_namespace, provider, namespace)
+    )
     found = graph_of(loaded.snapshot, revision=loaded.revision)
     if output is GraphForm.JSON:
         text = json.dumps(found.document(), indent=2) + "\n"
@@ -110,6 +115,7 @@ def graph(
 
 def replay(
     log: LogOption,
+    sources: SourcesArgument = None,
     files: FilesOption = None,
     namespace: NamespaceOption = NAMESPACE,
     current: Annotated[
@@ -127,11 +133,13 @@ def replay(
     provider: ProviderOption = None,
     output: FormOption = Form.TEXT,
 ) -> None:
-    """Decide a log's requests by the proposed policies of --file: what is newly denied or allowed, and by which rule.
+    """Decide a log's requests by the proposed policies of FILE: what is newly denied or allowed, and by which rule.
     Exits with 1 if anything is."""
     from policy.replay import replay as replayed
 
-    proposed = load(given(files, workloads, trust_domain, root_namespace, open_namespace, provider, namespace))
+    proposed = load(
+        given(all_of(sources, files), workloads, trust_domain, root_namespace, open_namespace, provider, namespace)
+    )
     now: Loaded | None = None
     if current:
         domains = list(proposed.mesh.trust_domains)

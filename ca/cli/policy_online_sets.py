@@ -15,7 +15,8 @@ from ca.cli import policy_offline, policy_offline_tools
 from ca.cli.connection import AgentSocketOption, SocketOption, agent_socket, channel
 from ca.cli.exits import Exit, leave
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
-from ca.cli.policy_files import Form, caller_of, show, target_among
+from ca.cli.policy_files import Form, all_of, caller_of, none_named, show, target_among
+from ca.cli.policy_request import request_fields
 from ca.cli.policy_texts import finding_lines, record_text
 from ca.errors import BurgeeError, InvalidArgument, Unavailable
 
@@ -38,8 +39,8 @@ def either(
 
     @wraps(offline)
     def command(**given: Any) -> None:
-        if when(given):
-            _without_files(online, given)
+        if when(asked := {**given, "files": all_of(given.get("sources"), given.get("files"))}):
+            _without_files(online, asked)
         else:
             offline(**{name: value for name, value in given.items() if name in known})
 
@@ -59,7 +60,7 @@ def _without_files(online: Callable[[Given], None], given: Given) -> None:
         online(given)
     except Unavailable as error:
         if error.reason == "UNREACHABLE" and not given.get("files"):
-            error.hint += "; with --file none is needed"
+            error.hint += f"; with {'FILE or ' if 'sources' in given else ''}--file none is needed"
         raise
 
 
@@ -123,9 +124,9 @@ def _no_files(given: Given) -> bool:
 
 
 def _lint(given: Given) -> None:
-    """Without --file, what the server has is looked at."""
+    """Without files, what the server has is looked at."""
     if given["invariants"] or given["workloads"]:
-        raise InvalidArgument("--invariants and --workloads go with --file", reason="USAGE")
+        raise InvalidArgument("--invariants and --workloads go with files", reason="USAGE")
     with policy_api(given["socket"]) as api:
         found = api.get("/analyses/lint")
     show(given["output"], found, "\n".join(finding_lines(found["findings"], {})) or "nothing found")
@@ -133,7 +134,7 @@ def _lint(given: Given) -> None:
 
 
 def _graph(given: Given) -> None:
-    """Without --file, what the server has is drawn."""
+    """Without files, what the server has is drawn."""
     form = policy_offline_tools.GraphForm
     media = {form.HTML: "text/html", form.JSON: "application/json", form.DOT: "text/vnd.graphviz"}[given["output"]]
     with policy_api(given["socket"]) as api:
@@ -149,11 +150,11 @@ def _graph(given: Given) -> None:
 
 
 def _diff(given: Given) -> None:
-    """Without --before, with what the server has: what would be decided otherwise if --file were applied."""
+    """Without --before, with what the server has: what would be decided otherwise if the files were applied."""
     from policy.diff import difference
 
     if not given["files"]:
-        raise InvalidArgument("say with --file which policies are meant", reason="USAGE")
+        raise none_named()
     with policy_api(given["socket"]) as api:
         server = Server(api)
     before = server.state()
@@ -164,13 +165,13 @@ def _diff(given: Given) -> None:
 
 
 def _replay(given: Given) -> None:
-    """With --online, --file is laid over what the server has, and that is what is proposed; without --log, the
+    """With --online, the files are laid over what the server has, and that is what is proposed; without --log, the
     decisions of the server, or with --agent of this node's proxies, are decided again."""
     from ca.cli.policy_files import read_log
     from policy.replay import replay
 
     if not given["files"]:
-        raise InvalidArgument("say with --file which policies are proposed", reason="USAGE")
+        raise none_named()
     with policy_api(given["socket"]) as api:
         server = Server(api)
         records = list(read_log(given["log"])) if given["log"] else _records(api, given)
@@ -220,7 +221,7 @@ def _explain(given: Given) -> None:
         if given["decision"] is not None:
             _explain_decision(api, given)
             return
-        body = {"target": given["target"], "request": _request(given)}
+        body = {"target": given["target"], "request": request_fields(given)}
         _name_in_full(api, body)
         found = api.call("POST", "/explain", body).json
     show(given["output"], found["explanation"], found["text"])
@@ -235,24 +236,6 @@ def _name_in_full(api: Api, body: dict[str, Any]) -> None:
     body["target"] = target_among(targets, body["target"])
     if "/" not in caller:
         body["request"]["principal"] = caller_of(targets, caller)
-
-
-def _request(given: Given) -> dict[str, Any]:
-    from policy.paths import without_query
-
-    tcp, pairs = given["tcp"], policy_offline.pairs
-    names = ("principal", "source_ip", "remote_ip", "sni")
-    asked = {
-        **{name: given[name] for name in names},
-        "http": not tcp,
-        "destination_port": given["port"],
-        "method": None if tcp else given["method"] or "GET",
-        "path": None if tcp else without_query(given["path"] or "/"),
-        "host": None if tcp else given["host"],
-        "headers": dict(pairs(given["header"], "--header")),
-        "claims": dict(pairs(given["claim"], "--claim")) or None,
-    }
-    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _explain_decision(api: Api, given: Given) -> None:
@@ -305,7 +288,7 @@ DecisionOption = Annotated[
     ),
 ]
 OnlineOption = Annotated[
-    bool, typer.Option("--online", help="Against what the server has, instead of --file alone and --current.")
+    bool, typer.Option("--online", help="Against what the server has, instead of the files alone and --current.")
 ]
 AgentOption = Annotated[
     bool, typer.Option("--agent", help="Without --log: what the agent of this node has of its proxies.")

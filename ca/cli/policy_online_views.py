@@ -165,34 +165,43 @@ class Records(StrEnum):
     LINES = "jsonl"
 
 
+IdOption = Annotated[str, typer.Option(help="Only of this ID; with `*` at its end, all that begin so.")]
+CalledOption = Annotated[str, typer.Option(help="Only calls of this one: a SPIFFE ID, or its beginning and `*`.")]
+CallerOption = Annotated[str, typer.Option("--from", help="Only calls by this one, likewise.")]
+PolicyOption = Annotated[
+    str, typer.Option(help="Only what this policy decided: NAMESPACE/NAME, or its beginning and `*`.")
+]
+VerdictOption = Annotated[bool | None, typer.Option("--allowed/--denied", help="Only these.", show_default=False)]
+SourceOption = Annotated[
+    str, typer.Option(help="Only what was decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
+]
+SinceOption = Annotated[
+    str | None, typer.Option(help="Only from then on: a time, or how long ago, such as 10m.", show_default=False)
+]
+UntilOption = Annotated[
+    str | None, typer.Option(help="Only before: a time, or how long ago, such as 10m.", show_default=False)
+]
+LimitOption = Annotated[int, typer.Option(min=1, help="At most so many, the newest.")]
+AgentOption = Annotated[bool, typer.Option("--agent", help="Ask the agent of this node, whose proxies it serves.")]
+FollowOption = Annotated[bool, typer.Option("--follow", help="Print decisions as they are made. Ends with Ctrl-C.")]
+CountOption = Annotated[int, typer.Option(min=0, help="With --follow: end after so many; 0 for never.")]
+RecordsOption = Annotated[Records, typer.Option("--output", "-o", help="How to print them; jsonl can be replayed.")]
+
+
 def decisions(
-    id: Annotated[str, typer.Option(help="Only of this ID; with `*` at its end, all that begin so.")] = "",
-    target: Annotated[str, typer.Option(help="Only calls of this one: a SPIFFE ID, or its beginning and `*`.")] = "",
-    principal: Annotated[str, typer.Option("--from", help="Only calls by this one, likewise.")] = "",
-    policy: Annotated[
-        str, typer.Option(help="Only what this policy decided: NAMESPACE/NAME, or its beginning and `*`.")
-    ] = "",
-    allowed: Annotated[bool | None, typer.Option("--allowed/--denied", help="Only these.", show_default=False)] = None,
-    source: Annotated[
-        str, typer.Option(help="Only what was decided so: ext_authz, pushed, authzen or evaluate.", show_default=False)
-    ] = "",
-    since: Annotated[
-        str | None, typer.Option(help="Only from then on: a time, or how long ago, such as 10m.", show_default=False)
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(help="Only before: a time, or how long ago, such as 10m.", show_default=False)
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
-    agent: Annotated[
-        bool, typer.Option("--agent", help="Ask the agent of this node, whose proxies it serves.")
-    ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Print decisions as they are made. Ends with Ctrl-C.")
-    ] = False,
-    count: Annotated[int, typer.Option(min=0, help="With --follow: end after so many; 0 for never.")] = 0,
-    output: Annotated[
-        Records, typer.Option("--output", "-o", help="How to print them; jsonl can be replayed.")
-    ] = Records.TABLE,
+    id: IdOption = "",
+    target: CalledOption = "",
+    principal: CallerOption = "",
+    policy: PolicyOption = "",
+    allowed: VerdictOption = None,
+    source: SourceOption = "",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    limit: LimitOption = 100,
+    agent: AgentOption = False,
+    follow: FollowOption = False,
+    count: CountOption = 0,
+    output: RecordsOption = Records.TABLE,
     agent_socket_path: AgentSocketOption = None,
     socket: SocketOption = None,
 ) -> None:

@@ -30,6 +30,8 @@ from ca.service.policy.grants import Rights, check_grant
 from ca.service.policy.refusals import changed
 from policy.book_values import Grant, Role
 
+KNOWN = {"If-None-Match": "Entity tags that the caller has."}
+
 
 class AdministrationRoutes:
     """For admins alone."""
@@ -39,7 +41,9 @@ class AdministrationRoutes:
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
-        known = {"If-None-Match": "Entity tags that the caller has."}
+        return (*self._of_grants(), *self._of_invariants())
+
+    def _of_grants(self) -> tuple[Route, ...]:
         return (
             Route(
                 verb="GET",
@@ -56,7 +60,7 @@ class AdministrationRoutes:
                 summary="Show a grant",
                 answer=GrantTold,
                 headers=ETAG,
-                asks=known,
+                asks=KNOWN,
                 refusals=(404,),
                 not_modified=True,
             ),
@@ -81,6 +85,10 @@ class AdministrationRoutes:
                 asks=IF_MATCH | ASKS_TO_WRITE,
                 refusals=(404, 412, 428),
             ),
+        )
+
+    def _of_invariants(self) -> tuple[Route, ...]:
+        return (
             Route(
                 verb="GET",
                 path="/invariants",
@@ -88,7 +96,7 @@ class AdministrationRoutes:
                 summary="Show the invariants",
                 answer=InvariantsDocument,
                 headers=ETAG,
-                asks=known,
+                asks=KNOWN,
                 not_modified=True,
             ),
             Route(

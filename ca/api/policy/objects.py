@@ -62,6 +62,9 @@ class ObjectRoutes:
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
+        return (*self._reads(), *self._writes())
+
+    def _reads(self) -> tuple[Route, ...]:
         return (
             Route(
                 verb="GET",
@@ -91,6 +94,10 @@ class ObjectRoutes:
                 refusals=(404,),
                 not_modified=True,
             ),
+        )
+
+    def _writes(self) -> tuple[Route, ...]:
+        return (
             Route(
                 verb="PUT",
                 path=_ONE,

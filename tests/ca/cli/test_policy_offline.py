@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,6 +223,62 @@ def test_diff_and_lint(caadmin: Caadmin, files: Path) -> None:
     ran = caadmin("policy", "lint", "-f", "policies/orders.yaml", *GIVEN[2:], "--invariants", "invariants.yaml")
     assert ran.code == 1
     assert "orders" in ran.out
+
+
+def test_files_are_arguments_too(caadmin: Caadmin, files: Path) -> None:
+    """Each command says of them what it says of --file."""
+    more = ["--workloads", "workloads.yaml"]
+    for command, options in (
+        ("lint", []),
+        ("graph", ["-o", "json"]),
+        ("diff", ["--before", "wider.yaml"]),
+        ("replay", ["--log", "log"]),
+        ("validate", []),
+    ):
+        rest = [*options, *(more if command != "validate" else [])]
+        ran = caadmin("policy", command, "policies/", *rest)
+        named = caadmin("policy", command, "-f", "policies", *rest)
+        assert (ran.code, ran.out) == (named.code, named.out), command
+        assert ran.out, command
+    assert caadmin("policy", "lint", "policies", "workloads.yaml").out == "nothing found\n"
+    ran = caadmin("policy", "lint", "nowhere.yaml")
+    assert (ran.code, "nowhere.yaml" in ran.err) == (2, True)
+
+
+def test_tests_stand_beside_policies(caadmin: Caadmin, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = (0, "2 passed, 0 failed\n")
+    ran = caadmin("policy", "test", "policies/", "workloads.yaml", "tests.yaml")
+    assert (ran.code, ran.out) == passed, ran.err
+    (files / "tests.yaml").rename(files / "policies" / "tests.yaml")
+    ran = caadmin("policy", "test", "policies", "workloads.yaml", "-f", "policies/orders.yaml")
+    assert (ran.code, ran.out) == passed, ran.err
+    listed = json.dumps([yaml.safe_load(POLICIES), yaml.safe_load(WORKLOADS)]).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    ran = caadmin("policy", "test", "-", "policies/tests.yaml")
+    assert (ran.code, ran.out) == passed, ran.err
+    ran = caadmin("policy", "test", "policies/orders.yaml")
+    assert (ran.code, "no tests are among these files" in ran.err) == (2, True)
+    ran = caadmin("policy", "test", "policies/tests.yaml")
+    assert (ran.code, "say which policies are meant" in ran.err) == (2, True)
+    (files / "bad.yaml").write_text("test: []\n")
+    ran = caadmin("policy", "test", "bad.yaml", "policies/orders.yaml")
+    assert (ran.code, "bad.yaml:1:1: P005" in ran.err) == (2, True), ran.err
+
+
+def test_a_shell_completes_files(files: Path) -> None:
+    """Our program offers nothing for them, so that the shell does, as it is told with `-o default`."""
+    script = Path(sys.executable).parent / "caadmin"
+    shown = subprocess.run([script, "--show-completion", "bash"], capture_output=True, text=True, check=True)
+    for command in ("lint", "graph", "diff", "test", "replay", "plan"):
+        line = f"caadmin policy {command} po"
+        asked = (
+            f"COMP_LINE='{line}' COMP_WORDS=({line}) COMP_CWORD=3; _caadmin_completion {script}; echo ${{#COMPREPLY}}"
+        )
+        done = subprocess.run(
+            ["bash", "-c", f"{shown.stdout}\n{asked}"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout == "0\n", command
+    assert "complete -o default" in shown.stdout
 
 
 def test_graph(caadmin: Caadmin, files: Path) -> None:
