@@ -107,22 +107,25 @@ def watch(
 
 
 def _follow(endpoint: str | None, take: Callable[[workload_pb2.X509SVIDResponse], bool]) -> None:
-    """Every update, until `take` has had enough; a stream that ends is opened again, ever more slowly."""
+    """Every update, until `take` has had enough. A stream that ends, or that brought what could not be taken, is opened
+    again, ever more slowly: its first update is the newest."""
     backoff = FIRST_BACKOFF_SECONDS
     while True:
         try:
             with workload_client(endpoint) as client:
                 for response in client.fetch_x509():
-                    backoff = FIRST_BACKOFF_SECONDS
                     if take(response):
                         return
+                    backoff = FIRST_BACKOFF_SECONDS
             error: BurgeeError = Unavailable("the stream ended", reason="STREAM_ENDED")
         except BurgeeError as failed:
             if failed.code is Code.INVALID_ARGUMENT:  # SPIFFE Workload Endpoint §6: not to be retried
                 raise
             error = failed
-        except _Last as last:
-            raise last.error from last
+        except _NotTaken as failed_here:
+            if failed_here.last:
+                raise failed_here.error from failed_here
+            error = failed_here.error
         show_error(error)
         print(f"trying again in {backoff:g} s", file=sys.stderr)
         time.sleep(backoff)
@@ -131,8 +134,8 @@ def _follow(endpoint: str | None, take: Callable[[workload_pb2.X509SVIDResponse]
 
 @dataclass
 class _Updates:
-    """Shows updates, or writes them. What goes wrong with the last one is raised; before that it is told, and the
-    next update tries anew."""
+    """Shows updates, or writes them. What could not be written, or told to the reload command, is told and comes again
+    until it can; what goes wrong with the last one ends the program."""
 
     files: SvidFiles | None
     output: Output
@@ -140,7 +143,7 @@ class _Updates:
     seen: int = 0
 
     def take(self, response: workload_pb2.X509SVIDResponse) -> bool:
-        """True after the last one."""
+        """True after the last one. Raises _NotTaken."""
         self.seen += 1
         if self.files is None:
             _show_update(self.seen, response, self.output)
@@ -148,21 +151,24 @@ class _Updates:
         try:
             names = self.files.take(response)
         except BurgeeError as error:
-            if self.seen == self.last:
-                raise _Last(error) from error
-            show_error(error)
+            last = self.seen == self.last
+            if error.code is not Code.NOT_FOUND or last:
+                self.seen -= 1
+                raise _NotTaken(error, last=last) from error
+            show_error(error)  # the SVID may come with the next update
             names = []
         for name in names:
             print(f"wrote {name}", file=sys.stderr, flush=True)
         return self.seen == self.last
 
 
-class _Last(Exception):
-    """Carries the error that ends the program past those that are tried again."""
+class _NotTaken(Exception):
+    """Carries what went wrong on this side past the errors of the Workload API."""
 
-    def __init__(self, error: BurgeeError) -> None:
+    def __init__(self, error: BurgeeError, *, last: bool) -> None:
         super().__init__(error.detail)
         self.error = error
+        self.last = last
 
 
 @app.command()

@@ -47,19 +47,23 @@ class SvidFiles:
     reload: Sequence[str] = ()
     spiffe_id: str | None = None
     _written: dict[str, bytes] = field(default_factory=dict)
+    _told: bool = False
 
     def take(self, response: workload_pb2.X509SVIDResponse) -> list[str]:
-        """Write what changed and then run the reload command; returns the files' paths, none when all was the same.
+        """Write what changed and then run the reload command; returns the files' paths, none when all was the same and
+        the command has run since. Tries both again the next time if one fails.
 
         Raises NotFound (SVID_NOT_GIVEN), InvalidArgument (FILE), FailedPrecondition (RELOAD_COMMAND).
         """
         contents = _svid(self._chosen(response)) | _federated(response)
-        if contents == self._written:
+        if contents == self._written and self._told:
             return []
+        self._told = False
         names = _write(self.directory, contents)
         self._written = contents
         if self.reload:
             _run(self.reload)
+        self._told = True
         return names
 
     def _chosen(self, response: workload_pb2.X509SVIDResponse) -> workload_pb2.X509SVID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import ssl
 import stat
 import subprocess
@@ -121,6 +122,28 @@ def test_a_command_that_hangs(
     monkeypatch.setattr("ca.cli.svid_files.RELOAD_SECONDS", 0.2)
     with pytest.raises(FailedPrecondition, match="no end within"):
         SvidFiles(tmp_path, ["sleep", "60"]).take(response)
+
+
+def test_what_failed_is_tried_again_without_another_update(running: Pair, entry: str, tmp_path: Path) -> None:
+    """First the directory cannot be made, then the reload command fails, and the SVID stays the same all the while."""
+    (tmp_path / "d").write_text("in the way")
+    go_on, mark = tmp_path / "go-on", tmp_path / "mark"
+    script = f"import os; open({str(mark)!r}, 'a').write('x'); os.stat({str(go_on)!r})"
+    command = [
+        *(sys.executable, "-m", "ca.cli.caadmin", "svid", "watch", "--write", str(tmp_path / "d"), "--count", "2"),
+        *("--endpoint", f"unix://{running.workload_socket}", "--reload", shlex.join([sys.executable, "-c", script])),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    log = tmp_path / "log"
+    with log.open("wb") as said, subprocess.Popen(command, stderr=said, env=environment) as process:
+        until("it could not write", lambda: "(FILE)" in log.read_text())
+        (tmp_path / "d").unlink()
+        until("it wrote, and told in vain", lambda: "(RELOAD_COMMAND)" in log.read_text() and mark.exists())
+        go_on.touch()
+        until("it told again", lambda: "wrote" in log.read_text())
+        assert len(mark.read_text()) >= 2
+        assert process.poll() is None, "what was tried again counts once"
+        process.terminate()
 
 
 def test_a_restarted_agent_is_found_again(running: Pair, entry: str, tmp_path: Path) -> None:
