@@ -30,10 +30,6 @@ def normal(entry: RegistrationEntry, **changes: Any) -> RegistrationEntry:
     return replace(entry, federates_with=tuple(sorted(set(entry.federates_with))), **changes)
 
 
-def entry_similarity(entry: RegistrationEntry) -> bytes:
-    return similarity(str(entry.spiffe_id), str(entry.parent_id), selectors_to_json(entry.selectors))
-
-
 def entry_row(entry: RegistrationEntry) -> dict[str, Any]:
     """All columns of `entries` but `position`. Raises InvalidArgument for text that cannot be stored."""
     selectors = selectors_to_json(entry.selectors)
