@@ -17,7 +17,7 @@ from xds.type.matcher.v3.matcher_pb2 import Matcher
 
 from policy.envoy_tree import Cell, Meaning, OnMatch, cells_of, meaning_of
 from policy.envoy_wire import extension, field, raw_of
-from policy.model import Action, Attribute, Mesh, Policy, Rule
+from policy.model import Action, Mesh, Policy, Rule
 from policy.protocol import NEVER, for_connections
 from policy.trust_domains import expanded
 
@@ -30,12 +30,12 @@ _DENY = raw_of(RbacAction(action=Rules.DENY))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """What stands beside the filter in a proxy's configuration."""
+    """What a proxy's configuration has room for beside the filter of the policies."""
 
     ext_authz: bool = False
     """Behind it is an ext_authz filter that is switched on by the mark."""
     jwt: bool = False
-    """Before it is our filter that verifies tokens."""
+    """What it is sent may be a chain, with our filter that verifies tokens before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +145,6 @@ def _looks_at_paths(rule: Rule) -> bool:
         return True
     for group in (*rule.operations, rule.conditions):
         for clause in group:
-            if clause.attribute is Attribute.PATH:
+            if clause.of_path:
                 return True
     return False

@@ -7,7 +7,7 @@ definition; `http_snippet` is what a person copies.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,10 +17,7 @@ from envoy.config.core.v3.grpc_service_pb2 import GrpcService
 from envoy.extensions.access_loggers.grpc.v3.als_pb2 import HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig
 from envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2 import ExtAuthz
 from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutation
-from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
-from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.ext_authz.v3.ext_authz_pb2 import ExtAuthz as NetworkExtAuthz
-from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRbac
 from envoy.type.matcher.v3.metadata_pb2 import MetadataMatcher
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToDict
@@ -36,6 +33,7 @@ from policy.envoy import (
     deny_all,
     deny_all_connections,
 )
+from policy.envoy_chain import CHAIN
 from policy.envoy_names import Resource
 from policy.envoy_predicates import JWT_FILTER
 from policy.ext_authz_wire import DECISION_HEADER, LEFT, REMOTE_IP, TARGET, TOKENS
@@ -69,7 +67,7 @@ def _said(prefix: str, spiffe_id: str, *, jwt: bool, metadata: Sequence[str] = (
     if prefix:
         found[DECISION_HEADER] = f"{prefix}-%STREAM_ID%"
     if jwt:
-        found[TOKENS] = str(Resource(protocol="http", what="jwt"))
+        found[TOKENS] = str(Resource(protocol="http", proxy=Proxy(jwt=True)))
     if metadata:
         found[LEFT] = ",".join(metadata)
     if spiffe_id:
@@ -102,7 +100,7 @@ def ask_filter(
 ) -> AnyMessage:
     """Asks about marked requests alone (else about all); no answer, or a late one, is a refusal.
 
-    `jwt`: our filter that verifies tokens stands before it. `metadata` are other filters that rules look at.
+    `jwt`: what is pushed verifies tokens. `metadata` are other filters that rules look at.
     """
     service = _agent(cluster, _said(prefix, spiffe_id, jwt=jwt, metadata=metadata))
     service.timeout.FromMilliseconds(milliseconds)
@@ -139,8 +137,9 @@ def ask_network_filter(
     )
 
 
-def discovered(cluster: str, default: Message, types: Iterable[type[Message]]) -> ExtensionConfigSource:
-    """A filter's configuration from the agent. Until there is one, `default` holds, at once."""
+def discovered(cluster: str, default: Message, *more: str) -> ExtensionConfigSource:
+    """A filter's configuration from the agent, of the default's type or one of `more`. Until there is one, `default`
+    holds, at once."""
     api = ApiConfigSource(
         api_type=ApiConfigSource.DELTA_GRPC,
         transport_api_version=ApiVersion.V3,
@@ -151,22 +150,18 @@ def discovered(cluster: str, default: Message, types: Iterable[type[Message]]) -
         config_source=ConfigSource(api_config_source=api, resource_api_version=ApiVersion.V3),
         default_config=any_of(default),
         apply_default_config_without_warming=True,
-        type_urls=[f"{_TYPES}{kind.DESCRIPTOR.full_name}" for kind in types],
+        type_urls=[f"{_TYPES}{default.DESCRIPTOR.full_name}", *more],
     )
 
 
-def _discovered(resource: Resource, cluster: str, default: Message, *types: type[Message]) -> dict[str, Any]:
-    return {"name": str(resource), "config_discovery": _plain(discovered(cluster, default, types))}
+def _discovered(resource: Resource, cluster: str, default: Message, *more: str) -> dict[str, Any]:
+    return {"name": str(resource), "config_discovery": _plain(discovered(cluster, default, *more))}
 
 
 def http_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: str = "") -> list[dict[str, Any]]:
     """What stands before the router, in this order."""
-    filters = []
-    if proxy.jwt:
-        name = Resource(protocol="http", what="jwt", spiffe_id=spiffe_id)
-        filters.append(_discovered(name, cluster, deny_all(), JwtAuthentication, RBAC))
     name = Resource(protocol="http", proxy=proxy, spiffe_id=spiffe_id)
-    filters.append(_discovered(name, cluster, deny_all(), RBAC))
+    filters = [_discovered(name, cluster, deny_all(), *([CHAIN] if proxy.jwt else []))]
     if proxy.ext_authz:
         ask = ask_filter(cluster, prefix=prefix, spiffe_id=spiffe_id, jwt=proxy.jwt)
         filters.append({"name": "burgee.http.ask", "typed_config": _plain(ask)})
@@ -176,7 +171,7 @@ def http_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: str
 def network_filters(proxy: Proxy, cluster: str, *, prefix: str = "", spiffe_id: str = "") -> list[dict[str, Any]]:
     """What stands before `tcp_proxy`, in this order."""
     name = Resource(protocol="tcp", proxy=proxy, spiffe_id=spiffe_id)
-    filters = [_discovered(name, cluster, deny_all_connections(), NetworkRbac)]
+    filters = [_discovered(name, cluster, deny_all_connections())]
     if proxy.ext_authz:
         ask = ask_network_filter(cluster, prefix=prefix, spiffe_id=spiffe_id)
         filters.append({"name": "burgee.tcp.ask", "typed_config": _plain(ask)})

@@ -36,7 +36,12 @@ def varint(number: int) -> bytes:
 
 def field(kind: type[Message], name: str) -> Put:
     """How a field of a kind of message is put into it."""
-    tag = varint(kind.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED)
+    return numbered(kind.DESCRIPTOR.fields_by_name[name].number)
+
+
+def numbered(number: int) -> Put:
+    """The same of a message that is known by its numbers alone."""
+    tag = varint(number << 3 | _LENGTH_DELIMITED)
     short = tuple(tag + length for length in _SHORT)
 
     def put(raw: bytes) -> bytes:

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from policy.envoy import Shares, deny_all, deny_all_connections, http_config, network_config
+from policy.envoy_chain import chained
 from policy.envoy_jwt import jwt_filter
 from policy.envoy_names import Resource
 from policy.envoy_snippet import any_of
@@ -17,8 +19,8 @@ from sds.policy_read import Matched
 from sds.views import BundleForms
 
 TYPE_URL = f"type.googleapis.com/{TypedExtensionConfig.DESCRIPTOR.full_name}"
-JWT_FIRST, POLICY = 0, 1
-"""What verifies tokens goes before what asks about them."""
+TOKENS, POLICY = "burgee.http.tokens", "burgee.http.policy"
+"""Filters within a chain. No route configures others by such names."""
 
 Key = tuple[object, ...]
 
@@ -37,11 +39,12 @@ class Made:
 def key_of(matched: Matched, resource: Resource, bundles: Sequence[BundleForms], *, lasting: bool) -> Key:
     """The same for workloads with the same policies: what is made for one is made for all of them."""
     target = matched.target
-    if resource.what == "jwt":
-        keys = tuple((rule, matched.keys.get(rule.jwks_uri or rule.issuer)) for rule in matched.rules)
-        return (str(resource), lasting, keys, matched.target.spiffe_id, *map(id, bundles))
     is_open = target.namespace in matched.mesh.open_namespaces
-    return (str(resource), lasting, id(matched.mesh), target.normalized, is_open, *map(id, matched.policies))
+    key = (str(resource), lasting, id(matched.mesh), target.normalized, is_open, *map(id, matched.policies))
+    if not resource.proxy.jwt:
+        return key
+    keys = tuple((rule, matched.keys.get(rule.jwks_uri or rule.issuer)) for rule in matched.rules)
+    return (*key, keys, target.spiffe_id, *map(id, bundles))
 
 
 def make(
@@ -50,23 +53,22 @@ def make(
     """Takes long for thousands of rules: not on the event loop. What is kept has a share of `shares`, of which the next
     is made faster. `lasting`: it has an end unless it is renewed."""
     note = ""
-    kept: object = None
-    if resource.what == "jwt":
-        domains = {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in bundles if _has_keys(forms)}
-        filters = any_of(jwt_filter(matched.rules, matched.keys, domains=domains, audience=matched.target.spiffe_id))
-    else:
-        build = http_config if resource.protocol == "http" else network_config
-        made = build(matched.target, matched.policies, matched.mesh, resource.proxy, shares)
-        filters, unsaid, kept = made.message, made.unsaid, made.shares
-        if unsaid:
-            what = "asked about" if resource.proxy.ext_authz else "refused"
-            note = f"{what}: what only {len(unsaid)} rules can decide, such as {unsaid[0].policy}#{unsaid[0].rule}"
-    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles, kept))
+    build = http_config if resource.protocol == "http" else network_config
+    made = build(matched.target, matched.policies, matched.mesh, resource.proxy, shares)
+    if made.unsaid:
+        what, first = "asked about" if resource.proxy.ext_authz else "refused", made.unsaid[0]
+        note = f"{what}: what only {len(made.unsaid)} rules can decide, such as {first.policy}#{first.rule}"
+    filters = made.message
+    if resource.proxy.jwt:
+        filters = chained([(TOKENS, any_of(_tokens(matched, bundles))), (POLICY, filters)])
+    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles, made.shares))
 
 
-def _has_keys(forms: BundleForms) -> bool:
-    """Envoy refuses a set without keys."""
-    return bool(forms.bundle.jwt_authorities)
+def _tokens(matched: Matched, bundles: Sequence[BundleForms]) -> JwtAuthentication:
+    """What verifies tokens. Envoy refuses a set without keys."""
+    known = (forms for forms in bundles if forms.bundle.jwt_authorities)
+    domains = {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in known}
+    return jwt_filter(matched.rules, matched.keys, domains=domains, audience=matched.target.spiffe_id)
 
 
 def refusing(resource: Resource, why: str, *, lasting: bool) -> Found:
@@ -79,5 +81,4 @@ def _found(filters: AnyMessage, resource: Resource, *, lasting: bool, note: str)
     made = any_of(TypedExtensionConfig(name=str(resource), typed_config=filters))
     raw: bytes = made.SerializeToString(deterministic=True)
     version = hashlib.sha256(raw).hexdigest()[:16]
-    rank = JWT_FIRST if resource.what == "jwt" else POLICY
-    return Found(raw, rank, f"{version}-ttl" if lasting else version, note)
+    return Found(raw, 0, f"{version}-ttl" if lasting else version, note)

@@ -88,15 +88,15 @@ def test_until_policies_come_everything_is_refused_and_has_an_id_of_the_proxys_o
 
 NAMES = [
     *("burgee.http.policy", "burgee.http.policy+ask", "burgee.http.policy+jwt", "burgee.http.policy+ask+jwt"),
-    *("burgee.tcp.policy", "burgee.tcp.policy+ask", "burgee.http.jwt", "burgee.http.policy/spiffe://td/a/b"),
+    *("burgee.tcp.policy", "burgee.tcp.policy+ask", "burgee.http.policy/spiffe://td/a/b"),
 ]
 NOT_OURS = [
     *(
         "burgee.http.policy+jwt+ask",
         "burgee.http.policy+ask+ask",
         "burgee.http",
-        "burgee.tcp.jwt",
-        "burgee.http.jwt+ask",
+        "burgee.http.jwt",
+        "burgee.tcp.policy+jwt",
     ),
     *("other.http.policy", "burgee.udp.policy", "burgee.http.policy/", "", "burgee.burgee.http.policy"),
 ]

@@ -356,7 +356,7 @@ def test_what_a_calls_metadata_says() -> None:
             ("user-agent", "envoy"),
             ("x-burgee-decision", "p1-abc"),
             ("x-burgee-remote-ip", "::1"),
-            ("x-burgee-tokens", "burgee.http.jwt"),
+            ("x-burgee-tokens", "burgee.http.policy+jwt"),
             ("x-burgee-target", "spiffe://td/t"),
             ("x-burgee-metadata", "a,b"),
         ]

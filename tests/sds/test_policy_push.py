@@ -253,7 +253,7 @@ def test_a_rule_on_tokens_is_pushed_with_the_filter_that_verifies_them(world: Wo
     asked = lambda proxy, role: proxy.status("/", authorization=f"Bearer {token[role]}")  # noqa: E731
     until("an admin is let in", lambda: asked(web, "admin") == 200)
     assert (asked(web, "x"), web.status("/"), web.status("/", authorization="Bearer a.b.c")) == (403, 403, 401)
-    until("both have acknowledged", lambda: world.node.acked(1, streams=3))
+    until("both have acknowledged", lambda: world.node.acked(1, streams=2))
     assert asked(bare, "admin") == 403
     notes = {s.proxy: s.detail for s in world.node.proxies if s.resource.startswith("burgee.http.policy")}
     assert notes["web"] == ""
