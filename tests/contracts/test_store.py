@@ -90,6 +90,8 @@ class TestEntries:
         again = await store.entries.create(
             [entry("/e/1", "t:w", "t:v", x509_svid_ttl_seconds=60), entry("/e/1", "t:v"), entry("/e/2"), entry("/e/2")]
         )
+        elsewhere = replace(entry("/e/1", "t:v", "t:w"), parent_id=SpiffeId(TD, "/spire/agent/other"))
+        assert (await store.entries.create([elsewhere]))[0].status is None  # another parent
         assert isinstance(again[0].status, AlreadyExists)
         assert again[0].status.reason == "ENTRY_SIMILAR"
         assert again[0].entry == first
