@@ -36,6 +36,7 @@ from policy.envoy import (
 from policy.envoy_chain import CHAIN
 from policy.envoy_names import Resource
 from policy.envoy_predicates import JWT_FILTER
+from policy.envoy_verified import VERIFIED
 from policy.ext_authz_wire import DECISION_HEADER, LEFT, REMOTE_IP, TARGET, TOKENS
 
 REQUEST_ID = "x-request-id"
@@ -110,7 +111,7 @@ def ask_filter(
         include_peer_certificate=True,
         include_tls_session=True,
         filter_enabled_metadata=_mark(HTTP_METADATA, HTTP_MARK) if marked else None,
-        metadata_context_namespaces=[JWT_FILTER, *metadata],
+        metadata_context_namespaces=[JWT_FILTER, *([VERIFIED] if jwt else []), *metadata],
         failure_mode_allow=False,
         stat_prefix="burgee",
     )

@@ -20,6 +20,7 @@ from policy.callers import NotNamed, spiffe_id_of
 from policy.decision import Decision
 from policy.decision_record import MASK, DecisionRecord, Source, record_of, refused_record
 from policy.envoy_predicates import JWT_FILTER
+from policy.envoy_verified import verified_by
 from policy.jwks import NotVerified
 from policy.model import Action, Attribute, Request, Target
 from policy.paths import is_normal, without_query
@@ -48,6 +49,8 @@ class Refusal(StrEnum):
     """A rule looks at `connection.sni`, and `include_tls_session` is not set."""
     METADATA_NOT_INCLUDED = "METADATA_NOT_INCLUDED"
     """A rule looks at what another filter left, and the proxy's configuration does not say that it is sent."""
+    TOKENS_OUTDATED = "TOKENS_OUTDATED"
+    """The proxy verified tokens by other rules than those in force, or does not say by which."""
     PROVIDER_REFUSED = "PROVIDER_REFUSED"
     """The policies allow it, and a provider that a CUSTOM policy names does not."""
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
@@ -84,6 +87,8 @@ class Bound:
     target: Target
     rules: tuple[JwtRule, ...] = ()
     vouchers: Vouchers = field(default=Vouchers(), repr=False)
+    tokens: str = ""
+    """A name for what verifies tokens in the proxy; empty where it is not known, and the proxy's word is taken."""
     unknown: str = ""
     """Why it is not known what is for the target; then it is none of the snapshot's."""
 
@@ -269,6 +274,8 @@ def _check_complete(attributes: Any, request: Request, bound: Bound, said: Said)
 
 def _with_claims(attributes: Any, request: Request, bound: Bound, said: Said, now: datetime) -> Request:
     if said.jwt:
+        if bound.tokens and verified_by(attributes) != bound.tokens:
+            raise Refused(Refusal.TOKENS_OUTDATED, "the proxy does not verify tokens by the rules in force")
         left = left_claims(request.metadata.get(JWT_FILTER, {}))
         return request if left is None else replace(request, claims=left)
     query = attributes.request.http.path.partition("#")[0].partition("?")[2]

@@ -11,11 +11,14 @@ from typing import Any, Protocol
 from ca.errors import InvalidArgument, Unavailable
 from ca.ports import Clock
 from ca.runtime.decision_log import DecisionLog
-from policy.ext_authz import Bound, Refusal, Verdict, decide, refused
+from policy.envoy_verified import name_of, verified_by
+from policy.ext_authz import Bound, Refusal, Said, Verdict, decide, refused
 from policy.ext_authz_wire import answer, parsed
 from policy.tokens import Vouchers
 from sds.askers import Asker, target_of
+from sds.policy_filters import tokens_of
 from sds.policy_held import HeldPolicies
+from sds.policy_read import Matched, Policies
 from sds.views import Content
 
 MAX_BOUND = 64
@@ -49,7 +52,9 @@ class Checks:
             request, said, wanted = parsed(raw, metadata)
         except ValueError as error:
             raise InvalidArgument(f"no check: {error}", reason="CHECK_MALFORMED") from None
-        bound = await self._bound(asker, target_of(asker.ids, wanted))
+        bound = await self._bound(asker, target_of(asker.ids, wanted), said)
+        if said.jwt and (by := verified_by(request.attributes)) != bound.tokens:
+            bound = await self._bound_before(asker, bound.target.spiffe_id, by) or bound
         now = self._clock.now()
         verdict = decide(request, bound, said, now=now)
         if verdict.decision is not None and verdict.decision.providers:
@@ -76,7 +81,7 @@ class Checks:
                 return refused(verdict, f"the provider `{name}` refused", Refusal.PROVIDER_REFUSED)
         return verdict
 
-    async def _bound(self, asker: Asker, target: str) -> Bound:
+    async def _bound(self, asker: Asker, target: str, said: Said) -> Bound:
         """The policies in force for one of the caller's identities."""
         policies = await self._held.asked()
         content = asker.content
@@ -85,21 +90,38 @@ class Checks:
         memo = asker.memo
         if not isinstance(memo, _Memo) or memo.content is not content or memo.policies is not policies:
             memo = asker.memo = _Memo(content, policies)
-        bound = memo.bound.get(target)
+        bound = memo.bound.get((target, said.jwt))
         if bound is None:
             matched = policies.matched(target, asker.subscription.view.selectors)
-            bound = Bound(
-                revision=policies.revision,
-                snapshot=await asyncio.to_thread(policies.snapshot, matched),
-                target=matched.target,
-                rules=matched.rules,
-                unknown=matched.unknown,
-                vouchers=Vouchers(issuers=matched.keys, domains=_keys(content)),
-            )
+            vouchers = Vouchers(issuers=matched.keys, domains=_keys(content))
+            tokens = name_of(tokens_of(matched, content.bundles)) if said.jwt else ""
+            bound = await _bound_to(policies, matched, vouchers, tokens)
             if len(memo.bound) >= MAX_BOUND:
                 memo.bound.clear()
-            memo.bound[target] = bound
+            memo.bound[target, said.jwt] = bound
         return bound
+
+    async def _bound_before(self, asker: Asker, target: str, by: str) -> Bound | None:
+        """The policies by whose rules the proxy verified tokens, if they were in force a moment ago."""
+        given = self._held.given.find(by, self._clock.monotonic())
+        if given is None:
+            return None
+        matched = given.policies.matched(target, asker.subscription.view.selectors)
+        if name_of(tokens_of(matched, given.bundles)) != by:
+            return None
+        return await _bound_to(given.policies, matched, Vouchers(), by)
+
+
+async def _bound_to(policies: Policies, matched: Matched, vouchers: Vouchers, tokens: str) -> Bound:
+    return Bound(
+        revision=policies.revision,
+        snapshot=await asyncio.to_thread(policies.snapshot, matched),
+        target=matched.target,
+        rules=matched.rules,
+        unknown=matched.unknown,
+        vouchers=vouchers,
+        tokens=tokens,
+    )
 
 
 class _Memo:
@@ -107,7 +129,7 @@ class _Memo:
 
     def __init__(self, content: Content, policies: object) -> None:
         self.content, self.policies = content, policies
-        self.bound: dict[str, Bound] = {}
+        self.bound: dict[tuple[str, bool], Bound] = {}
 
 
 def _keys(content: Content) -> dict[str, str]:

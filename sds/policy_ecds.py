@@ -72,7 +72,7 @@ class EnvoyPolicies(EnvoyService):
         self._making: dict[Key, asyncio.Task[Made]] = {}
         self._large: WeakValueDictionary[str, WeakSet[Made]] = WeakValueDictionary()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        held.on_change.append(self.wake)
+        held.on_change.append(self._superseded)
 
     def stream(self, kind: type[S]) -> S:
         return kind(ttl_seconds=self._lasting_seconds)
@@ -104,7 +104,24 @@ class EnvoyPolicies(EnvoyService):
             caller = self._caller(subscription)
             made = await self._answers(basis, caller, stream, subscription.share)
             if basis is self._basis() and caller == self._caller(subscription):
+                self._give(made, stream.seen)
                 return made
+
+    def _give(self, made: policy_answers.PolicyAnswers, before: Answers | None) -> None:
+        """What verifies tokens by other rules now did so by those before until a moment ago."""
+        policies = self._held.in_force
+        if made is before or policies is None:
+            return
+        given = {one.tokens for one in made.made if one.tokens}
+        for name in given:
+            self._held.given.give(name, policies, made.caller.bundles)
+        gone = {one.tokens for one in getattr(before, "made", ())} - given
+        self._held.given.withdraw(self._clock.monotonic(), gone)
+
+    def _superseded(self) -> None:
+        """What was given is given no longer, unless it is again."""
+        self._held.given.withdraw(self._clock.monotonic())
+        self.wake()
 
     def _basis(self) -> object:
         return self._held.in_force or self._held.detail

@@ -14,12 +14,13 @@ from policy.envoy_chain import chained
 from policy.envoy_jwt import jwt_filter
 from policy.envoy_names import Resource
 from policy.envoy_snippet import any_of
+from policy.envoy_verified import leaving, name_of
 from sds.envoy_answers import Found
 from sds.policy_read import Matched
 from sds.views import BundleForms
 
 TYPE_URL = f"type.googleapis.com/{TypedExtensionConfig.DESCRIPTOR.full_name}"
-TOKENS, POLICY = "burgee.http.tokens", "burgee.http.policy"
+VERIFIED, TOKENS, POLICY = "burgee.http.verified", "burgee.http.tokens", "burgee.http.policy"
 """Filters within a chain. No route configures others by such names."""
 
 Key = tuple[object, ...]
@@ -28,11 +29,13 @@ Key = tuple[object, ...]
 class Made:
     """The configuration for one name. While it lives, so do the objects that its key tells apart by identity."""
 
-    __slots__ = ("__weakref__", "beside", "found", "kept")
+    __slots__ = ("__weakref__", "beside", "found", "kept", "tokens")
 
-    def __init__(self, found: Found, kept: object) -> None:
+    def __init__(self, found: Found, kept: object, tokens: str = "") -> None:
         self.found = found
         self.kept = kept
+        self.tokens = tokens
+        """A name for what verifies tokens, where the proxy tells it when it asks."""
         self.beside: object = None
 
 
@@ -58,13 +61,16 @@ def make(
     if made.unsaid:
         what, first = "asked about" if resource.proxy.ext_authz else "refused", made.unsaid[0]
         note = f"{what}: what only {len(made.unsaid)} rules can decide, such as {first.policy}#{first.rule}"
-    filters = made.message
+    filters, name = made.message, ""
     if resource.proxy.jwt:
-        filters = chained([(TOKENS, any_of(_tokens(matched, bundles))), (POLICY, filters)])
-    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles, made.shares))
+        tokens = tokens_of(matched, bundles)
+        name = name_of(tokens) if resource.proxy.ext_authz else ""
+        telling = [(VERIFIED, any_of(leaving(name)))] if name else []
+        filters = chained([*telling, (TOKENS, any_of(tokens)), (POLICY, filters)])
+    return Made(_found(filters, resource, lasting=lasting, note=note), (matched, bundles, made.shares), name)
 
 
-def _tokens(matched: Matched, bundles: Sequence[BundleForms]) -> JwtAuthentication:
+def tokens_of(matched: Matched, bundles: Sequence[BundleForms]) -> JwtAuthentication:
     """What verifies tokens. Envoy refuses a set without keys."""
     known = (forms for forms in bundles if forms.bundle.jwt_authorities)
     domains = {forms.trust_domain.name: forms.jwks.decode("utf-8") for forms in known}

@@ -18,6 +18,7 @@ from ca.errors import BurgeeError, InvalidArgument
 from ca.proto.burgee import policy_pb2
 from ca.runtime.log import get
 from ca.runtime.metrics import counter, gauge
+from sds.policy_given import GivenTokens
 
 if TYPE_CHECKING:
     from sds.policy_read import Policies
@@ -44,6 +45,7 @@ class HeldPolicies:
         self.on_verdict: list[Callable[[], None]] = []
         self.told = False
         """Whether the server ever said anything of policies: it knows of them, then."""
+        self.given = GivenTokens()
         self._policies: Policies | None = None
         self._unread: int | None = None
         """The revision of a set without objects that nobody asked for yet."""
@@ -108,6 +110,7 @@ class HeldPolicies:
         if payload is None:
             self._forgotten += 1
             self._policies = self._unread = None
+            self.given.clear()
             self.taken_away, self.problem, self._good = True, "", b""
             self._changed()
         elif self._policies is None and not self._asked and (revision := _without_objects(payload)) is not None:
@@ -123,6 +126,7 @@ class HeldPolicies:
         self._came, self._good = b"", None
         self._forgotten += 1
         self._policies = self._unread = None
+        self.given.clear()
         self.taken_away, self.problem = False, ""
         self._changed()
 
