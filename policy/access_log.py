@@ -66,6 +66,7 @@ def http_record(entry: Any, proxy: Proxy, *, now: datetime) -> DecisionRecord | 
     if verdict is None or not _UUID.fullmatch(name):
         return None
     path = request.original_path or request.path
+    method = _METHODS.get(request.request_method)
     return _record(
         common,
         proxy,
@@ -73,11 +74,11 @@ def http_record(entry: Any, proxy: Proxy, *, now: datetime) -> DecisionRecord | 
         marks,
         now,
         id=f"{proxy.prefix}-{name}",
-        method=_METHODS.get(request.request_method),
+        method=method,
         path=without_query(path)[:_MAX_TEXT] or None,
         host=request.authority[:_MAX_TEXT] or None,
         claims=_claims(common),
-        masked=("headers",),
+        masked=("headers", "metadata") if method else ("headers", "metadata", "method"),
     )
 
 
@@ -94,7 +95,9 @@ def tcp_record(entry: Any, proxy: Proxy, *, now: datetime) -> DecisionRecord | N
         return None
     else:
         verdict = _Verdict(True, "")
-    return _record(common, proxy, verdict, marks, now, id=f"{proxy.prefix}-{common.stream_id}", http=False)
+    return _record(
+        common, proxy, verdict, marks, now, id=f"{proxy.prefix}-{common.stream_id}", http=False, masked=("metadata",)
+    )
 
 
 _METHODS = dict(enumerate(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"), start=1))

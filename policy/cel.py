@@ -46,7 +46,10 @@ VARIABLES: dict[str, tuple[str, Callable[[Request], Any]]] = {
     "request.host": ("string", lambda r: r.host or ""),
     "request.method": ("string", lambda r: r.method or ""),
     "request.path": ("string", lambda r: r.path or ""),
-    "request.headers": ("map of string to string", lambda r: dict(r.headers)),
+    "request.headers": (
+        "map of string to string",
+        lambda r: {name: v for name, v in r.headers.items() if name[:1] != ":"},
+    ),
     "request.auth.principal": ("string", _request_principal),
     "request.auth.claims": ("map of string to anything", lambda r: dict(r.claims or {})),
 }

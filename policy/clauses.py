@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from policy.attributes import LISTS
 from policy.fields import Place
-from policy.model import Attribute, Clause, Match, MatchKind
+from policy.model import PATH_HEADER, Attribute, Clause, Match, MatchKind
 from policy.problems import shown
 from policy.templates import Template, is_template
 
@@ -150,6 +150,9 @@ GONE = {
     "destination.name": "`selector` says that",
     "destination.user": "`selector` says that",
 }
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PSEUDO_HEADERS = (":authority", ":method", PATH_HEADER, ":scheme")
+"""RFC 9113 §8.3.1: what Envoy keeps among a request's headers."""
 _HEADERS, _CLAIMS, _FILTERS = "request.headers", "request.auth.claims", "experimental.envoy.filters."
 
 
@@ -185,7 +188,7 @@ def _bracketed(
     if start == _CLAIMS:
         return Attribute.CLAIM, tuple(steps), text
     if start == _HEADERS:
-        return Attribute.HEADER, (steps[0].lower(),), header
+        return _header_key(place, steps[0].lower())
     lists = [value.startswith("[") and value.endswith("]") for value in values]
     if any(lists) != all(lists):
         place.refuse(
@@ -196,6 +199,13 @@ def _bracketed(
     if any(lists):
         return Attribute.METADATA, (filter_name, steps[0], LISTS), listed
     return Attribute.METADATA, (filter_name, steps[0]), text
+
+
+def _header_key(place: Place, name: str) -> tuple[Attribute, tuple[str, ...], Convert | None] | None:
+    if name not in _PSEUDO_HEADERS and not _HEADER_NAME.fullmatch(name):
+        place.refuse("P127", f"{shown(name)} is no header's name", f"letters, digits, or {', '.join(_PSEUDO_HEADERS)}")
+        return None
+    return Attribute.HEADER, (name,), header
 
 
 def clause(

@@ -62,10 +62,7 @@ def input_of(clause: Clause) -> Input:
     if clause.attribute in PRINCIPAL:
         return Attribute.SOURCE_PRINCIPAL, ()
     if clause.attribute is Attribute.HEADER:
-        name = clause.key[0]
-        if name.startswith(":") and name not in (":method", ":authority"):
-            raise Inexpressible(f"the pseudo-header `{name}` is no header of a request to a filter")
-        return Attribute.HEADER, (name,)
+        return Attribute.HEADER, (clause.key[0],)
     return clause.attribute, ()
 
 

@@ -22,7 +22,7 @@ from policy.decision_record import MASK, DecisionRecord, Source, record_of, refu
 from policy.envoy_predicates import JWT_FILTER
 from policy.envoy_verified import verified_by
 from policy.jwks import NotVerified
-from policy.model import Action, Attribute, Request, Target
+from policy.model import PATH_HEADER, Action, Attribute, Clause, Request, Target
 from policy.paths import is_normal, without_query
 from policy.snapshot import Snapshot
 from policy.tokens import Vouchers, claims_of, left_claims
@@ -102,7 +102,14 @@ class Bound:
         """Headers in which tokens come, or what a proxy read in them goes on."""
         found = {name.lower() for rule in self.rules for name, _ in rule.from_headers}
         found |= {rule.output_payload_to_header.lower() for rule in self.rules if rule.output_payload_to_header}
+        found.add(PATH_HEADER)  # with its query
         return frozenset(found | {"cookie"} if any(rule.from_cookies for rule in self.rules) else found)
+
+    @cached_property
+    def pseudo_headers(self) -> frozenset[str]:
+        """Those that rules look at as headers, those of shadow policies as well."""
+        clauses = _clauses(self.snapshot, self.target.spiffe_id, shadow=True)
+        return frozenset(c.key[0] for c in clauses if c.attribute is Attribute.HEADER and c.key[0].startswith(":"))
 
     @cached_property
     def metadata_filters(self) -> frozenset[str]:
@@ -144,7 +151,7 @@ def decide(check: Any, bound: Bound, said: Said, *, now: datetime) -> Verdict:
     """The verdict on a CheckRequest."""
     request: Request | None = None
     try:
-        request = read(check.attributes, said, _caller(check.attributes))
+        request = read(check.attributes, said, _caller(check.attributes), bound.pseudo_headers)
         _check_complete(check.attributes, request, bound, said)
         if request.http:
             request = _with_claims(check.attributes, request, bound, said, now)
@@ -182,8 +189,8 @@ def _as_far_as_can_be_read(attributes: Any, said: Said) -> Request:
         return Request()
 
 
-def read(attributes: Any, said: Said, principal: str | None) -> Request:
-    """Everything but with what token."""
+def read(attributes: Any, said: Said, principal: str | None, pseudo: frozenset[str] = frozenset()) -> Request:
+    """Everything but with what token; `pseudo` are the headers with a colon that are wanted among the others."""
     source, destination = attributes.source.address, attributes.destination.address
     session = attributes.tls_session if attributes.HasField("tls_session") else None
     known: dict[str, Any] = {
@@ -202,7 +209,7 @@ def read(attributes: Any, said: Said, principal: str | None) -> Request:
         method=http.method or None,
         path=without_query(http.path) if http.path else None,
         host=http.host or None,
-        headers=_headers(http),
+        headers=_headers(http) | _pseudo_headers(http, pseudo),
         **known,
     )
 
@@ -220,6 +227,12 @@ def _headers(http: Any) -> dict[str, str]:
             _join(found, header.key.lower(), header.value or header.raw_value.decode("utf-8", "replace"))
     found.pop("host", None)  # it is what `host` says
     return found
+
+
+def _pseudo_headers(http: Any, wanted: frozenset[str]) -> dict[str, str]:
+    """`:method` and `:authority` are read as what they are."""
+    told = {PATH_HEADER: http.path, ":scheme": http.scheme}
+    return {name: told[name] for name in wanted if told.get(name)}
 
 
 def _join(found: dict[str, str], name: str, value: str) -> None:
@@ -293,10 +306,10 @@ def _with_claims(attributes: Any, request: Request, bound: Bound, said: Said, no
     return request if claims is None else replace(request, claims=claims)
 
 
-def _clauses(snapshot: Snapshot, target: str) -> Iterable[Any]:
+def _clauses(snapshot: Snapshot, target: str, *, shadow: bool = False) -> Iterable[Clause]:
     for judge in snapshot.judges(target):
         for policy in judge.policies:
-            if policy.shadow or policy.action is Action.AUDIT:
+            if (policy.shadow and not shadow) or policy.action is Action.AUDIT:
                 continue
             for rule in policy.rules or ():
                 for group in (*rule.sources, *rule.operations, rule.conditions):
@@ -307,7 +320,7 @@ _IN_CEL = {Attribute.PATH: "path", Attribute.REMOTE_IP: "remote", Attribute.SNI:
 
 
 def _looks_at(snapshot: Snapshot, target: str) -> frozenset[Attribute]:
-    found = {clause.attribute for clause in _clauses(snapshot, target)}
+    found = {Attribute.PATH if clause.of_path else clause.attribute for clause in _clauses(snapshot, target)}
     for judge in snapshot.judges(target):
         for policy in judge.policies:
             if not policy.shadow and policy.action is not Action.AUDIT:

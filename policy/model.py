@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+PATH_HEADER = ":path"
+"""By this name conditions on headers see the path with its query, as it was sent or normalized."""
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -121,6 +123,11 @@ class Clause:
     origin: str = ""
     """How the field is called where it was written, for explanations: `notPrincipals`, `paths`."""
 
+    @property
+    def of_path(self) -> bool:
+        """Whether it looks at the path, without its query or with it."""
+        return self.attribute is Attribute.PATH or (self.attribute is Attribute.HEADER and self.key == (PATH_HEADER,))
+
 
 Group = tuple[Clause, ...]
 
@@ -202,8 +209,9 @@ class Request:
 
     `principal` is the peer's SPIFFE ID without `spiffe://`. `path` is as the proxy's filters see it, normalized and
     without query and fragment. `host` is the authority as it was sent. `headers` have lower-case names; several values
-    of one are joined by commas. `claims` are those of a verified JWT. `metadata` is what other filters of the proxy
-    left, by filter and name. `http` False: a connection, of which nothing of HTTP is known.
+    of one are joined by commas; `:path` and `:scheme` are among them where rules look at them. `claims` are those of a
+    verified JWT. `metadata` is what other filters of the proxy left, by filter and name. `http` False: a connection, of
+    which nothing of HTTP is known.
     """
 
     principal: str | None = None

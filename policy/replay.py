@@ -202,7 +202,12 @@ class _Looks:
         if target not in self.known:
             self.known[target] = _names(self.snapshot.judges(target))
         names = self.known[target]
-        return names is None or any(name in names or name.partition(".")[0] in names for name in masked)
+        return names is None or any(_meet(name, one) for name in names for one in masked)
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether one of two is the other or a part of it: all `headers` are masked, and a rule looks at `headers.x`."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _names(judges: tuple[Judge, ...]) -> frozenset[str] | None:

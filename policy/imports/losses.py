@@ -34,7 +34,7 @@ LOSSES: dict[str, str] = {
     "L11": "two routes that match the same: which is older is not told, so neither lets anybody in",
     "E01": "a permission or principal that no rule can ask for",
     "E02": "a name in a certificate that is no SPIFFE ID",
-    "E03": "the header `:path` with what might be its query, which rules do not see",
+    "E03": "the header `:path`, which has the query as well: write `request.headers[:path]` by hand",
     "E04": "an action that logs and decides nothing",
     "E05": "an expression that our engine does not take",
     "E06": "a condition in Envoy's own attributes",

@@ -29,7 +29,7 @@ HEADER_VALUES = st.sampled_from(["", "a", "ab", "b", "a,b"])
 WORDS = st.sampled_from(["a", "ab", "b", "a b", "", "a\nb", "a/b"])
 ISSUERS = st.sampled_from(["https://i.example", "https://i.example/x", "i", ""])
 CLAIM_KEYS = st.sampled_from([("groups",), ("scope",), ("n", "m"), ("iss",)])
-HEADER_KEYS = st.sampled_from([("x-a",), ("x-b",), ("host",), (":method",)])
+HEADER_KEYS = st.sampled_from([("x-a",), ("x-b",), ("host",), (":method",), (":path",)])
 METADATA_KEYS = st.sampled_from([("envoy.filters.x", "k"), ("envoy.filters.x", "k", "[]")])
 
 TEMPLATES = st.sampled_from(["/a/{*}", "/{*}/b", "/a/{**}", "/{**}/b", "/{**}", "/{*}.b", "/a/{*}/", "/{*}/{**}/a/b"])
@@ -176,7 +176,7 @@ REQUESTS = st.builds(
     method=st.none() | METHODS,
     path=st.none() | PATHS,
     host=st.none() | HOSTS,
-    headers=st.dictionaries(st.sampled_from(["x-a", "x-b"]), HEADER_VALUES),
+    headers=st.dictionaries(st.sampled_from(["x-a", "x-b", ":path"]), HEADER_VALUES),
     claims=st.none() | _claims(),
     metadata=st.fixed_dictionaries(
         {}, optional={"envoy.filters.x": st.fixed_dictionaries({}, optional={"k": WORDS | st.lists(WORDS)})}

@@ -108,6 +108,18 @@ def test_a_query_does_not_make_a_path_an_allowed_one(lab: Lab) -> None:
     assert not lab.ask("/secret?/a/b").allowed
 
 
+def test_a_condition_on_the_header_of_the_path_sees_the_query(lab: Lab) -> None:
+    on_header = Rule(conditions=(clause(Attribute.HEADER, "/a?debug*", "*secret", key=(":path",)),))
+    lab.enforce(ANYTHING, deny(on_header))
+    assert lab.ask("/a").allowed
+    assert lab.ask("/a?x").allowed
+    assert {lab.ask(path).details for path in ("/a?debug", "/a?debug=1", "/b?secret")} == {
+        "rbac_access_denied_matched_policy[a/d#0]"
+    }
+    assert lab.ask("//a?debug").details == f"rbac_access_denied_matched_policy[{envoy.NOT_NORMAL}]"
+    assert lab.authz.checks == []
+
+
 def test_a_caller_with_several_names_is_refused_first(lab: Lab) -> None:
     bad = Rule(sources=((clause(Attribute.SOURCE_PRINCIPAL, "td/ns/a/sa/bad"),),))
     lab.enforce(ANYTHING, deny(bad))

@@ -130,6 +130,16 @@ def test_a_connection_is_told_which_rules_look_at_http() -> None:
     assert admin.decisive.name == "shop/orders-read#1", "as it was written, not as it stands among what is left"
 
 
+def test_rules_that_look_at_http_are_ranked_among_the_others() -> None:
+    text = READ.replace('namespaces: ["admin"]', 'namespaces: ["admin"], principals: ["example.org/ns/admin/sa/x"]')
+    text = text.replace('methods: ["GET"], paths: ["/orders/*"]', 'methods: ["GET"]')
+    found = explain(snapshot(text), ORDERS, Request(http=False, principal=WEB))
+    assert [(one.name, len(one.failed)) for one in found.nearest] == [
+        ("shop/orders-read#0", 1),
+        ("shop/orders-read#1", 2),
+    ]
+
+
 def test_shadow_providers_policies_without_rules_and_paths_are_told() -> None:
     shadow = READ.replace("{name: orders-read", "{annotations: {istio.io/dry-run: 'true'}, name: next").replace(
         "GET", "POST"

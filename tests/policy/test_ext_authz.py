@@ -198,6 +198,28 @@ def test_a_query_is_no_part_of_a_path() -> None:
     assert verdict(check(path="/public?/admin//%2e"), found).allowed
 
 
+def test_a_condition_on_the_header_of_the_path_sees_the_query_and_no_record_keeps_it() -> None:
+    no_debug = deny(Rule(conditions=(clause(Attribute.HEADER, "/a?debug*", key=(":path",)),)))
+    found = bound(ANYTHING, no_debug)
+    made = verdict(check(path="/a?debug=secret"), found)
+    assert (made.allowed, made.reason) == (False, "DENIED_BY_RULE")
+    record = made.record(id="p-1", at=NOW, target=TARGET.spiffe_id, revision=1)
+    assert "secret" not in record.json_line()
+    assert record.masked == ("headers.:path",)
+    assert verdict(check(path="/a"), found).allowed
+    assert reason(check(path="//a?debug"), found) == "PATH_NOT_NORMAL"
+    shadow = verdict(check(path="/a?debug"), bound(ANYTHING, replace(no_debug, shadow=True)))
+    assert shadow.decision is not None
+    assert shadow.decision.shadow is not None
+    assert not shadow.decision.shadow.allowed
+    plain = check()
+    plain.attributes.request.http.scheme = "http"
+    secure = policy(Rule(conditions=(clause(Attribute.HEADER, "https", key=(":scheme",)),)))
+    assert reason(plain, bound(secure)) == "NOTHING_ALLOWS"
+    plain.attributes.request.http.scheme = "https"
+    assert verdict(plain, bound(secure)).allowed
+
+
 def test_of_connections_only_what_is_not_http_decides(issue: Issue) -> None:
     found = bound(policy(FROM_WEB), deny(Rule(operations=((clause(Attribute.METHOD, "POST"),),))))
     assert verdict(check(issue(WEB), http=False), bound(policy(FROM_WEB))).allowed

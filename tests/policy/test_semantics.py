@@ -156,6 +156,11 @@ CASES: list[tuple[str, Request, bool]] = [
     (when("request.headers[x-a]", "['*']"), Request(), False),
     (when("request.headers[x-a]", "[v]", "notValues"), Request(), True),
     (when("request.headers[host]", "[h]"), Request(host="h"), True),
+    (when("request.headers[:authority]", "[h]"), Request(host="h"), True),
+    (when("request.headers[:method]", "[GET]"), Request(method="GET"), True),
+    (when("request.headers[:path]", "['/a?x=*']"), Request(path="/a", headers={":path": "/a?x=1"}), True),
+    (when("request.headers[:path]", "[/a]"), Request(path="/a", headers={":path": "/a?x=1"}), False),
+    (when("request.headers[:scheme]", "[https]"), Request(headers={":scheme": "https"}), True),
     (when("connection.sni", "['*.x']"), Request(sni="a.x"), True),
     (when("experimental.envoy.filters.a[k]", "['[v]']"), Request(metadata={"envoy.filters.a": {"k": ["v"]}}), True),
     (when("experimental.envoy.filters.a[k]", "['[v]']"), Request(metadata={"envoy.filters.a": {"k": "v"}}), False),
@@ -289,9 +294,29 @@ def test_shadow_policies_decide_beside() -> None:
     ],
 )
 def test_aliases_of_the_trust_domain(written: str, meant: list[str]) -> None:
-    made = expanded(policy(source(f"{{principals: ['{written}']}}"))[0], MESH)
-    assert made.rules is not None
-    assert [str(match) for match in made.rules[0].sources[0][0].matches] == meant
+    for field in ("principals", "notPrincipals"):
+        made = expanded(policy(source(f"{{{field}: ['{written}']}}"))[0], MESH)
+        assert made.rules is not None
+        assert [str(match) for match in made.rules[0].sources[0][0].matches] == meant
+    for field in ("values", "notValues"):
+        made = expanded(policy(when("source.principal", f"['{written}']", field))[0], MESH)
+        assert made.rules is not None
+        assert [str(match) for match in made.rules[0].conditions[0].matches] == meant
+
+
+@pytest.mark.parametrize("spec", [source("{principals: [NAME]}"), when("source.principal", "[NAME]")])
+@pytest.mark.parametrize("name", ["cluster.local/ns/foo/sa/bar", "td1/ns/foo/sa/bar"])
+def test_a_trust_domain_without_aliases_is_meant_by_its_pointer_as_well(spec: str, name: str) -> None:
+    alone = Mesh(trust_domains=("td1",))
+    made = compile_set(policy(spec.replace("NAME", name)), alone, [TARGET])
+    assert made.decide(ID, who("td1/ns/foo/sa/bar")).allowed
+    assert not made.decide(ID, who("cluster.local/ns/foo/sa/bar")).allowed
+
+
+def test_no_other_field_has_aliases() -> None:
+    for fields in ("{trustDomains: [td2]}", "{namespaces: ['td2']}", "{principals: ['*td2']}"):
+        assert expanded(policy(source(fields))[0], MESH) is not None
+        assert not decide(policy(source(fields)), who(WEB)).allowed
 
 
 def test_more_combinations_than_rows() -> None:
@@ -350,6 +375,9 @@ PEER = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {n
             80,
             True,
         ),
+        # of two in one scope the first by name holds
+        ([("shop", "{mtls: {mode: STRICT}}"), ("shop", "{mtls: {mode: PERMISSIVE}}")], 80, False),
+        ([("shop", "{mtls: {mode: PERMISSIVE}}"), ("shop", "{mtls: {mode: STRICT}}")], 80, True),
     ],
 )
 def test_strict_refuses_who_shows_no_certificate(objects: list[tuple[str, str]], port: int, allowed: bool) -> None:

@@ -143,6 +143,8 @@ REFUSED: dict[str, list[str | bytes]] = {
     ],
     "P125": [when("{key: source.principal}"), when("{key: source.principal, values: [], notValues: []}")],
     "P126": [when("{key: 'experimental.envoy.filters.a[b]', values: ['[a]', b]}")],
+    "P127": [when(f"{{key: 'request.headers[{name}]', values: [a]}}") for name in ("x y", ":status", "é", "x:y", "(x)")]
+    + [when('{key: "request.headers[a\\nb]", values: [a]}')],
     "P131": [
         f"{HEAD}spec: {{burgee: {{spiffeIds: [td/ns/a]}}}}",
         f"{HEAD}spec: {{burgee: {{spiffeIds: ['spiffe://td/*/a']}}}}",
@@ -199,6 +201,7 @@ TAKEN = [
         "{hosts: ['*.a'], notHosts: [b], ports: ['080'], methods: ['*'], paths: ['/{*}/a', '/{**}', '*', '*a*']}"
     ),
     when("{key: 'request.auth.claims[a][b]', values: [x]}"),
+    *(when(f"{{key: 'request.headers[{name}]', values: [x]}}") for name in (":path", ":scheme", ":METHOD", "X-a.b_c")),
     when("{key: 'experimental.envoy.filters.a.b[c]', values: ['[x]', '[y*]']}"),
     jwt('{issuer: a, jwks: \'{"keys": []}\', timeout: 1m5s, fromHeaders: [{name: x, prefix: "y "}]}'),
     f"{PEER}spec: {{selector: {{matchLabels: {{a: b}}}}, portLevelMtls: {{80: {{mode: PERMISSIVE}}}}}}",

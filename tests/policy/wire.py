@@ -11,7 +11,20 @@ from typing import Any
 from hypothesis import strategies as st
 
 from policy.envoy import Proxy
-from policy.model import Action, Attribute, Clause, Group, Match, MatchKind, Mesh, Policy, Request, Rule, Target
+from policy.model import (
+    PATH_HEADER,
+    Action,
+    Attribute,
+    Clause,
+    Group,
+    Match,
+    MatchKind,
+    Mesh,
+    Policy,
+    Request,
+    Rule,
+    Target,
+)
 from policy.paths import is_normal, without_query
 from policy.snapshot import compile_set
 from tests.policy.strategies import texts
@@ -77,7 +90,7 @@ MATCHES: dict[Attribute, st.SearchStrategy[Match]] = {
     Attribute.CLAIM: texts(st.sampled_from(WORDS), _K.NON_EMPTY),
 }
 KEYS = {
-    Attribute.HEADER: st.sampled_from([("x-a",), ("x-a",), ("x-b",), ("host",), (":method",)]),
+    Attribute.HEADER: st.sampled_from([("x-a",), ("x-a",), ("x-b",), ("host",), (":method",), (":path",)]),
     Attribute.CLAIM: st.sampled_from([("groups",), ("n", "m")]),
     Attribute.METADATA: st.sampled_from([("test", "key"), ("test", "key", "[]")]),
 }
@@ -102,13 +115,18 @@ SIMPLE = {
 del SIMPLE[_A.SOURCE_SERVICE_ACCOUNT]
 
 
+_WITH_QUERIES = texts(st.sampled_from([*PLAIN, "/a?x", "/a/b?x", "/a?/admin"]), _K.PRESENT)
+
+
 @st.composite
 def _clause(draw: st.DrawFn, attributes: list[Attribute], matches: dict[Attribute, Any]) -> Clause:
     attribute = draw(st.sampled_from([a for a in attributes if a in matches]))
+    key = draw(KEYS[attribute]) if attribute in KEYS else ()
+    values = _WITH_QUERIES if key == (PATH_HEADER,) else matches[attribute]
     return Clause(
         attribute=attribute,
-        key=draw(KEYS[attribute]) if attribute in KEYS else (),
-        matches=tuple(draw(st.lists(matches[attribute], min_size=1, max_size=3))),
+        key=key,
+        matches=tuple(draw(st.lists(values, min_size=1, max_size=3))),
         negated=draw(st.sampled_from(range(9))) == 8,
     )
 
@@ -265,7 +283,7 @@ def request_of(call: Call, port: int) -> Request:
         method=call.method,
         path=without_query(call.path),
         host=call.host,
-        headers=headers,
+        headers={**headers, PATH_HEADER: call.path},
         claims=call.claims,
         metadata={} if call.metadata is None else {"test": {"key": call.metadata}},
     )
@@ -283,7 +301,7 @@ def refused_unread(case: Case, call: Call) -> bool:
     if call.uris and len(call.uris) > 1:
         return True
     enforced = [p for p in case.policies if not p.shadow and p.action is not Action.AUDIT]
-    looks = any(c.attribute is Attribute.PATH for c in clauses_of(enforced)) or any(
+    looks = any(c.of_path for c in clauses_of(enforced)) or any(
         "path" in rule.condition for p in enforced for rule in p.rules or ()
     )
     return looks and not case.target.normalized and not is_normal(call.path)

@@ -196,7 +196,11 @@ def test_shadow_and_claims_and_names_are_told() -> None:
     assert (record.shadow, record.shadow_policy, record.shadow_rule) == (False, "a/new", 1)
     assert record.claims == {"sub": "alice"}
     assert record.principal == "td/web"
-    assert record.masked == ("headers",)  # the proxy does not tell them
+    assert record.masked == ("headers", "metadata")  # the proxy does not tell them
+    made.request.request_method = 0
+    other = http_record(made, PROXY, now=NOW)
+    assert other is not None
+    assert (other.method, other.masked) == (None, ("headers", "metadata", "method"))
     tls.peer_certificate_properties.subject_alt_name.add(uri="spiffe://td/admin")
     several = http_record(made, PROXY, now=NOW)
     assert several is not None
