@@ -9,6 +9,7 @@ from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from ca.runtime.collector import paused
 from policy.envoy import Shares, deny_all, deny_all_connections, http_config, network_config
 from policy.envoy_chain import chained
 from policy.envoy_jwt import jwt_filter
@@ -55,6 +56,13 @@ def make(
 ) -> Made:
     """Takes long for thousands of rules: not on the event loop. What is kept has a share of `shares`, of which the next
     is made faster. `lasting`: it has an end unless it is renewed."""
+    with paused():
+        return _made(matched, resource, bundles, shares, lasting=lasting)
+
+
+def _made(
+    matched: Matched, resource: Resource, bundles: Sequence[BundleForms], shares: Shares, *, lasting: bool
+) -> Made:
     note = ""
     build = http_config if resource.protocol == "http" else network_config
     made = build(matched.target, matched.policies, matched.mesh, resource.proxy, shares)

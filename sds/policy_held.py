@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from ca.errors import BurgeeError, InvalidArgument
 from ca.proto.burgee import policy_pb2
+from ca.runtime.collector import paused
 from ca.runtime.log import get
 from ca.runtime.metrics import counter, gauge
 from sds.policy_given import GivenTokens
@@ -190,7 +191,8 @@ def _read(payload: bytes, previous: Policies | None) -> Policies:
     from sds.policy_read import read
 
     try:
-        return read(payload, previous)
+        with paused():
+            return read(payload, previous)
     except BurgeeError:
         raise
     except Exception as error:  # whatever the engine trips over, the one before stays in force
