@@ -1,7 +1,9 @@
 """The decision log: who asks hands over a record and goes on, a thread writes. What cannot be kept is counted.
 
 Lines are records as `DecisionRecord.json_line` writes them, and here and there a `Loss`. The file that is written to is
-`decisions.jsonl`; those put aside are `decisions.jsonl.1` (the last) and so on.
+`decisions.jsonl`; those put aside are `decisions.jsonl.1` (the last) and so on. What was only asked about, over AuthZEN
+and `evaluate`, is in `asked.jsonl` likewise, with a queue of its own: who may ask as much as he likes never pushes out
+what proxies enforced.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from ca.runtime.log_limit import Sparingly
 from ca.runtime.metrics import counter, gauge
 from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source
 
-FILE = "decisions.jsonl"
+FILE, ASKED_FILE = "decisions.jsonl", "asked.jsonl"
+ASKED = frozenset({Source.AUTHZEN, Source.EVALUATE})
+"""Whose answers nobody here enforces, and that whoever may read policies can have made."""
 CLAIMS_IN = "envoy.filters.http.jwt_authn"
 """The filter that leaves the claims of tokens in the request's metadata."""
 BATCH = 512
@@ -44,7 +48,6 @@ SAMPLED = counter("decision_log_sampled_out", "Allowed requests that are not in 
 WAITING = gauge("decision_log_waiting", "Decisions that wait to be written")
 
 log = get("decision_log")
-_LOSS = '{"lost":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,12 @@ class DecisionLog:
         self.agent = agent
         self._now, self._chance = now, chance
         self._mask = Mask(config.mask_headers, config.mask_claims)
-        self._waiting: deque[DecisionRecord] = deque()
-        self._lost = 0
-        self._counting = threading.Lock()
+        self._enforced = _Share(_Rotating(directory / FILE, config.max_file_bytes, config.max_files))
+        self._asked = _Share(_Rotating(directory / ASKED_FILE, config.max_file_bytes, config.max_asked_files))
+        self._shares = self._enforced, self._asked
         self._wake = threading.Condition()
         self._stopping = False
         self._writing = 0
-        self._file = _Rotating(directory / FILE, config.max_file_bytes, config.max_files)
         self._complain = Sparingly(1)
         self._thread: threading.Thread | None = None
 
@@ -93,7 +95,7 @@ class DecisionLog:
         """Begin to write. Raises OSError, FailedPrecondition where the directory cannot be made or is not private."""
         if self.config.enabled and self._thread is None:
             make_private_dir(self.directory)
-            self._file.open()
+            self._enforced.file.open()
             self._thread = threading.Thread(target=self._run, name="decision-log", daemon=True)
             self._thread.start()
 
@@ -109,32 +111,31 @@ class DecisionLog:
             watcher(record)
         if self._thread is None:
             return
+        share = self._asked if record.source in ASKED else self._enforced
         if record.allowed and record.shadow is not False and self._chance() >= self.config.sample_allowed:
             SAMPLED.inc()
-        elif len(self._waiting) >= self.config.max_waiting:
-            self.lose()
+        elif len(share.waiting) >= self.config.max_waiting:
+            share.lose()
         else:
-            self._waiting.append(record)
-            if len(self._waiting) == 1:
+            share.waiting.append(record)
+            if len(share.waiting) == 1:
                 with self._wake:
                     self._wake.notify_all()
 
     def lose(self, count: int = 1) -> None:
-        """So many decisions could not be kept."""
-        LOST.inc(count)
-        with self._counting:
-            self._lost += count
+        """So many decisions that were enforced could not be kept."""
+        self._enforced.lose(count)
 
     @property
     def lost(self) -> int:
         """Losses that are not yet in the log."""
-        return self._lost
+        return sum(share.lost for share in self._shares)
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> None:
         """Wait until what was added is written, for so long at most. To be called from another thread."""
         with self._wake:
             self._wake.notify_all()
-            self._wake.wait_for(lambda: not self._waiting and not self._writing, seconds)
+            self._wake.wait_for(lambda: not self._waits and not self._writing, seconds)
 
     def close(self) -> None:
         """Write what waits, within FLUSH_SECONDS; harmless when done twice."""
@@ -144,45 +145,37 @@ class DecisionLog:
                 self._wake.notify_all()
             self._thread.join(FLUSH_SECONDS)
             self._thread = None
-            self._file.close()
+            for share in self._shares:
+                share.file.close()
+
+    @property
+    def _waits(self) -> int:
+        return sum(len(share.waiting) for share in self._shares)
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._stopping)
+                self._wake.wait_for(lambda: self._waits or self._stopping)
                 if not self._stopping:
                     self._wake.wait_for(lambda: self._stopping, GATHER_SECONDS)
                 stopping, self._writing = self._stopping, 1
-            while self._waiting or self._lost:
-                if not self._write(self._batch()):
-                    break
+            fails: set[_Share] = set()
+            while due := [share for share in self._shares if share not in fails and share.due]:
+                WAITING.set(self._waits)
+                fails.update(share for share in due if not self._write(share))
             with self._wake:
                 self._writing = 0
                 self._wake.notify_all()
-            if stopping and not self._waiting:
+            if stopping and not self._waits:
                 return
 
-    def _batch(self) -> list[str]:
-        WAITING.set(len(self._waiting))
-        lines = []
-        with self._counting:
-            lost, self._lost = self._lost, 0
-        if lost:
-            lines.append(Loss(lost, self._now()).json_line())
-        while self._waiting and len(lines) < BATCH:
-            lines.append(line_of(self._waiting.popleft()))
-        return lines
-
-    def _write(self, lines: list[str]) -> bool:
+    def _write(self, share: _Share) -> bool:
+        """One batch of it."""
         try:
-            self._file.write(lines)
+            share.write(self._now())
         except OSError as error:
-            again = [line for line in lines if line.startswith(_LOSS)]
-            self.lose(len(lines) - len(again))
-            with self._counting:
-                self._lost += sum(json.loads(line)["lost"] for line in again)
             if (more := self._complain.more("write")) is not None:
-                log.error("decisions cannot be kept", reason="DECISION_LOG", cause=str(error), lost=self._lost, **more)
+                log.error("decisions cannot be kept", reason="DECISION_LOG", cause=str(error), lost=self.lost, **more)
             return False
         return True
 
@@ -238,6 +231,40 @@ class Mask:
 
 def _masked(found: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     return {name: MASK if name in names else value for name, value in found.items()}
+
+
+class _Share:
+    """What waits to be written into one file, and how much was lost of it: nothing else takes its room."""
+
+    def __init__(self, file: _Rotating) -> None:
+        self.file = file
+        self.waiting: deque[DecisionRecord] = deque()
+        self.lost = 0
+        self._counting = threading.Lock()
+
+    @property
+    def due(self) -> bool:
+        return bool(self.waiting or self.lost)
+
+    def lose(self, count: int = 1) -> None:
+        LOST.inc(count)
+        with self._counting:
+            self.lost += count
+
+    def write(self, now: datetime) -> None:
+        """One batch. Raises OSError; what was in it is lost then."""
+        with self._counting:
+            lost, self.lost = self.lost, 0
+        lines: list[str] = []
+        while self.waiting and len(lines) < BATCH:
+            lines.append(line_of(self.waiting.popleft()))
+        try:
+            self.file.write([Loss(lost, now).json_line(), *lines] if lost else lines)
+        except OSError:
+            self.lose(len(lines))
+            with self._counting:
+                self.lost += lost
+            raise
 
 
 class _Rotating:

@@ -27,6 +27,13 @@ class DecisionLogConfig(StrictModel):
     max_files: int = Field(
         default=5, ge=1, le=100, description="Files that are kept, the one that is written to included."
     )
+    max_asked_files: int = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="The same of what was only asked about, over AuthZEN and `evaluate`: it has files of its own, so "
+        "that questions never push out what proxies enforced.",
+    )
     max_waiting: int = Field(
         default=8192,
         ge=1,

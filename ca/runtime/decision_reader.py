@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 
-from ca.runtime.decision_log import FILE, aside
+from ca.runtime.decision_log import ASKED, ASKED_FILE, FILE, aside
 from policy.decision_record import MAX_LINE_BYTES, DecisionRecord, Source
 
 MAX_RECORDS = 1000
 MAX_SECONDS = 5.0
 _BLOCK = 1 << 16
+_AT = re.compile(rb'"at":"([^"]{1,40})"')
+"""In what we wrote, the first is the line's time: within a text it would be escaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +90,7 @@ def find(directory: Path, query: Query, *, seconds: float = MAX_SECONDS) -> Page
     limit, lost, unread = max(1, min(query.limit, MAX_RECORDS)), 0, 0
     needle = query.id.encode() if query.id and not query.id.endswith("*") else b""
     until = time.monotonic() + seconds
-    for number, line in enumerate(lines_of(directory)):
+    for number, line in enumerate(_newest_first(directory, query.source)):
         if number % 256 == 0 and time.monotonic() > until:
             return Page(tuple(found), False, lost, unread)
         if line.startswith(b'{"lost":'):
@@ -111,12 +116,30 @@ def _lost(line: bytes) -> int:
     return int(digits) if digits.isdigit() and len(digits) < 12 else 0
 
 
-def lines_of(directory: Path) -> Iterator[bytes]:
-    """Every line of a log, the last first. A file that is put aside meanwhile is read to its end, none twice."""
+def _newest_first(directory: Path, source: Source | None) -> Iterator[bytes]:
+    """Of what was enforced and of what was asked about, or of the one that a source is in."""
+    enforced, asked = lines_of(directory / FILE), lines_of(directory / ASKED_FILE)
+    if source is not None:
+        return asked if source in ASKED else enforced
+    return (line for _, line in heapq.merge(_timed(enforced), _timed(asked), key=itemgetter(0), reverse=True))
+
+
+def _timed(lines: Iterator[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Each with its time; what has none, with that of the line before."""
+    at = b"\xff"
+    for line in lines:
+        found = _AT.search(line)
+        at = found[1] if found else at
+        yield at, line
+
+
+def lines_of(file: Path) -> Iterator[bytes]:
+    """Every line of a file and of those put aside, the last first. A file that is put aside meanwhile is read to its
+    end, none twice."""
     seen: set[tuple[int, int]] = set()
     number = 0
     while True:
-        path = directory / FILE if number == 0 else aside(directory / FILE, number)
+        path = file if number == 0 else aside(file, number)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -195,6 +195,10 @@ class TestTwoWriters:
             assert await asyncio.wait_for(made.book.wait_changed(0), 5) == 1
             await eventually(lambda: "g" in made.book.held.grants)
             assert decided(made)
+            await other.book.delete_grant("g", actor="uid:0", rights=ADMIN)
+            assert "g" in made.book.held.grants  # until the change has been read here
+            await made.follower.catch_up()
+            await eventually(lambda: "g" not in made.book.held.grants)
         finally:
             running.cancel()
 

@@ -16,7 +16,7 @@ import pytest
 from ca.errors import FailedPrecondition
 from ca.runtime import decision_log
 from ca.runtime.config import from_values
-from ca.runtime.decision_log import CLAIMS_IN, FILE, LOST, SAMPLED, SHADOW, DecisionLog, line_of
+from ca.runtime.decision_log import ASKED_FILE, CLAIMS_IN, FILE, LOST, SAMPLED, SHADOW, DecisionLog, line_of
 from ca.runtime.decision_log_config import DecisionLogConfig
 from ca.runtime.decision_reader import Page, Query, find
 from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source
@@ -128,6 +128,60 @@ def test_loss_is_counted_in_the_metric_and_in_the_log(directory: Path, monkeypat
     assert page.lost <= lost
 
 
+@pytest.mark.parametrize("source", [Source.AUTHZEN, Source.EVALUATE])
+def test_questions_never_push_out_what_was_enforced(directory: Path, source: Source) -> None:
+    """Whoever may read policies may ask without end; refusals that proxies enforced are there all the same."""
+    log = opened(directory, max_file_bytes=1 << 16, max_files=2, max_waiting=100_000)
+    log.add(record(0))
+    log.add(record(1, source=Source.PUSHED))
+    for number in range(2, 3000):
+        log.add(record(number, source=source, path="/" + "x" * 500, allowed=number % 2 == 0))
+    log.close()
+    files = {f.name: f.stat().st_size for f in directory.iterdir()}
+    assert files.keys() == {FILE, ASKED_FILE, f"{ASKED_FILE}.1"}
+    assert max(files.values()) <= 1 << 16
+    enforced = [find(directory, Query(source=one)).records for one in (Source.EXT_AUTHZ, Source.PUSHED)]
+    assert [[r.id for r in records] for records in enforced] == [["p-0"], ["p-1"]]
+    everything = find(directory, Query(limit=1000))
+    assert [r.id for r in everything.records[-2:]] == ["p-1", "p-0"]
+    assert everything.complete
+    assert find(directory, Query(source=source, limit=1)).records[0].id == "p-2999"
+
+
+def test_questions_take_no_room_where_decisions_wait(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    write = decision_log._Rotating.write
+
+    def slow(self: object, lines: list[str]) -> None:
+        go_on.wait(20)
+        write(self, lines)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decision_log._Rotating, "write", slow)
+    log = opened(directory, max_waiting=10)
+    for number in range(600):
+        log.add(record(number, source=Source.AUTHZEN))
+    log.add(record(1000))
+    go_on.set()
+    log.close()
+    assert [r.id for r in find(directory, Query(source=Source.EXT_AUTHZ)).records] == ["p-1000"]
+    assert b'"lost"' not in (directory / FILE).read_bytes()
+    assert b'"lost"' in (directory / ASKED_FILE).read_bytes()
+
+
+def test_both_are_read_as_one_log_whatever_stands_between(directory: Path) -> None:
+    log = opened(directory)
+    for number in range(6):
+        log.add(record(number, source=Source.AUTHZEN if number % 2 else Source.EXT_AUTHZ))
+    log.close()
+    with (directory / FILE).open("ab") as file:
+        file.write(b"junk\n" + record(9).json_line().encode() + b"\n" + b'{"id":"p-2","at\n')
+    page = find(directory, Query())
+    assert [r.id for r in page.records] == ["p-9", "p-5", "p-4", "p-3", "p-2", "p-1", "p-0"]
+    assert (page.unread, page.complete) == (2, True)
+    (found,) = find(directory, Query(id="p-3")).records
+    assert found.source is Source.AUTHZEN
+
+
 def test_a_disk_that_takes_nothing_costs_decisions_and_no_request(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +190,7 @@ def test_a_disk_that_takes_nothing_costs_decisions_and_no_request(
     write = os.write
 
     def broken(fd: int, data: bytes) -> int:
-        if fails and fd == log._file._fd:
+        if fails and fd == log._enforced.file._fd:
             raise OSError(28, "no space left")
         return write(fd, data)
 
