@@ -10,13 +10,10 @@ from policy.attributes import LISTS
 from policy.fields import Place
 from policy.model import PATH_HEADER, Attribute, Clause, Match, MatchKind
 from policy.problems import shown
-from policy.templates import Template, is_template
+from policy.templates import Template, is_template, unsupported
 
 Convert = Callable[[Place, str], Match | None]
 MAX_ACCOUNT = 320
-
-_UNSUPPORTED_TEMPLATE = re.compile(r"/\{\w+=\*\*?\}|\{\w*\}|/\*\*?|\*\*?/")
-"""Named variables, empty braces and bare asterisks, as Istio refuses them in a template."""
 
 
 def starred(text: str, anything: MatchKind) -> Match:
@@ -47,11 +44,11 @@ def principal(place: Place, value: str) -> Match:
 
 def path(place: Place, value: str) -> Match | None:
     """A path or a template."""
+    if reason := unsupported(value):
+        place.refuse("P116", f"{shown(value)} is not supported: {reason}")
+        return None
     if not is_template(value):
         return starred(value, MatchKind.NON_EMPTY)
-    if _UNSUPPORTED_TEMPLATE.search(value):
-        place.refuse("P116", f"{shown(value)} is not supported", "`{*}` is one segment, `{**}` any number of them")
-        return None
     try:
         Template(value)
     except ValueError as error:

@@ -34,8 +34,8 @@ class Test(NamedTuple):
 _PATH = "[!->@-~]"
 """A character of a path, of which a question mark is none."""
 _END = r"(?:\?\C*)?"
-_SEGMENT = r"[a-zA-Z0-9\-._~%!$&'()+,;:@]"
-_SEGMENTS = r"[a-zA-Z0-9\-._~%!$&'()+,;:@/]"
+_SEGMENT = r"[a-zA-Z0-9\-._~%!$&'()*+,;=:@]"
+_SEGMENTS = r"[a-zA-Z0-9\-._~%!$&'()*+,;=:@/]"
 _DOMAIN = "[!-.0-~]"
 
 PATH_NOT_NORMAL = (
@@ -125,8 +125,7 @@ def _template(template: Template) -> str:
     text = "".join(f"/{segment}" for segment in head)
     if template.many:
         text += f"/{_SEGMENTS}*"
-    text += "".join(f"/{quoted(segment)}" for segment in template.tail)
-    return text + ("" if template.tail else quoted(template.suffix))
+    return text + "".join(f"/{quoted(segment)}" for segment in template.tail)
 
 
 def _principal(match: Match) -> tuple[Test, ...]:

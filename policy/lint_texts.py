@@ -99,9 +99,9 @@ def _literally(_: Policy, clause: Clause) -> Iterator[Said]:
     for match in clause.matches:
         if match.kind not in _TEXTS:
             continue
-        if clause.attribute is Attribute.PATH and (set(match.text) & {"{", "}"} or ".*" in str(match)):
+        if clause.attribute is Attribute.PATH and ".*" in str(match):
             hint = "`{*}` is one segment, `{**}` any number of them; nothing else is a pattern"
-            yield "L009", f"{shown(str(match))} is no template: braces and `.*` are taken as they are", hint
+            yield "L009", f"{shown(str(match))} is no regular expression: `.*` is taken as it is", hint
         elif "*" in match.text:
             hint = "`*` means anything only by itself, or once at an end of the text"
             yield "L009", f"the asterisk within {shown(str(match))} is taken as it is", hint

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from policy.templates import ONE, Template, is_template
+from policy.templates import ONE, Template, has_braces
 
 _IDENTIFIER = re.compile(
     r"[0-9]+"
@@ -16,7 +16,7 @@ _IDENTIFIER = re.compile(
     r"|(?=[^0-9]*[0-9][^0-9]*[0-9][^0-9]*[0-9])[A-Za-z0-9_~-]{6,128}"
 )
 """Numbers, UUIDs, hexadecimal digits, and words with three digits among them."""
-_LITERAL = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@]+")
+_LITERAL = re.compile(r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+")
 
 Segments = tuple[str, ...]
 
@@ -97,7 +97,7 @@ def _opened(by_first: dict[str, dict[Segments, int]], thresholds: Thresholds) ->
 
 def writable(path: str) -> bool:
     """Whether a policy can name this path and no other."""
-    return bool(path) and not path.startswith("*") and not path.endswith("*") and not is_template(path)
+    return bool(path) and not path.startswith("*") and not path.endswith("*") and not has_braces(path)
 
 
 def understood(text: str) -> bool:

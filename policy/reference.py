@@ -17,7 +17,7 @@ from policy.protocol import for_connections
 from policy.trust_domains import expanded
 from policy.workload import is_for
 
-_PCHAR = r"[a-zA-Z0-9\-._~%!$&'()+,;:@]"
+_PCHAR = r"[a-zA-Z0-9\-._~%!$&'()*+,;=:@]"
 
 
 def decide(policies: Iterable[Policy], mesh: Mesh, target: Target, request: Request) -> Decision:

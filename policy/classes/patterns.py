@@ -25,7 +25,7 @@ NO_LINE_FEED: Chars = (True, frozenset("\n"))
 NO_SLASH: Chars = (True, frozenset("/"))
 PCHAR: Chars = (
     False,
-    frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()+,;:@"),
+    frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%!$&'()*+,;=:@"),
 )
 PCHAR_OR_SLASH: Chars = (False, PCHAR[1] | {"/"})
 MAX_REMEMBERED = 512

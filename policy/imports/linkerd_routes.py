@@ -20,7 +20,7 @@ from policy.imports.logic import (
 )
 from policy.imports.losses import Imported
 from policy.problems import shown
-from policy.templates import is_template
+from policy.templates import has_braces
 
 _PATHS = ("Exact", "PathPrefix", "RegularExpression")
 _IN_RULE = ("name", "matches", "filters", "backendRefs", "timeouts", "retry", "sessionPersistence")
@@ -90,7 +90,7 @@ def _path(kind: str, path: str) -> Expression:
     if not start:
         return TRUE
     one, below = exact("paths", "request.path", start), prefix("paths", "request.path", f"{start}/")
-    if one.field and below.field and not is_template(start):
+    if one.field and below.field and not has_braces(start):
         return Atom("paths", (*one.values, *below.values), f"({one.cel} || {below.cel})")
     return Any_((one, below))
 

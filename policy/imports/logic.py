@@ -11,7 +11,7 @@ from policy import cel
 from policy.authorization import MAX_RULES
 from policy.clauses import negation
 from policy.model import Request
-from policy.templates import is_template
+from policy.templates import has_braces
 
 SOURCE = ("principals", "namespaces", "trustDomains", "ipBlocks", "remoteIpBlocks")
 OPERATION = ("hosts", "ports", "methods", "paths")
@@ -162,7 +162,7 @@ def quoted(text: str) -> str:
 def exact(field: str, subject: str, text: str) -> Atom:
     """The attribute is exactly `text`; `subject` is what CEL calls it."""
     condition = f"{subject} == {quoted(text)}" if subject else ""
-    if not text or text.startswith("*") or text.endswith("*") or (field == "paths" and is_template(text)):
+    if not text or text.startswith("*") or text.endswith("*") or (field == "paths" and has_braces(text)):
         return _by_condition(condition, f"the value `{text}`")
     return Atom(field, (text,), condition)
 
@@ -170,7 +170,7 @@ def exact(field: str, subject: str, text: str) -> Atom:
 def prefix(field: str, subject: str, text: str) -> Atom:
     """It starts so."""
     condition = f"{subject}.startsWith({quoted(text)})" if subject else ""
-    if not text or text.startswith("*") or (field == "paths" and is_template(text)):
+    if not text or text.startswith("*") or (field == "paths" and has_braces(text)):
         return _by_condition(condition, f"the prefix `{text}`")
     return Atom(field, (f"{text}*",), condition)
 
@@ -178,7 +178,7 @@ def prefix(field: str, subject: str, text: str) -> Atom:
 def suffix(field: str, subject: str, text: str) -> Atom:
     """It ends so."""
     condition = f"{subject}.endsWith({quoted(text)})" if subject else ""
-    if not text or (field == "paths" and is_template(text)):
+    if not text or (field == "paths" and has_braces(text)):
         return _by_condition(condition, f"the suffix `{text}`")
     return Atom(field, (f"*{text}",), condition)
 

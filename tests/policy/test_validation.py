@@ -112,11 +112,12 @@ REFUSED: dict[str, list[str | bytes]] = {
     ],
     "P115": [operation(f"{{ports: ['{port}']}}") for port in ("http", "65536", "-1", "+8", "8.0", "٣")],
     "P116": [
-        operation(f"{{paths: ['{path}']}}") for path in ("/{*}/{x}", "/*/{*}", "/{**}/**", "/{}/{*}", "/{a=*}/{*}")
+        *(operation(f"{{paths: ['{p}']}}") for p in ("/{*}/{x}", "/*/{*}", "/{**}/**", "/{}/{*}", "/{a=*}/{*}")),
+        *(operation(f"{{notPaths: ['{p}']}}") for p in ("/{**}/{*}", "/{**}/{**}", "/{**}/a/{*}", "/{*}x/y", "/a{*}")),
+        *(operation(f"{{paths: ['{p}']}}") for p in ("/{*}.txt", "/a/{id}", "/a}", "/{***}", "/a b/{*}", "/a//{*}")),
+        *(operation(f"{{paths: ['{p}']}}") for p in ("/a?/{*}", "/é/{**}", "/a*/{*}", "/{*}/b*", "{*}{*}", "*/{*}")),
     ],
-    "P117": [
-        operation(f"{{notPaths: ['{p}']}}") for p in ("{*}/a", "/{**}/{*}", "/{**}/{**}", "/{*}x/y", "/a{*}", "//{*}")
-    ],
+    "P117": [operation(f"{{notPaths: ['{p}']}}") for p in ("{*}/a", "{**}", "//{*}", "/{*}//")],
     "P118": [source("{serviceAccounts: [a], principals: [b]}"), source("{notServiceAccounts: [a], namespaces: [b]}")],
     "P119": [source(f"{{serviceAccounts: ['{a}']}}") for a in ("a*", "a/b/c", "/a", "a/", "a" * 321)],
     "P120": [
@@ -197,9 +198,8 @@ TAKEN = [
     f"{HEAD}spec: {{targetRefs: [{{kind: Gateway, group: gateway.networking.k8s.io, name: g}}]}}",
     source("{principals: ['*'], namespaces: ['a*'], notRequestPrincipals: ['*'], notIpBlocks: ['10.1.2.3/8']}"),
     source("{serviceAccounts: [a, b/c], requestPrincipals: ['a/b']}"),
-    operation(
-        "{hosts: ['*.a'], notHosts: [b], ports: ['080'], methods: ['*'], paths: ['/{*}/a', '/{**}', '*', '*a*']}"
-    ),
+    operation("{hosts: ['*.a'], notHosts: [b], ports: ['080'], methods: ['*'], paths: ['/{*}/a=b', '*', '*a*']}"),
+    operation("{notPaths: ['/{**}/', '/a*b', '/{*}/{**}/b/']}"),
     when("{key: 'request.auth.claims[a][b]', values: [x]}"),
     *(when(f"{{key: 'request.headers[{name}]', values: [x]}}") for name in (":path", ":scheme", ":METHOD", "X-a.b_c")),
     when("{key: 'experimental.envoy.filters.a.b[c]', values: ['[x]', '[y*]']}"),

@@ -46,7 +46,23 @@ CALLERS: list[tuple[str, ...] | None] = [(f"spiffe://{name}",) for name in [*IDS
 CALLERS += [None, None, (), ("https://td/ns/a/sa/x",)]
 CALLERS += [("spiffe://td/ns/a/sa/x", "spiffe://td/ns/b/sa/x"), ("spiffe://td/ns/a/sa/x", "https://x")]
 PRINCIPALS = st.sampled_from([*IDS, *ODD_IDS])
-PLAIN = ["/", "/a", "/a/b", "/ab", "/a/", "/a/b/c", "/A", "/x.txt", "/a/x.txt", "/a/b.txt", "/admin", "/c/b", "/a/*"]
+PLAIN = [
+    "/",
+    "/a",
+    "/a/b",
+    "/ab",
+    "/a/",
+    "/a/b/c",
+    "/A",
+    "/x.txt",
+    "/a/x.txt",
+    "/a/b.txt",
+    "/admin",
+    "/c/b",
+    "/a/*",
+    "/a/x=1",
+    "/x=1/b",
+]
 ODD = ["/a//b", "/a/../b", "/a/./b", "/%61", "/a%2fb", "/a/..;/b", "/a\\b", "/a;x/b", "/a%252Fb", "/a/.."]
 QUERIES = ["", "", "", "", "?", "?x", "?/admin", "?a.txt", "?a?/b", "?//"]
 METHODS = ["GET", "GET", "POST", "PUT", "DELETE"]
@@ -55,7 +71,7 @@ VALUES = ["1", "12", "2", "1,2", "21"]
 SOURCE_IPS = ["127.0.0.1", "127.0.0.2", "127.1.0.1"]
 REMOTE_IPS = ["10.0.0.1", "10.1.0.1", "fd00::1"]
 WORDS = ["a", "ab", "b", "a b", "a/b"]
-TEMPLATES = ["/a/{*}", "/{*}/b", "/a/{**}", "/{**}/b", "/{*}.txt", "/a/{**}.txt", "/{*}/{**}/c"]
+TEMPLATES = ["/a/{*}", "/{*}/b", "/a/{**}", "/{**}/b", "/{*}", "/a/{**}/c", "/{*}/{**}/c"]
 NETWORKS = ["127.0.0.1/32", "127.0.0.0/24", "127.0.0.0/8", "10.0.0.0/16", "10.0.0.0/8", "fd00::/8", "0.0.0.0/0"]
 CONDITIONS = ['request.method == "GET"', 'request.path.startsWith("/a")', 'request.headers["x-a"] == "1"']
 
