@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from cryptography import x509
 from google.protobuf.message import Message
 
-from ca.errors import STATUS
+from ca.api.convert.bundles import x509_authorities
+from ca.errors import STATUS, BurgeeError
+from ca.identity.certificate import authority_id
 from ca.identity.exchange import MAX_REQUESTER_CHARACTERS
 from ca.identity.text import printable
 from ca.proto.burgee import admin_pb2, authority_pb2, issuing_pb2
-from ca.proto.spire import server_agent_pb2, server_svid_pb2, types_pb2
+from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_svid_pb2, types_pb2
 from ca.store.audit import AuditItem
 
 _MintX509 = admin_pb2.MintX509SVIDRequest | server_svid_pb2.MintX509SVIDRequest
@@ -21,6 +24,10 @@ _CreateToken = server_agent_pb2.CreateJoinTokenRequest | admin_pb2.CreateJoinTok
 
 MAX_CSRS = 500
 """Of one call; one with more is refused, whatever it names."""
+
+MAX_AUTHORITIES = 500
+"""Of one call that are named; there are never so many."""
+MAX_KEY_ID_CHARACTERS = 128
 
 _CODES = {0: "OK", **{number: code.value for code, (number, _) in STATUS.items()}}
 
@@ -50,6 +57,8 @@ def answered(request: Any, response: Any, token_id: TokenId) -> list[AuditItem]:
         return [_vouched(item, result) for item, result in zip(items, response.results, strict=True)]
     if "results" in _fields(response) and len(response.results) == len(items):
         return [_with_result(item, result) for item, result in zip(items, response.results, strict=True)]
+    if isinstance(response, server_svid_pb2.NewDownstreamX509CAResponse):
+        return [AuditItem(_serial(response.ca_cert_chain[0]), "", "OK")]
     if "svid" in _fields(response):
         items = [_issued(item, response.svid) for item in items or [AuditItem("")]]
     if not items:
@@ -72,8 +81,12 @@ def _with_result(item: AuditItem, result: Any) -> AuditItem:
 def _issued(item: AuditItem, svid: Any) -> AuditItem:
     name = _id(svid.id) or item.name
     if isinstance(svid, types_pb2.X509SVID) and svid.cert_chain:
-        return AuditItem(name, f"serial {x509.load_der_x509_certificate(svid.cert_chain[0]).serial_number}")
+        return AuditItem(name, _serial(svid.cert_chain[0]))
     return AuditItem(name, item.about)
+
+
+def _serial(certificate_der: bytes) -> str:
+    return f"serial {x509.load_der_x509_certificate(certificate_der).serial_number}"
 
 
 def _named(message: Any) -> list[AuditItem]:
@@ -121,6 +134,26 @@ def _trust_domain(value: Any) -> AuditItem:
 
 def _authority(value: Any) -> AuditItem:
     return AuditItem(value if isinstance(value, str) else value.authority_id)
+
+
+def _x509_authority(certificate_der: bytes) -> AuditItem:
+    try:
+        return AuditItem(authority_id(certificate_der), "X.509 authority")
+    except BurgeeError:
+        return AuditItem(hashlib.sha256(certificate_der).hexdigest(), "X.509 authority, by SHA-256")
+
+
+def _jwt_authority(key: types_pb2.JWTKey) -> AuditItem:
+    return AuditItem(printable(key.key_id[:MAX_KEY_ID_CHARACTERS]), "JWT authority")
+
+
+def _appended(request: server_bundle_pb2.AppendBundleRequest) -> list[AuditItem]:
+    try:
+        added = x509_authorities(request.x509_authorities[:MAX_AUTHORITIES])
+    except BurgeeError:  # then the call is refused
+        added = ()
+    x509_items = [_x509_authority(authority.certificate) for authority in added]
+    return x509_items + [_jwt_authority(key) for key in request.jwt_authorities[:MAX_AUTHORITIES]]
 
 
 _READERS: dict[str, Callable[[Any], AuditItem]] = {
@@ -188,6 +221,8 @@ def _stepped(item: AuditItem, response: authority_pb2.RotateResponse) -> AuditIt
 
 
 _SPECIAL: dict[str, Callable[[Any], list[AuditItem]]] = {
+    "AppendBundleRequest": _appended,
+    "PublishJWTAuthorityRequest": lambda request: [_jwt_authority(request.jwt_authority)],
     "MintX509SVIDRequest": _mint_x509,
     "MintJWTSVIDRequest": _mint_jwt,
     "BatchIssueX509SVIDRequest": _issue_x509,

@@ -10,13 +10,16 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 
 from ca.api.audit import DENIALS_BURST, administrative, reads
 from ca.api.tiers import MANAGERS, TIERS, Tier
 from ca.errors import Unavailable
+from ca.identity.certificate import authority_id
 from ca.proto.burgee import admin_pb2 as pb
-from ca.proto.spire import server_agent_pb2, server_entry_pb2, server_svid_pb2
+from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_entry_pb2, server_svid_pb2, types_pb2
 from ca.store.audit import AuditFilter
+from tests.ca.api.test_own_bundle import a_root, jwk
 from tests.support.server import TRUST_DOMAIN, RunningServer, entry, eventually, make_csr, running_server, spiffe_id
 
 ID = f"spiffe://{TRUST_DOMAIN}"
@@ -103,6 +106,28 @@ async def test_mints_name_what_was_issued_and_no_secret(server: RunningServer) -
     assert [(i.name, i.about) for i in jwt_record.items] == [(f"{ID}/jwt", "audience a b")]
     assert token.svid.token not in str(jwt_record)
     assert (refused.code, refused.items) == ("InvalidArgument", [])
+
+
+async def test_authorities_that_are_added_are_named_whoever_adds_them(server: RunningServer) -> None:
+    await server.create(entry("/down", "/spire/agent/join_token/x", downstream=True))
+    caller = await server.caller(await server.mint("/down"))
+    answer = await caller.svids.NewDownstreamX509CA(server_svid_pb2.NewDownstreamX509CARequest(csr=make_csr()))
+    await caller.bundles.PublishJWTAuthority(server_bundle_pb2.PublishJWTAuthorityRequest(jwt_authority=jwk("its-key")))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await caller.svids.NewDownstreamX509CA(server_svid_pb2.NewDownstreamX509CARequest(csr=b"nonsense"))
+    issued, published, refused = await listed(server, actor=f"{ID}/down")
+    serial = x509.load_der_x509_certificate(answer.ca_cert_chain[0]).serial_number
+    assert [(i.name, i.about, i.code) for i in issued.items] == [(f"serial {serial}", "", "OK")]
+    assert [(i.name, i.about, i.code) for i in published.items] == [("its-key", "JWT authority", "OK")]
+    assert (refused.code, list(refused.items)) == ("InvalidArgument", [])
+    added = types_pb2.X509Certificate(asn1=a_root())
+    request = server_bundle_pb2.AppendBundleRequest(x509_authorities=[added], jwt_authorities=[jwk("another")])
+    await server.local.bundles.AppendBundle(request)
+    (record,) = await listed(server, call="AppendBundle")
+    assert [(i.name, i.about) for i in record.items] == [
+        (authority_id(added.asn1), "X.509 authority"),
+        ("another", "JWT authority"),
+    ]
 
 
 async def test_reads_are_recorded_on_request(server: RunningServer) -> None:

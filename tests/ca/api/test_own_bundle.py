@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ca.errors import Unavailable
 from ca.identity.svid import verify_x509_svid
 from ca.proto.spire import server_bundle_pb2 as pb
 from ca.proto.spire import server_svid_pb2, types_pb2
@@ -138,6 +140,20 @@ class TestDownstreamAuthority:
         (entry_id,) = [e.id for e in await server.server.store.entries.all()]
         records = await server.server.store.issuance.find(spiffe_id="spiffe://example.org")
         assert (str(serial), "ca", entry_id) in [(r.serial_or_kid, r.kind, r.entry_id) for r in records]
+
+    async def test_what_cannot_be_recorded_is_not_signed(
+        self, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caller, signed = await downstream(server), []
+
+        async def lost(*_: object, **__: object) -> None:
+            raise Unavailable("the store cannot be reached or written now")
+
+        monkeypatch.setattr("ca.service.issuance_ca.sign", lambda *all, **named: signed.append(all))
+        monkeypatch.setattr(server.server.store.issuance, "append", lost)
+        with refused(Code.UNAVAILABLE):
+            await caller.svids.NewDownstreamX509CA(NewCa(csr=make_csr()))
+        assert signed == []
 
     async def test_proof_of_possession_and_strength(self, server: RunningServer) -> None:
         caller = await downstream(server)
