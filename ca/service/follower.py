@@ -128,7 +128,7 @@ class Follower:
             created = self._store.entries.created.among(changes)
             entries = await self._store.entries.get_many([name for name in names["entry"] if name not in created])
             entries |= created
-            agents = await self._store.agents.get_many(agent_ids)
+            agents = await self._agents_of(agent_ids, changes)
             bundles = {domain: await self._store.bundles.get(domain) for domain in domains}
             applied = Applied(revision=changes[-1].revision, policies=set(names.get("policy", ())))
             for name in names["entry"]:
@@ -139,7 +139,17 @@ class Follower:
                 self._take_bundle(domain, bundle, applied)
             self.revision, self.mark = applied.revision, changes[-1].mark
             self._store.entries.created.drop(changes)
+            self._store.agents.attested.drop(changes)
             self._tell(applied)
+
+    async def _agents_of(self, agent_ids: list[SpiffeId], changes: list[Change]) -> dict[SpiffeId, AttestedAgent]:
+        """Those that are there. Memory may have newer rows already (a ban's, say): what was attested here is taken as
+        it was written only where nothing can have followed it."""
+        newest = self._store.changes.is_newest(changes[-1].revision)
+        attested = self._store.agents.attested.among(changes) if newest else {}
+        known = {agent.id: agent for agent in attested.values()}
+        rest = [agent_id for agent_id in agent_ids if agent_id not in known]
+        return known | (await self._store.agents.get_many(rest) if rest else {})
 
     def _take_entry(self, name: str, entry: RegistrationEntry | None, applied: Applied) -> None:
         effect = self._index.remove_entry(name) if entry is None else self._index.put_entry(entry)

@@ -35,6 +35,7 @@ class StoreWatch:
     async def ask(self) -> None:
         """Catches up with the change log once, writes where writing failed, and remembers the outcome."""
         try:
+            await self._store.changes.catch_up()
             await self._follower.catch_up()
             await self._store.check_writable()
         except BurgeeError as error:

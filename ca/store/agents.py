@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from ca.identity.selector import Selector
 from ca.identity.spiffe_id import SpiffeId
 from ca.store import paging
 from ca.store.database import Database, WriteTransaction
+from ca.store.direct import DirectTransaction
 from ca.store.entries import delete_entries
 from ca.store.matching import match_set
 from ca.store.rows import (
@@ -23,15 +25,20 @@ from ca.store.rows import (
     selector_digest,
     selectors_from_json,
     selectors_to_json,
+    shared_selector,
     spiffe_id,
     to_micros,
 )
 from ca.store.tables import agent_selectors, agents, entries
 from ca.store.token_rows import forget_token_of
 from ca.store.values import AgentFilter, AttestedAgent, Page
+from ca.store.written import Written
 
 # Those of an attestation are made once: most of what a small statement costs is making it.
 _BY_ID = select(agents).where(agents.c.id == bindparam("agent_id"))
+_STANDING = select(agents.c.position, agents.c.banned, agents.c.serial, agents.c.selectors).where(
+    agents.c.id == bindparam("agent_id")
+)
 _INSERT = insert(agents)
 _REPLACE = update(agents).where(agents.c.position == bindparam("at"))
 _INSERT_SELECTORS = insert(agent_selectors)
@@ -43,6 +50,7 @@ class Agents:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.attested: Written[AttestedAgent] = Written("agent")
 
     async def upsert(self, agent: AttestedAgent, *, successor_of: str | None = None) -> AttestedAgent:
         """Store an attestation's outcome whole. Raises Denied AGENT_BANNED when the stored agent is banned: the check
@@ -51,7 +59,13 @@ class Agents:
         With `successor_of` only if the stored agent's serial is that one, or there is none where it is empty; else
         Denied AGENT_ALREADY_ATTESTED: of two that come at once the first is the node.
         """
-        return await self._database.write(lambda transaction: _upsert(transaction, agent, successor_of))
+        row = _row(agent)
+        agent = replace(agent, selectors=frozenset(shared_selector(s.type, s.value) for s in agent.selectors))
+        await self._database.write_small(
+            lambda transaction: _upsert(transaction, agent, row, successor_of),
+            committed=lambda changes: self.attested.add(changes, [agent]),
+        )
+        return agent
 
     async def get(self, agent_id: SpiffeId) -> AttestedAgent | None:
         async with self._database.read() as connection:
@@ -192,27 +206,27 @@ def _row(agent: AttestedAgent) -> dict[str, Any]:
     }
 
 
-async def _upsert(transaction: WriteTransaction, agent: AttestedAgent, successor_of: str | None) -> AttestedAgent:
-    connection = transaction.connection
-    row = _row(agent)
-    old = await _row_of(connection, row["id"])
+def _upsert(
+    transaction: DirectTransaction, agent: AttestedAgent, row: dict[str, Any], successor_of: str | None
+) -> None:
+    """In a thread."""
+    old = transaction.execute(_STANDING, {"agent_id": row["id"]}).fetchone()
     revision = transaction.change("agent", row["id"])
     if old is None:
         position = revision
-        await connection.execute(_INSERT, {"position": position, **row})
+        transaction.execute(_INSERT, {"position": position, **row})
     else:
-        _refuse_banned(old)
-        if successor_of not in (None, old.serial):
+        position, banned, serial, selectors = old
+        if banned:
+            raise _banned()
+        if successor_of not in (None, serial):
             raise already_attested(agent.id)
-        position = old.position
-        await connection.execute(_REPLACE, {"at": position, **row})
-        if old.selectors == row["selectors"]:  # what is attested anew has mostly stayed what it was
-            return agent
-        await connection.execute(_DELETE_SELECTORS, {"at": position})
-    members = [{"position": position, "digest": selector_digest(s)} for s in agent.selectors]
-    if members:
-        await connection.execute(_INSERT_SELECTORS, members)
-    return agent
+        transaction.execute(_REPLACE, {"at": position, **row})
+        if selectors == row["selectors"]:  # what is attested anew has mostly stayed what it was
+            return
+        transaction.execute(_DELETE_SELECTORS, {"at": position})
+    for selector in agent.selectors:
+        transaction.execute(_INSERT_SELECTORS, {"position": position, "digest": selector_digest(selector)})
 
 
 async def delete_agents(transaction: WriteTransaction, names: Sequence[str]) -> None:
@@ -266,7 +280,11 @@ def already_attested(agent_id: SpiffeId) -> Denied:
 
 def _refuse_banned(row: Row[Any]) -> None:
     if row.banned:
-        raise Denied("agent is banned", reason="AGENT_BANNED")
+        raise _banned()
+
+
+def _banned() -> Denied:
+    return Denied("agent is banned", reason="AGENT_BANNED")
 
 
 def _narrow(query: Select[Any], condition: AgentFilter) -> Select[Any]:

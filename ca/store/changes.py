@@ -7,6 +7,7 @@ handed out under the lock that the commit releases.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -25,6 +26,7 @@ POLL_SECONDS = 1.0
 """How often a server asks PostgreSQL whether another one wrote. SQLite has no other one, and nothing polls."""
 
 _PAGE = 5_000
+_REMEMBERED = 1_000
 _STATE = select(tables.store)
 _AFTER = (
     select(tables.changes)
@@ -41,7 +43,10 @@ class ChangeLog:
     def __init__(self, database: Database, epoch: str) -> None:
         self._database = database
         self.epoch = epoch
+        self._alone = database.backend == "sqlite"
         self._seen = 0  # everything up to here was given to the subscribers
+        self._recent: deque[Change] = deque(maxlen=_REMEMBERED)  # the last of them
+        self._doubts = self._settled = 0  # commits that nobody was told of yet, and those of them looked for since
         self._subscribers: list[Subscriber] = []
         self._delivery = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -69,8 +74,23 @@ class ChangeLog:
         """At most `limit` changes after `revision`, oldest first; empty when there are none.
 
         Raises Compacted when changes after `revision` were compacted away, and when `revision` has not happened
-        yet in this store (it then comes from before a restored backup).
+        yet in this store (it then comes from before a restored backup). What was committed here, where nobody else
+        writes, is not read back; `catch_up` looks whatever the case.
         """
+        known = self._known_after(revision)
+        return await self._read(revision, limit) if known is None else known[:limit]
+
+    def is_newest(self, revision: int) -> bool:
+        """Whether nothing follows this one, for sure: nobody else writes, and what was written here was told."""
+        return self._alone and self._settled == self._doubts and revision == self._seen
+
+    def _known_after(self, revision: int) -> list[Change] | None:
+        """None where only the database knows."""
+        if not self.is_newest(self._seen) or not 0 <= (missing := self._seen - revision) <= len(self._recent):
+            return None
+        return [self._recent[at] for at in range(-missing, 0)]
+
+    async def _read(self, revision: int, limit: int) -> list[Change]:
         async with self._database.read() as connection:
             state = (await connection.execute(_STATE)).one()
             if not state.compacted <= revision <= state.revision:
@@ -93,7 +113,9 @@ class ChangeLog:
             await transaction.connection.execute(update(tables.store).values(compacted=last))
             return int(last - state.compacted)
 
-        return await self._database.write(work)
+        gone = await self._database.write(work)
+        self._recent.clear()
+        return gone
 
     async def count_beyond(self, keep: int) -> int:
         """How many changes `compact` would forget."""
@@ -145,13 +167,15 @@ class ChangeLog:
 
     async def _read_on(self) -> None:
         try:
-            while changes := await self.since(self._seen):
+            while changes := await self._read(self._seen, _PAGE):
                 self._emit(changes)
         except Compacted:
             self._emit([Change(await self.revision(), "reset", "")])
+            self._recent.clear()
 
     def _emit(self, changes: Sequence[Change]) -> None:
         self._seen = changes[-1].revision
+        self._recent.extend(changes)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
         for subscriber in tuple(self._subscribers):
@@ -168,11 +192,14 @@ class ChangeLog:
             await self._survives(self._look)  # what failed is tried again in a second
 
     def _spawn_catch_up(self) -> None:
+        self._doubts += 1
         self._keep(asyncio.create_task(self._catch_up_later(), name="store-change-catch-up"))
 
     async def _catch_up_later(self) -> None:
         while True:
+            doubts = self._doubts
             if await self._survives(self.catch_up):
+                self._settled = max(self._settled, doubts)
                 return
             await asyncio.sleep(POLL_SECONDS)
 

@@ -8,53 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Engine, Integer, bindparam, create_engine, event, insert, make_url, select, update
+from sqlalchemy import URL, Engine, create_engine, event, make_url, update
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ca.errors import ConfigError, Internal, Unavailable
+from ca.errors import ConfigError, Unavailable
 from ca.store import tables
+from ca.store.direct import ADVANCE, COUNTER, LOG, DirectTransaction, DirectWriter, Numbered
 from ca.store.sqlite_driver import connect
-from ca.store.values import Change, ChangeKind
+from ca.store.values import Change
 
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
+BEGIN_WRITING = "BEGIN IMMEDIATE"
 _ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}
 _BLOCKING_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
-# Of every write, and so made once: most of what a small statement costs is making it.
-_COUNTER = select(tables.store.c.revision).where(tables.store.c.id == 1).with_for_update()
-_LOG = insert(tables.changes)
-_ADVANCE = (
-    update(tables.store)
-    .where(tables.store.c.id == 1)
-    .values(revision=tables.store.c.revision + bindparam("by", type_=Integer))
-    .returning(tables.store.c.revision)
-)
 
-
-class WriteTransaction:
+class WriteTransaction(Numbered):
     """A running write. `change` numbers a change; its row is written with the others, just before the commit."""
 
     def __init__(self, connection: AsyncConnection, revision: int) -> None:
+        super().__init__(revision)
         self.connection = connection
-        self.changes: list[Change] = []
-        self._revision = revision
-
-    def change(self, kind: ChangeKind, name: str, *, deleted: bool = False) -> int:
-        """Note a change and return its revision."""
-        self._revision += 1
-        self.changes.append(Change(self._revision, kind, name, deleted, secrets.token_hex(8)))
-        return self._revision
 
 
 class Database:
@@ -73,6 +58,9 @@ class Database:
         self.unwritable = False
         """The last write failed for a reason of the database's own; the next one that succeeds ends it."""
         self._running: set[asyncio.Task[Any]] = set()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+        self._direct_engine = self.blocking_engine()
+        self._direct = DirectWriter(self._direct_engine, BEGIN_WRITING if self.backend == "sqlite" else "")
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -104,7 +92,19 @@ class Database:
 
     async def write(self, work: Callable[[WriteTransaction], Awaitable[T]]) -> T:
         """Run `work` in one transaction and publish its changes; a cancelled caller does not stop it half-way."""
-        task = asyncio.create_task(self._write(work))
+        return await self._whole(self._write(work))
+
+    async def write_small(
+        self, work: Callable[[DirectTransaction], T], *, committed: Callable[[list[Change]], None]
+    ) -> T:
+        """As `write`, in a thread and on the driver itself: for few statements of a kind that is often made.
+
+        `committed` is given the changes before anybody hears of them.
+        """
+        return await self._whole(self._write_small(work, committed))
+
+    async def _whole(self, writing: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(writing)
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -115,7 +115,7 @@ class Database:
             try:
                 with self.writing():
                     async with self.engine.connect() as connection:
-                        await connection.execution_options(burgee_begin="BEGIN IMMEDIATE")
+                        await connection.execution_options(burgee_begin=BEGIN_WRITING)
                         async with connection.begin():
                             transaction = WriteTransaction(connection, await _lock_counter(connection))
                             result = await work(transaction)
@@ -126,6 +126,22 @@ class Database:
                 raise
             if transaction.changes:
                 await self.after_commit(transaction.changes)
+            return result
+
+    async def _write_small(
+        self, work: Callable[[DirectTransaction], T], committed: Callable[[list[Change]], None]
+    ) -> T:
+        async with self.writer:
+            try:
+                with self.writing():
+                    loop = asyncio.get_running_loop()
+                    result, changes = await loop.run_in_executor(self._thread, self._direct.write, work)
+            except BaseException:
+                self.commit_uncertain()
+                raise
+            committed(changes)
+            if changes:
+                await self.after_commit(changes)
             return result
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
@@ -147,6 +163,8 @@ class Database:
         """Waits for writes that are under way."""
         if self._running:
             await asyncio.wait(set(self._running))
+        self._thread.shutdown()
+        self._direct_engine.dispose()
         await self.engine.dispose()
 
 
@@ -231,21 +249,16 @@ def _tune_sqlite(engine: Engine) -> None:
 
 async def _lock_counter(connection: AsyncConnection) -> int:
     """The current revision; nobody else writes until this transaction ends."""
-    return int((await connection.execute(_COUNTER)).scalar_one())
+    return int((await connection.execute(COUNTER)).scalar_one())
 
 
 async def _number(transaction: WriteTransaction) -> None:
     """Advance the counter and write the change rows, in the transaction of the changes themselves."""
-    changes = transaction.changes
-    if not changes:
+    if not transaction.changes:
         return
-    rows = [
-        {"revision": c.revision, "kind": c.kind, "name": c.name, "deleted": c.deleted, "mark": c.mark} for c in changes
-    ]
-    await transaction.connection.execute(_LOG, rows)
-    advanced = await transaction.connection.execute(_ADVANCE, {"by": len(changes)})
-    if advanced.scalar_one() != changes[-1].revision:
-        raise Internal("revisions and counter disagree", reason="STORE_COUNTER")
+    await transaction.connection.execute(LOG, transaction.rows())
+    advanced = await transaction.connection.execute(ADVANCE, {"by": len(transaction.changes)})
+    transaction.require(advanced.scalar_one())
 
 
 async def _nobody(_changes: list[Change]) -> None:

@@ -13,7 +13,6 @@ from ca.errors import InvalidArgument, NotFound
 from ca.identity.entry import RegistrationEntry
 from ca.ports import Clock
 from ca.store import paging
-from ca.store.created import Created
 from ca.store.database import Database, WriteTransaction
 from ca.store.entry_create import create_entries, require_bundles
 from ca.store.entry_rows import entry_of, entry_row, federation_rows, normal, selector_rows
@@ -21,6 +20,7 @@ from ca.store.matching import match_set
 from ca.store.rows import chunks, selector_digest
 from ca.store.tables import entries, entry_federations, entry_selectors
 from ca.store.values import EntryFilter, EntryResult, Page
+from ca.store.written import Written
 
 _KEPT = {"revision_number", "created_at"}
 _CHANGEABLE = {field.name for field in fields(RegistrationEntry)} - {"id"} - _KEPT
@@ -34,7 +34,7 @@ class Entries:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self.created = Created()
+        self.created: Written[RegistrationEntry] = Written("entry")
 
     async def create(self, new: Sequence[RegistrationEntry]) -> list[EntryResult]:
         """Store entries in one transaction; one result each, in order.

@@ -186,6 +186,60 @@ async def test_what_was_created_here_is_followed_as_it_would_be_read(monkeypatch
         assert (found.hint, server.server.index.entry(gone.id)) == ("new", None)
 
 
+async def test_what_attested_here_is_followed_as_it_would_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_server() as server:
+        store, reads = server.server.store, 0
+        await server.agent()
+        read, get_many = store.changes._read, store.agents.get_many
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*arguments)
+
+        async def fails(*arguments: Any) -> Any:
+            raise AssertionError("it was written here, a moment ago")
+
+        monkeypatch.setattr(store.changes, "_read", counted)
+        monkeypatch.setattr(store.agents, "get_many", fails)
+        identity = await server.attest()
+        assert not reads
+        agent = server.server.agents.get(agent_id(identity))
+        assert agent is not None
+        assert {agent.id: agent} == await get_many([agent_id(identity)])
+
+
+async def test_a_ban_is_not_undone_by_the_attestation_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ban is in memory at once, the follower still on its way with the news of what came before."""
+    async with running_server() as server:
+        identity, _ = await server.agent()
+        follower, store, table = server.server.follower, server.server.store, server.server.agents
+        known = table.get(agent_id(identity))
+        assert known is not None
+        await follower.catch_up()
+        since, told, gate = store.changes.since, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: Any) -> Any:
+            found = await since(*arguments)
+            told.set()
+            await gate.wait()
+            return found
+
+        monkeypatch.setattr(store.changes, "since", slow)
+        await store.agents.upsert(known)
+        await told.wait()
+        await store.agents.ban(known.id)
+        await table.refresh(known.id)
+        heard: list[bool] = []
+        table.on_change(lambda _, agent: heard.append(agent is not None and agent.banned))
+        gate.set()
+        await follower.catch_up()
+        assert all(heard)
+        now = table.get(known.id)
+        assert now is not None
+        assert now.banned
+
+
 async def test_what_repeats_in_entries_that_were_created_here_is_one_object() -> None:
     """A hundred thousand entries below few parents must not hold a hundred thousand parents."""
     async with running_server() as server:

@@ -110,6 +110,30 @@ async def test_news_after_an_uncertain_commit_survive_them_too(tmp_path: Path, m
         await database.close()
 
 
+async def test_what_was_written_here_is_not_read_back_while_there_is_no_doubt(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.sqlite3"
+    async with opened(url) as elsewhere:
+        database = FailingDatabase(parse_url(url))
+        log = ChangeLog(database, elsewhere.epoch)
+        await log.start()
+        await Bundles(database).set(TrustBundle(trust_domain=TD))
+        first, second = Change(1, "bundle", "example.org"), Change(2, "entry", "a")
+        database.failures = 1
+        assert (await log.since(0), await log.since(1), log.is_newest(1)) == ([first], [], True)
+        with pytest.raises(Unavailable):
+            await log.catch_up()  # which looks in any case
+        await elsewhere.entries.create([entry("/a", id="a")])  # as if it were a commit of ours whose end was an error
+        database.failures = 1
+        database.commit_uncertain()
+        assert not log.is_newest(1)
+        with pytest.raises(Unavailable):
+            await log.since(1)
+        assert await log.since(1) == [second]
+        assert await asyncio.wait_for(log.wait(1), 10) == 2
+        await log.close()
+        await database.close()
+
+
 async def test_a_pool_without_a_free_connection_is_unavailable(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{tmp_path}/store.sqlite3") as store:
         pool = store._database.engine.sync_engine.pool
