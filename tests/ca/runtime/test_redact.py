@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
+from ca.cli import debug
+from ca.proto.burgee import debug_pb2
+from ca.runtime import log
+from ca.runtime.clock import SystemClock
+from ca.runtime.debug_report import DebugReport
+from ca.runtime.health import Health
 from ca.runtime.redact import WITHHELD, configuration, text
 
 
@@ -41,3 +50,23 @@ def test_keys_and_tokens_are_taken_out_of_texts() -> None:
         assert WITHHELD in shown
         assert "ter2" not in shown
     assert text("nothing of that kind") == "nothing of that kind"
+
+
+async def test_a_report_has_no_secret_of_configuration_or_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log.get("test").warning("cannot connect", address="postgresql://u:hun/ter2@h/d", token="eyJhbGciOi.eyJzdWI.hunter2")
+    clock = SystemClock()
+    service = DebugReport(program="server", config=Outer, health=Health(), clock=clock, started_at=clock.now())
+    context: Any = None
+    report = await service.GetReport(debug_pb2.GetReportRequest(), context)
+    assert "password_file: /etc/burgee/password" in report.config_yaml
+    assert any("cannot connect" in line and WITHHELD in line for line in report.log)
+    assert "ter2" in capsys.readouterr().err, "it was logged"
+    assert "ter2" not in str(report)
+
+
+def test_what_a_program_of_another_version_says_is_redacted_when_it_is_packed(tmp_path: Path) -> None:
+    debug._write(tmp_path / "b.tgz", {"server/log.txt": "at https://u:hunter2@h/ with eyJhbGciOi.eyJzdWI.hunter2"})
+    with tarfile.open(tmp_path / "b.tgz") as archive:
+        packed = archive.extractfile("burgee-debug/server/log.txt")
+        assert packed is not None
+        assert packed.read().decode() == f"at https://{WITHHELD}@h/ with {WITHHELD}"
