@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
 
 from policy.envoy import Proxy
 from sds.policy_filters import Made, make
 from tests.policy.test_envoy_snippet import Issuer
 from tests.support.pair import until
 from tests.support.policy_envoy import read_answer
-from tests.support.policy_node import Object, authorization, entry_for, policy_node, workload
+from tests.support.policy_node import Object, PolicyNode, allowing, authorization, entry_for, policy_node, workload
 from tests.support.policy_proxy import CALLER, PolicyProxy
 
 pytestmark = [pytest.mark.xdist_group("policy-push"), pytest.mark.real("envoy")]
@@ -130,6 +131,79 @@ def test_no_request_meets_the_issuers_of_one_revision_and_the_rules_of_another(
                     until("it has acknowledged", partial(acked, write(number)), every=0.005)
         finally:
             web.stop()
-    statuses = {name: {*found} for name, found in seen.items()}
+    check_steps(seen)
+
+
+def check_steps(seen: dict[str, list[int]]) -> None:
     print({name: len(found) for name, found in seen.items()})
+    statuses = {name: {*found} for name, found in seen.items()}
     assert statuses == {"both": {200}, "neither": {403}, "a": {200, 403}, "b": {200, 403}}
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with policy_node() as node:
+        found = Web(node)
+        try:
+            yield found
+        finally:
+            found.proxy.stop()
+
+
+class Web:
+    """A node and a proxy on it that is sent chains, and has revision a."""
+
+    def __init__(self, node: PolicyNode) -> None:
+        self.node, self.issuer = node, Issuer()
+        self.headers = requests(self.issuer)
+        self.proxy = PolicyProxy("web", node.home / "web", node.socket, beside=Proxy(jwt=True))
+        node.start(entry_for("/web", self.proxy.envoy.selector))
+        self.proxy.start()
+        self.write("a")
+        until("it is let in", lambda: self.allowed() == {"a", "both"})
+
+    def write(self, name: str, *more: Object) -> int:
+        return self.node.write(*revision(name), *more, keys={"https://i": self.issuer.jwks})
+
+    def allowed(self) -> set[str]:
+        """The requests that are allowed now."""
+        return {name for name, headers in self.headers.items() if self.proxy.status(**headers) == 200}
+
+
+def test_agents_that_end_between_two_revisions_leave_one_of_them(web: Web) -> None:
+    with load(web.proxy, web.headers) as seen:
+        for name in ("b", "a", "b"):
+            web.write(name)
+            web.node.stop_agent()
+            time.sleep(0.3)
+            web.node.start_agent()
+            until("it has acknowledged", lambda: web.node.acked(web.node.revision), seconds=30)
+            assert web.node.proxies
+    check_steps(seen)
+    assert web.allowed() == {"b", "both"}
+
+
+def test_what_an_envoy_will_not_have_of_either_leaves_it_both_as_they_were(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = JwtAuthentication()
+    wrong.rules.add().requires.provider_name = "nobody"
+    monkeypatch.setattr("sds.policy_filters.tokens_of", lambda *_: wrong)
+    web.write("b")
+    until("it is rejected", lambda: [s.state for s in web.node.proxies] == ["nacked"])
+    (state,) = web.node.proxies
+    assert (state.resource, state.revision) == ("burgee.http.policy+jwt", 2)
+    assert "nobody" in state.detail
+    assert web.allowed() == {"a", "both"}
+    monkeypatch.undo()
+    web.write("b", allowing("more", paths=["/more"]))
+    until("what comes later holds", lambda: web.allowed() == {"b", "both"})
+
+
+def test_who_loses_its_identity_loses_both_and_has_both_with_it_again(web: Web) -> None:
+    node = web.node
+    entry = entry_for("/web", web.proxy.envoy.selector)
+    node.do(node.server.push(removed=(entry.id,)))
+    until("nobody is let in", lambda: not web.allowed())
+    node.do(node.server.push(upsert=(entry,)))
+    until("it is as before", lambda: web.allowed() == {"a", "both"})
