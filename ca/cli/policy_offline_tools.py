@@ -316,7 +316,9 @@ def envoy_snippet(
     cluster: Annotated[str, typer.Option(help="How the agent's cluster is called.")] = "burgee",
     tcp: Annotated[bool, typer.Option("--tcp", help="For a TcpProxy instead of HTTP.")] = False,
     ask: Annotated[bool, typer.Option("--ask/--no-ask", help="With a filter that asks what cannot be pushed.")] = True,
-    jwt: Annotated[bool, typer.Option("--jwt/--no-jwt", help="With a filter that verifies tokens.")] = False,
+    jwt: Annotated[
+        bool, typer.Option("--jwt/--no-jwt", help="With a filter that verifies tokens (Envoy 1.39 or newer).")
+    ] = False,
     connections_last: Annotated[
         str,
         typer.Option(help=f"With --tcp: how long a connection may keep the policies it began with. {DURATION_HELP}"),
