@@ -9,7 +9,6 @@ of the bundle or tainted before their end are remembered, and no source but a ve
 from __future__ import annotations
 
 import asyncio
-import http.client
 import ssl
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.bundle_json import parse_spiffe_bundle
 from ca.identity.bundle_pem import parse_pem
 from ca.identity.spiffe_id import TrustDomain, server_id
-from ca.identity.svid import X509Svid, parse_x509_svid, verify_x509_svid
+from ca.identity.svid import X509Svid, check_validity, parse_x509_svid, verify_x509_svid
 from ca.ports import Clock
 from ca.runtime.log import get
 from sds.config import AgentConfig, TrustConfig
@@ -195,8 +194,7 @@ class ServerTrust:
         if not (first and self._config.trust.insecure_bootstrap):
             raise Unauthenticated("there is no trust bundle yet", reason="NO_TRUST_BUNDLE")
         svid = parse_x509_svid(chain)
-        if not svid.not_before <= now <= svid.not_after:
-            raise Unauthenticated("the server's certificate is not valid now", reason="SVID_EXPIRED")
+        check_validity(svid, now)
         return svid
 
     def _start_over_insecurely(self) -> bool:
@@ -271,6 +269,8 @@ def _read_file(trust: TrustConfig) -> bytes:
 
 
 async def _fetch(url: str) -> bytes:
+    import http.client  # for those who fetch
+
     try:
         async with asyncio.timeout(2 * FETCH_TIMEOUT_SECONDS):
             return _bounded(await asyncio.to_thread(_get, url), url)
@@ -281,6 +281,8 @@ async def _fetch(url: str) -> bytes:
 
 def _get(url: str) -> bytes:
     """Blocks. The URL is the operator's own (configuration), https, and redirects are not followed."""
+    import http.client
+
     parts = urlsplit(url)
     assert parts.scheme == "https"
     assert parts.hostname

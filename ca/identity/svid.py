@@ -52,7 +52,7 @@ def verify_x509_svid(chain: Sequence[bytes], bundles: Mapping[TrustDomain, Trust
     Tainted authorities still vouch. `now` is aware. Raises Unauthenticated with a SVID_* reason.
     """
     leaf, svid = _parse(chain)
-    _check_validity(svid, now)
+    check_validity(svid, now)
     anchors = _anchors(svid.id.trust_domain, bundles)
     # RFC 5280 path validation, X509-SVID §5.1 (B20)
     validate_path(
@@ -178,7 +178,7 @@ def _authority_key_id(extensions: Extensions) -> str:
     return (found.value.key_identifier or b"").hex()
 
 
-def _check_validity(svid: X509Svid, now: datetime) -> None:
+def check_validity(svid: X509Svid, now: datetime) -> None:
     """RFC 5280 §6.1.3 (a)(2), both ends included."""
     if now > svid.not_after:
         raise Unauthenticated(

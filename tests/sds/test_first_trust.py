@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import ipaddress
+import re
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -425,6 +426,24 @@ class TestInsecure:
         node = Node(config_for(tmp_path, server, trust={"insecure_bootstrap": True}), Proof(b"t1"))
         async with running(node):
             await until(lambda: node.reason == "SERVER_ID_MISMATCH")
+        assert server.calls == []
+
+    @pytest.mark.parametrize(("hours", "reason"), [(-3, "SVID_NOT_YET_VALID"), (9000, "SVID_EXPIRED")])
+    async def test_a_clock_that_is_wrong_is_told_with_both_times(
+        self, tmp_path: Path, server: FakeServer, hours: int, reason: str
+    ) -> None:
+        class Wrong(SystemClock):
+            def now(self) -> datetime:
+                return super().now() + timedelta(hours=hours)
+
+        clock = Wrong()
+        node = Node(config_for(tmp_path, server, trust={"insecure_bootstrap": True}), Proof(b"t1"), clock=clock)
+        async with running(node):
+            await until(lambda: node.reason == reason)
+            problem = node.condition.problem
+            assert problem is not None
+            assert f"the clock here says {clock.now().isoformat()[:13]}" in problem.detail
+            assert re.search(r"(valid before|expired at) 20\d\d-", problem.detail)
         assert server.calls == []
 
     async def test_a_bundle_that_does_not_vouch_for_its_own_server_is_refused(

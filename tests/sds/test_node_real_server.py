@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -115,6 +115,38 @@ async def test_renewal_and_the_superseded_svid(node: Node, server: RunningServer
     assert (await node.client.new_jwt_svid(entry_id, ["a"])).token
     assert node.condition.state is State.OK
     assert node.feed.snapshots == 1, "the new stream resumed where the old one was"
+
+
+class Settable(SystemClock):
+    """The real time, and how far somebody has set the wall clock away from it."""
+
+    off = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.off
+
+
+async def test_an_hour_behind_it_goes_on_until_it_must_connect_anew(tmp_path: Path, server: RunningServer) -> None:
+    """A server's certificate that has not begun here is not believed; both times are named, and a set clock heals."""
+    (tmp_path / "token").write_text(await server.token())
+    prover = JoinTokenProver(from_values({"token_file": str(tmp_path / "token")}, JoinTokenConfig))
+    clock = Settable()
+    async with running(Node(configuration(tmp_path, server), prover, clock=clock)) as node:
+        await until(lambda: node.feed.snapshots == 1)
+        clock.off = -timedelta(hours=1)
+        entry_id = await entry_for(node, server, "/web")
+        assert (await node.client.new_jwt_svid(entry_id, ["a"])).token
+        await server.stop()
+        await until(lambda: node.reason == "SERVER_UNREACHABLE")
+        await server.start()
+        await until(lambda: node.reason == "SVID_NOT_YET_VALID", seconds=25)
+        assert node.condition.state is State.DEGRADED
+        problem = node.condition.problem
+        assert problem is not None
+        assert "is not valid before" in problem.detail
+        assert f"the clock here says {clock.now().isoformat()[:13]}" in problem.detail
+        clock.off = timedelta()
+        await until(lambda: node.condition.state is State.OK, seconds=25)
 
 
 async def test_a_restart_of_the_server_needs_no_full_read(node: Node, server: RunningServer) -> None:
