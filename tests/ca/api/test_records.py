@@ -115,17 +115,20 @@ async def test_pruning_by_hand() -> None:
         old = await add_expired(server, "old", timedelta(days=31))
         week = await add_expired(server, "week", timedelta(days=7))
         await add_expired(server, "banned", timedelta(days=400), banned=True)
+        renewed = server.server.clock.now() + timedelta(hours=1)
+        await add_expired(server, "renewed", timedelta(days=31), pending_serial="2", pending_not_after=renewed)
         (over,) = await server.create(entry("/over", agent.path, expires_at=1_000_000_000))
         (kept,) = await server.create(entry("/kept", agent.path, expires_at=4_000_000_000))
         planned = await server.local.admin.Prune(pb.PruneRequest(dry_run=True))
         assert (list(planned.agents), list(planned.entries)) == ([old], [over.id])
-        assert await server.server.store.agents.count() == 4
+        assert await server.server.store.agents.count() == 5
         done = await server.local.admin.Prune(pb.PruneRequest())
         assert done == planned
         shorter = await server.local.admin.Prune(pb.PruneRequest(agents_expired_for_seconds=86400))
         assert list(shorter.agents) == [week]
         assert {a.id.path.rpartition("/")[2] for a in await server.server.store.agents.all()} == {
             "banned",
+            "renewed",
             agent.path.rpartition("/")[2],
         }
         assert [e.id for e in await server.server.store.entries.all()] == [kept.id]

@@ -109,6 +109,19 @@ def test_the_last_places_are_for_root_and_ourselves() -> None:
     assert places.refusal_of_uid(0) == "CONNECTION_LIMIT"
 
 
+@pytest.mark.parametrize(("most", "allowed"), [(10_000, 1_500), (1_000, 500)])
+def test_one_workload_has_its_share_and_never_more_than_half(most: int, allowed: int) -> None:
+    places = Places(GateLimits(max_connections=most), 1 << 20)
+    for _ in range(allowed):
+        assert places.refusal_of_share("cgroup:/a") == ""
+        places.take(("uid", 7), "cgroup:/a")
+    assert places.refusal_of_share("cgroup:/a") == "CONNECTION_LIMIT_OF_CALLER"
+    assert places.refusal_of_share("cgroup:/b") == ""
+    assert places.refusal_of_uid(7) == "", "its user is not at a limit"
+    places.give_back(("uid", 7), "cgroup:/a")
+    assert places.refusal_of_share("cgroup:/a") == ""
+
+
 def test_an_ipv6_site_is_one_origin_and_ipv4_in_ipv6_is_ipv4() -> None:
     assert origin_of_address("2001:db8::1") == origin_of_address("2001:db8::ffff:2") != origin_of_address("2001:db9::1")
     assert origin_of_address("::ffff:192.0.2.1") == origin_of_address("192.0.2.1") != origin_of_address("192.0.2.2")
