@@ -1,5 +1,4 @@
-"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: to measure beside, and no export yet:
-generated policies show calls that it refuses and the specification allows.
+"""A target's policies as Envoy's RBAC `rules`, which is how Istio writes them: to measure beside, and to be judged by.
 
 What is pushed is the tree of `policy.envoy`: Envoy goes through `rules` one by one. Two filters are meant to stand one
 after the other, that of DENY first; several names in one certificate are joined here, too, and nobody asks about them.
@@ -19,7 +18,6 @@ from envoy.extensions.path.match.uri_template.v3.uri_template_match_pb2 import U
 from envoy.type.matcher.v3.metadata_pb2 import MetadataMatcher
 from envoy.type.matcher.v3.path_pb2 import PathMatcher
 from envoy.type.matcher.v3.string_pb2 import StringMatcher
-from google.protobuf.json_format import MessageToDict
 
 from policy.attributes import LISTS
 from policy.envoy_predicates import JWT_FILTER, JWT_KEY
@@ -51,12 +49,6 @@ def rules_filters(target: Target, policies: Sequence[Policy], mesh: Mesh) -> tup
     deny = _filter(rbac.RBAC.DENY, denies)
     open_to_all = not allows and target.namespace in mesh.open_namespaces
     return deny, None if open_to_all else _filter(rbac.RBAC.ALLOW, allows)
-
-
-def rules_json(target: Target, policies: Sequence[Policy], mesh: Mesh) -> list[dict[str, Any]]:
-    """The same as JSON."""
-    found = (made for made in rules_filters(target, policies, mesh) if made is not None)
-    return [MessageToDict(made, preserving_proto_field_name=True) for made in found]
 
 
 def _filter(action: int, policies: Iterable[Policy]) -> RBAC:
