@@ -21,6 +21,8 @@ from sds.memory import Room
 from sds.views import BundleForms, Content, WorkloadSvid
 
 TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+PLAIN = "trusted_ca:"
+"""Before the name of a bundle: as plain certificates, whatever this proxy's other bundles come as."""
 VALIDATOR = "envoy.tls.cert_validator.spiffe"
 VALIDATOR_TYPE_URL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 
@@ -74,6 +76,7 @@ class Secrets:
 
 def is_root_name(name: str, names: SecretNames) -> bool:
     """Whether a name asks for a trust bundle, whoever asks."""
+    name = name.removeprefix(PLAIN)
     if name in (names.bundle, names.all_bundles):
         return True
     parsed = _spiffe_id(name)
@@ -92,20 +95,25 @@ def resolve(name: str, content: Content, *, settled: bool, names: SecretNames, f
     `settled` false means that SVIDs are on their way; which one is the default is known when they are here.
     Several names may mean the same secret (`ROOTCA` and the trust domain's ID): each is answered under its own name.
     """
-    if name == names.all_bundles:
+    if name.startswith(PLAIN):
+        if not is_root_name(name, names):
+            return Missing(_unknown(name, names))
+        form = Form.TRUSTED_CA
+    bare = name.removeprefix(PLAIN)
+    if bare == names.all_bundles:
         return _bundles(name, content.bundles, content, form, usual=True)
-    if name == names.bundle:
+    if bare == names.bundle:
         return _bundles(name, content.bundles[:1], content, form, usual=True)
     if name == names.svid:
         return _default_svid(name, content, settled=settled)
-    spiffe_id = _spiffe_id(name)
+    spiffe_id = _spiffe_id(bare)
     if spiffe_id is None:
         return Missing(_unknown(name, names))
     if spiffe_id.path:
         return _svid_by_id(name, spiffe_id, content)
     domain = [forms for forms in content.bundles if forms.trust_domain == spiffe_id.trust_domain]
     if domain:
-        return _bundles(name, tuple(domain), content, form, usual=name == domain[0].id)
+        return _bundles(name, tuple(domain), content, form, usual=bare == domain[0].id)
     return Missing(f"no bundle of {quote(name)}: no entry of this workload federates with it")
 
 
@@ -130,7 +138,7 @@ def _unknown(name: str, names: SecretNames) -> str:
     if name.startswith(("file-root:", "file-cert:")):
         return "names of files are answered by Istio's own agent, not here"
     known = f"`{names.svid}`, `{names.bundle}`, `{names.all_bundles}`"
-    return f"not a name of this agent: it knows {known}, SPIFFE IDs and trust domain IDs"
+    return f"not a name of this agent: it knows {known}, SPIFFE IDs, trust domain IDs, and bundles after `{PLAIN}`"
 
 
 def _spiffe_id(name: str) -> SpiffeId | None:

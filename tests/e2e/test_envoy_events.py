@@ -32,17 +32,18 @@ TARGET_SECONDS = 2.0
 class Scene:
     """A lab, one Envoy that holds `default` and `ALL`, and a relay between them."""
 
-    def __init__(self, lab: Lab, api_type: str) -> None:
+    def __init__(self, lab: Lab, api_type: str, roots: str = "ALL") -> None:
         home = Path(lab.directory)
         self.lab = lab
         self.api_type = api_type
         self.relay = Relay(home / "r.sock", lab.socket)
         self.envoy = Envoy("events", home / "e")
         self.own = lab.authority
+        self.roots = roots
 
     async def start(self) -> None:
         await self.relay.start()
-        config = listening(self.relay.path, self.envoy.admin_socket, certificate="default", roots="ALL")
+        config = listening(self.relay.path, self.envoy.admin_socket, certificate="default", roots=self.roots)
         self.envoy.start(speaking(self.api_type, config))
         self.port = await asyncio.to_thread(self.envoy.port, "inbound")
 
@@ -153,6 +154,24 @@ async def test_two_trust_domains_are_told_apart(scene: Scene):
     assert await scene_request(scene, lab.authority, SpiffeId(FED, "/guest")) == ""
     assert await scene_request(scene, Authority(), SpiffeId(TD, "/friend")) == ""
     assert await scene_request(scene, lab.authority, SpiffeId(TD, "/friend")) == "HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize("api_type", ["GRPC", "DELTA_GRPC"])
+async def test_one_bundle_as_plain_certificates(api_type: str) -> None:
+    async with Lab() as lab:
+        scene = Scene(lab, api_type, roots="trusted_ca:spiffe://fed.org")
+        await lab.issued(dataclasses.replace(entry("a"), federates_with=(FED,)))
+        lab.put(bundles=(lab.foreign.bundle(),))
+        try:
+            await scene.start()
+            await taken_over(lambda: scene_request(scene, lab.foreign, SpiffeId(FED, "/guest")))
+            assert await scene_request(scene, lab.authority, SpiffeId(TD, "/friend")) == ""
+            held = (await asyncio.to_thread(scene.envoy.secrets))["trusted_ca:spiffe://fed.org"]["validation_context"]
+            assert "trusted_ca" in held
+            assert "custom_validator_config" not in held
+        finally:
+            scene.envoy.stop()
+            await scene.relay.close()
 
 
 async def taken_over(request: Callable[[], Coroutine[Any, Any, str]]) -> None:

@@ -15,7 +15,7 @@ from ca.errors import InvalidArgument
 from ca.identity.spiffe_id import SpiffeId
 from sds.envoy_stream import SdsStream
 from sds.envoy_subscriber import ResourceState, Subscriber
-from sds.secrets import Form, SecretNames, Secrets, is_root_name
+from sds.secrets import PLAIN, Form, SecretNames, Secrets, is_root_name
 from sds.views import MADE_BYTES_AT_MOST, BundleForms, Content, WorkloadSvid, asked_for, build
 from tests.sds.lab import FED, TD, Authority, entry
 
@@ -277,6 +277,29 @@ def test_plain_certificates_never_mix_trust_domains():
     federated.now = content("a", federated=True)
     assert federated.ask("ALL") is None
     assert "only Envoy's SPIFFE validator" in federated.stream.statuses["ALL"].detail
+
+
+def test_one_bundle_alone_comes_as_plain_certificates():
+    peer = Peer()
+    peer.now = content("a", federated=True)
+    found = {
+        s.name: s for s in peer.ask("ROOTCA", f"{PLAIN}ROOTCA", f"{PLAIN}{OWN.id}", f"{PLAIN}spiffe://fed.org") or ()
+    }
+    assert found["ROOTCA"].validation_context.HasField("custom_validator_config")
+    for name in (f"{PLAIN}ROOTCA", f"{PLAIN}{OWN.id}"):
+        assert found[name].validation_context.trusted_ca.inline_bytes == OWN.pem
+    other = found[f"{PLAIN}spiffe://fed.org"].validation_context.trusted_ca.inline_bytes
+    assert other.startswith(b"-----BEGIN CERTIFICATE-----")
+    assert other != OWN.pem
+    assert peer.stream.roots_only
+
+
+@pytest.mark.parametrize("rest", ["default", A, "", "nope", f"{PLAIN}ROOTCA", "ALL"])
+def test_what_is_no_single_bundle_does_not_come_so(rest: str):
+    peer = Peer()
+    peer.now = content("a", federated=True)
+    assert peer.ask(PLAIN + rest) is None
+    assert peer.stream.statuses[PLAIN + rest].state.value == "UNKNOWN"
 
 
 def test_names_are_configurable():  # Istio with federation asks for all bundles as ROOTCA
