@@ -53,7 +53,7 @@ def _failing(group: Group, request: Request) -> Group:
 
 def nearest(evaluator: Evaluator, request: Request, *, rules: int, policies: int) -> list[Miss]:
     """The `rules` of ALLOW policies that came nearest, and the nearest one of each of at most so many `policies`; all
-    by what failed, least first. Rules that match are left out."""
+    by what failed, in no order, and perhaps some more. Rules that match are left out."""
     found = _Found(evaluator, rules, policies)
     levels = [_levels(block, request) for block in evaluator.blocks]
     for level in range(max(map(len, levels))):
@@ -64,7 +64,7 @@ def nearest(evaluator: Evaluator, request: Request, *, rules: int, policies: int
                 top = left.bit_length() - 1
                 left ^= 1 << top
                 found.add(evaluator.blocks[number].rows[top], request)
-    return sorted((miss for miss in found.misses.values() if miss.failed), key=lambda miss: len(miss.failed))
+    return [miss for miss in found.misses.values() if miss.failed]
 
 
 class _Found:
