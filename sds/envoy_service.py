@@ -164,6 +164,7 @@ class EnvoyService(ABC):
                 pid=client.pid,
                 node=stream.node_id,
                 detail=status.detail,
+                in_force=status.accepted,
             )
         if pending:
             self._clients.answered(rejected=len(rejected))

@@ -19,6 +19,7 @@ MAX_NODE = 64
 
 STREAMS = gauge("agent_sds_streams", "Open Envoy SDS streams")
 NACKS = counter("agent_sds_nacks", "Resources that an Envoy rejected")
+REJECTED = gauge("agent_sds_rejected", "Secrets and policies that an Envoy rejects now: it goes by those before")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class SdsClients:
         self._numbers = itertools.count(1)
         self._clients: dict[int, SdsClient] = {}
         self.on_answer: list[Callable[[], None]] = []
+        REJECTED.set_function(self._rejected)
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -75,6 +77,11 @@ class SdsClients:
                 if not current(seen.content) or any(state is not ResourceState.ACKED for state in states):
                     behind.append(client)
         return Consumers(total, total - len(behind), tuple(map(_name, behind[:NAMED])))
+
+    def _rejected(self) -> int:
+        """Now; asked from another thread."""
+        statuses = (status for client in self.all() for status in list(client.stream.statuses.values()))
+        return sum(status.state is ResourceState.NACKED for status in statuses)
 
     def answered(self, *, rejected: int = 0) -> None:
         """A client accepted or rejected something."""

@@ -43,7 +43,8 @@ class ResourceState(StrEnum):
 @dataclass(slots=True, kw_only=True)
 class ResourceStatus:
     """What the operator is shown about one name on one stream. `detail`: a NACK's words, or why it is unknown.
-    `note`: what is said of it besides, as long as it is not refused."""
+    `note`: what is said of it besides, as long as it is not refused. `accepted`: the version of the answers that the
+    client took it over from last; empty where it took none over on this stream."""
 
     name: str
     state: ResourceState
@@ -52,6 +53,7 @@ class ResourceStatus:
     answered_at: datetime | None = None
     detail: str = ""
     note: str = ""
+    accepted: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,12 +125,23 @@ class Subscriber(ABC):
                 status.answered_at = now
 
     def _note_sent(self, name: str, version: str, now: datetime, note: str = "") -> None:
+        known = self.statuses.get(name)
         self.statuses[name] = ResourceStatus(
-            name=name, state=ResourceState.SENT, version=version, sent_at=now, detail=note, note=note
+            name=name,
+            state=ResourceState.SENT,
+            version=version,
+            sent_at=now,
+            detail=note,
+            note=note,
+            accepted="" if known is None else known.accepted,
         )
 
     def _resolve(self, answers: Answers, now: datetime) -> tuple[dict[str, Found], dict[str, Missing]]:
         """What the names stand for now, in the order in which it is sent, and which stand for nothing."""
+        if self.seen is not None and self.seen is not answers:
+            for status in self.statuses.values():
+                if status.state is ResourceState.ACKED:
+                    status.accepted = self.seen.version
         self.seen = answers
         asked = [*answers.every_name(), *sorted(self.subscribed)] if self.everything else sorted(self.subscribed)
         found: dict[str, Found] = {}

@@ -71,7 +71,8 @@ class Consumers:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyState:
     """What one proxy made of the policies that it was given under one name. `state`: sent, acked, nacked, or
-    unanswered; `unlogged`: its decisions do not reach the agent's access log."""
+    unanswered. `in_force`: where it was refused, the revision that it goes by instead, 0 if that is not known;
+    `unlogged`: its decisions do not reach the agent's access log."""
 
     proxy: str
     pid: int
@@ -81,6 +82,7 @@ class ProxyState:
     state: str
     detail: str = ""
     unlogged: bool = True
+    in_force: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

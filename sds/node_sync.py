@@ -159,4 +159,5 @@ def _proxy(state: ProxyState) -> node_pb2.ProxyState:
         state=state.state,
         detail=state.detail,
         unlogged=state.unlogged,
+        in_force=state.in_force,
     )

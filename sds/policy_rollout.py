@@ -54,4 +54,5 @@ def _of(client: SdsClient, logged: Logged) -> Iterator[ProxyState]:
                 state=STATES[status.state],
                 detail=status.detail[:MAX_DETAIL],
                 unlogged=not logged(client.pid, stream.node_id),
+                in_force=int(status.accepted or 0) if status.state is ResourceState.NACKED else 0,
             )

@@ -17,7 +17,7 @@ from ca.cli.arguments import DURATION_HELP, instant_or_ago, waiting
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.output import Output, OutputOption, bold, emit, plain
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
-from ca.cli.policy_texts import decision_lines, decision_row, rollout_text, seconds
+from ca.cli.policy_texts import decision_lines, decision_row, proxy_detail, rollout_text, seconds
 from ca.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def rollout(
         return
     if refused := _refused(found):
         raise FailedPrecondition(
-            f"not everybody takes it over: {'; '.join(refused[:3])}", reason="POLICY_NACKED", hint="what it had goes on"
+            f"not everybody takes over revision {found['revision']}: {'; '.join(refused[:3])}",
+            reason="POLICY_NACKED",
+            hint="who refuses goes on by what it had: what is tighter now does not hold there",
         )
     if waits := _waits(found):
         raise FailedPrecondition(f"not there in time: {'; '.join(waits[:3])}", reason="ROLLOUT_TIMEOUT")
@@ -78,7 +80,7 @@ def _waits(found: Document) -> list[str]:
 def _refused(found: Document) -> list[str]:
     agents = [f"agent {one['agent']}: {one['error']}" for one in found["agents"] if one["state"] == "failed"]
     return agents + [
-        f"proxy {one['proxy']} ({one['resource']}): {one['detail']}"
+        f"proxy {one['proxy']} ({one['resource']}): {proxy_detail(one)}"
         for one in found["proxies"]
         if one["state"] == "nacked"
     ]

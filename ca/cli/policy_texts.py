@@ -121,8 +121,17 @@ def _proxy(one: Document) -> Sequence[object]:
         _number(one["revision"]),
         _coloured(one["state"]),
         "unlogged" if one["unlogged"] else "yes",
-        one["detail"],
+        proxy_detail(one),
     )
+
+
+def proxy_detail(one: Document) -> str:
+    """What the proxy said, and by what it goes where it refuses."""
+    if one["state"] != "nacked":
+        return str(one["detail"])
+    known = one.get("in_force")
+    goes = f"revision {known} is in force still" if known else "what it had before is in force still, if anything"
+    return f"{goes}: {one['detail']}"
 
 
 def _number(value: int | None) -> str:

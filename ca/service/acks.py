@@ -16,7 +16,8 @@ POLICY = "policy"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyState:
     """One resource of one proxy of an agent. `state`: sent, acked, nacked, or unanswered, which `detail` explains.
-    `unlogged`: its decisions do not reach the agent's access log."""
+    `in_force`: where it was refused, the revision that it goes by instead, 0 if that is not known; `unlogged`: its
+    decisions do not reach the agent's access log."""
 
     proxy: str
     pid: int
@@ -26,6 +27,7 @@ class ProxyState:
     state: str
     detail: str = ""
     unlogged: bool = False
+    in_force: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,7 @@ STATES: dict[str, Case] = {
     "BurgeeRotationBlocked": ("rotation_blockers", ("x509",), 0, 2),
     "BurgeeServerOutOfStep": ("sync_lag_seconds", (), 3, 90),
     "BurgeeAgentDegraded": ("agent_state", ("DEGRADED",), 0, 1),
+    "BurgeeEnvoyGoesByWhatItHad": ("agent_sds_rejected", (), 0, 1),
     "BurgeeDeletionsHeld": ("controller_deletions_held", (), 0, 120),
     "BurgeePodCertificatesWait": ("pod_certificates_waiting", (), 0, 1),
 }

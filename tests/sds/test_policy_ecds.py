@@ -16,12 +16,15 @@ from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
+from structlog.testing import capture_logs
 
 from ca.identity.selector import Selector
+from ca.runtime.metrics import REGISTRY
 from policy.decision import Reason
 from policy.envoy import deny_all
 from policy.model import Request
 from sds.envoy_delta import DeltaStream
+from sds.envoy_status import NACKS
 from sds.policy_answers import FOUND_BYTES, Caller, PolicyAnswers, owner_of
 from sds.policy_ecds import LARGE_BYTES, MAX_LARGE, MAX_NAMES
 from sds.policy_filters import refusing
@@ -146,6 +149,46 @@ async def test_what_changes_for_others_is_not_sent_and_counts_as_taken_over(lab:
     await eventually(lambda: [s.revision for s in rollout(lab.policies, lab.clients, unlogged).proxies] == [2])
     assert states(lab) == {HTTP: ("acked", "")}
     await quiet(call.call)
+
+
+async def test_what_is_rejected_leaves_the_one_before_in_force_and_everybody_is_told(
+    lab: Lab, client: WorkloadClient
+) -> None:
+    """`in_force` is the newest revision that the proxy went by, also where that changed nothing for it."""
+    no = status_pb2.Status(code=13, message="no such matcher")
+    counted = NACKS._value.get()
+
+    def told() -> tuple[str, int, int]:
+        (state,) = rollout(lab.policies, lab.clients, unlogged).proxies
+        return state.state, state.revision, state.in_force
+
+    def rejected() -> float | None:
+        return REGISTRY.get_sample_value("burgee_agent_sds_rejected")
+
+    call = client.policies()
+    await call.ask(HTTP)
+    await given(lab, SET)
+    await asyncio.wait_for(call.read(), 5)
+    await call.ack(error_detail=no)
+    await eventually(lambda: told() == ("nacked", 1, 0))  # it refuses everything, or goes by what it had before
+    await given(lab, policy_set(2, DESCRIBED, allowing("p", paths=["/a"])))
+    await answered(call)
+    await eventually(lambda: told() == ("acked", 2, 0))
+    await given(lab, policy_set(3, DESCRIBED, allowing("p", paths=["/a"]), allowing("q", "elsewhere")))
+    await eventually(lambda: told() == ("acked", 3, 0))
+    for revision, path in ((4, "/b"), (5, "/c")):
+        with capture_logs() as logged:
+            await given(lab, policy_set(revision, DESCRIBED, allowing("p", paths=[path])))
+            await asyncio.wait_for(call.read(), 5)
+            await call.ack(error_detail=no)
+            await eventually(lambda wanted=revision: told() == ("nacked", wanted, 3))  # type: ignore[misc]
+        (line,) = (one for one in logged if one.get("reason") == "SDS_NACK")
+        assert (line["log_level"], line["name"], line["in_force"], line["detail"]) == ("warning", HTTP, "3", no.message)
+    assert (NACKS._value.get() - counted, rejected()) == (3, 1)
+    await given(lab, policy_set(6, DESCRIBED, allowing("p", paths=["/d"])))
+    await answered(call)
+    await eventually(lambda: told() == ("acked", 6, 0))
+    assert rejected() == 0
 
 
 async def test_a_workload_is_known_by_what_was_attested(lab: Lab, client: WorkloadClient) -> None:

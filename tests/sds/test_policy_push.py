@@ -223,9 +223,9 @@ def test_what_an_envoy_will_not_have_is_told_in_its_words_and_the_old_holds(
     world.node.write(WEB, allowing("p", paths=["/y"]))
     state = until("it is rejected", lambda: next((s for s in world.node.proxies if s.state == "nacked"), None))
     assert "JwtAuthentication" in state.detail
-    assert state.revision == 2
+    assert (state.revision, state.in_force) == (2, 1)
     ack = until("the server is told", lambda: a if (a := world.node.last_ack) and a.proxies[0].detail else None)
-    assert ack.proxies[0].detail == state.detail
+    assert (ack.proxies[0].detail, ack.proxies[0].in_force) == (state.detail, 1)
     assert (web.status("/x"), web.status("/y")) == (200, 403)
     monkeypatch.undo()
     world.node.write(WEB, allowing("p", paths=["/y", "/z"]))
@@ -348,10 +348,12 @@ def _echo(listener: socket.socket) -> None:
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
-@pytest.mark.parametrize("api", ["DELTA_GRPC", "GRPC"])
-def test_a_proxy_cut_off_from_the_agent_denies_where_that_is_configured(api: str) -> None:
+@pytest.mark.parametrize(
+    ("api", "beside"), [("DELTA_GRPC", Proxy(jwt=True)), ("GRPC", Proxy())], ids=["chain, incremental", "filter, whole"]
+)
+def test_a_proxy_cut_off_from_the_agent_denies_where_that_is_configured(api: str, beside: Proxy) -> None:
     with policy_node(policy={"cut_off": "deny", "ttl_seconds": 3}) as node:
-        web = PolicyProxy("web", node.home / "web", node.socket, api=api)
+        web = PolicyProxy("web", node.home / "web", node.socket, api=api, beside=beside)
         node.start(entry_for("/web", web.envoy.selector))
         try:
             web.start()

@@ -46,6 +46,7 @@ def _proxy(found: pb.ProxyState) -> ProxyState:
         state=found.state if found.state in STATES else "",
         detail=printable(found.detail[:MAX_ERROR]),
         unlogged=found.unlogged,
+        in_force=found.in_force,
     )
 
 

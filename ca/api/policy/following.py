@@ -153,4 +153,5 @@ def _proxy(agent_id: SpiffeId, proxy: ProxyState, ack: Acknowledged, agent_state
         "state": proxy.state,
         "detail": proxy.detail,
         "unlogged": proxy.unlogged,
+        "in_force": proxy.in_force or None,
     }

@@ -310,7 +310,8 @@ class MeshDocument(Told):
 
 class ProxyDocument(Told):
     """What one proxy made of one resource. `current`: its agent has what it needs of the newest revision, and the proxy
-    has taken that over."""
+    has taken that over. `in_force`: where `state` is `nacked`, the revision that it goes by instead; null where that
+    is not known: what it had before it connected, or its default, which refuses everything."""
 
     agent: str
     agent_state: Literal["current", "behind", "failed", "away"]
@@ -323,6 +324,7 @@ class ProxyDocument(Told):
     state: str
     detail: str
     unlogged: bool
+    in_force: int | None
 
 
 class AgentDocument(Told):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61/proto/burgee/node.proto\x12\x0e\x62urgee.node.v1\"\x10\n\x0eGetTimeRequest\" \n\nServerTime\x12\x12\n\nnow_micros\x18\x01 \x01(\x03\"i\n\x0bSyncRequest\x12.\n\tsubscribe\x18\x01 \x01(\x0b\x32\x19.burgee.node.v1.SubscribeH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.burgee.node.v1.AckH\x00\x42\x06\n\x04step\"I\n\tSubscribe\x12\x13\n\x0bstore_epoch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\ragent_version\x18\x03 \x01(\t\"\x8e\x02\n\x03\x41\x63k\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x11\n\tconsumers\x18\x04 \x01(\r\x12\x17\n\x0f\x63onsumers_acked\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x03(\t\x12\x17\n\x0f\x62undle_sequence\x18\x07 \x01(\x04\x12\x13\n\x0b\x61uthorities\x18\x08 \x03(\t\x12\x18\n\x10workload_streams\x18\t \x01(\r\x12&\n\x05svids\x18\n \x03(\x0b\x32\x17.burgee.node.v1.Hanging\x12+\n\x07proxies\x18\x0b \x03(\x0b\x32\x1a.burgee.node.v1.ProxyState\"\x90\x01\n\nProxyState\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x10\n\x08unlogged\x18\x08 \x01(\x08\".\n\x07Hanging\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xa3\x01\n\x0cSyncResponse\x12\x13\n\x0bstore_epoch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12+\n\tresources\x18\x04 \x03(\x0b\x32\x18.burgee.node.v1.Resource\x12-\n\x07removed\x18\x05 \x03(\x0b\x32\x1c.burgee.node.v1.ResourceName\"7\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"*\n\x0cResourceName\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t2\x94\x01\n\x04Node\x12\x45\n\x04Sync\x12\x1b.burgee.node.v1.SyncRequest\x1a\x1c.burgee.node.v1.SyncResponse(\x01\x30\x01\x12\x45\n\x07GetTime\x12\x1e.burgee.node.v1.GetTimeRequest\x1a\x1a.burgee.node.v1.ServerTimeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61/proto/burgee/node.proto\x12\x0e\x62urgee.node.v1\"\x10\n\x0eGetTimeRequest\" \n\nServerTime\x12\x12\n\nnow_micros\x18\x01 \x01(\x03\"i\n\x0bSyncRequest\x12.\n\tsubscribe\x18\x01 \x01(\x0b\x32\x19.burgee.node.v1.SubscribeH\x00\x12\"\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x13.burgee.node.v1.AckH\x00\x42\x06\n\x04step\"I\n\tSubscribe\x12\x13\n\x0bstore_epoch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\ragent_version\x18\x03 \x01(\t\"\x8e\x02\n\x03\x41\x63k\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x11\n\tconsumers\x18\x04 \x01(\r\x12\x17\n\x0f\x63onsumers_acked\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x03(\t\x12\x17\n\x0f\x62undle_sequence\x18\x07 \x01(\x04\x12\x13\n\x0b\x61uthorities\x18\x08 \x03(\t\x12\x18\n\x10workload_streams\x18\t \x01(\r\x12&\n\x05svids\x18\n \x03(\x0b\x32\x17.burgee.node.v1.Hanging\x12+\n\x07proxies\x18\x0b \x03(\x0b\x32\x1a.burgee.node.v1.ProxyState\"\xa2\x01\n\nProxyState\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x11\n\tspiffe_id\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x10\n\x08unlogged\x18\x08 \x01(\x08\x12\x10\n\x08in_force\x18\t \x01(\x04\".\n\x07Hanging\x12\x14\n\x0c\x61uthority_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xa3\x01\n\x0cSyncResponse\x12\x13\n\x0bstore_epoch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12+\n\tresources\x18\x04 \x03(\x0b\x32\x18.burgee.node.v1.Resource\x12-\n\x07removed\x18\x05 \x03(\x0b\x32\x1c.burgee.node.v1.ResourceName\"7\n\x08Resource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"*\n\x0cResourceName\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t2\x94\x01\n\x04Node\x12\x45\n\x04Sync\x12\x1b.burgee.node.v1.SyncRequest\x1a\x1c.burgee.node.v1.SyncResponse(\x01\x30\x01\x12\x45\n\x07GetTime\x12\x1e.burgee.node.v1.GetTimeRequest\x1a\x1a.burgee.node.v1.ServerTimeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,15 +42,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACK']._serialized_start=281
   _globals['_ACK']._serialized_end=551
   _globals['_PROXYSTATE']._serialized_start=554
-  _globals['_PROXYSTATE']._serialized_end=698
-  _globals['_HANGING']._serialized_start=700
-  _globals['_HANGING']._serialized_end=746
-  _globals['_SYNCRESPONSE']._serialized_start=749
-  _globals['_SYNCRESPONSE']._serialized_end=912
-  _globals['_RESOURCE']._serialized_start=914
-  _globals['_RESOURCE']._serialized_end=969
-  _globals['_RESOURCENAME']._serialized_start=971
-  _globals['_RESOURCENAME']._serialized_end=1013
-  _globals['_NODE']._serialized_start=1016
-  _globals['_NODE']._serialized_end=1164
+  _globals['_PROXYSTATE']._serialized_end=716
+  _globals['_HANGING']._serialized_start=718
+  _globals['_HANGING']._serialized_end=764
+  _globals['_SYNCRESPONSE']._serialized_start=767
+  _globals['_SYNCRESPONSE']._serialized_end=930
+  _globals['_RESOURCE']._serialized_start=932
+  _globals['_RESOURCE']._serialized_end=987
+  _globals['_RESOURCENAME']._serialized_start=989
+  _globals['_RESOURCENAME']._serialized_end=1031
+  _globals['_NODE']._serialized_start=1034
+  _globals['_NODE']._serialized_end=1182
 # @@protoc_insertion_point(module_scope)

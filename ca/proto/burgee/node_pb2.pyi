@@ -189,6 +189,7 @@ class ProxyState(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     UNLOGGED_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
     proxy: _builtins.str
     """Envoy's node id, as it says."""
     pid: _builtins.int
@@ -203,6 +204,8 @@ class ProxyState(_message.Message):
     """Envoy's words on what it refused, or why everything is refused here."""
     unlogged: _builtins.bool
     """Its decisions do not reach the agent's access log."""
+    in_force: _builtins.int
+    """Where it was refused: of the policies that it goes by instead, those that it took over last. 0: none on this stream."""
     def __init__(
         self,
         *,
@@ -214,10 +217,11 @@ class ProxyState(_message.Message):
         state: _builtins.str = ...,
         detail: _builtins.str = ...,
         unlogged: _builtins.bool = ...,
+        in_force: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "pid", b"pid", "proxy", b"proxy", "resource", b"resource", "revision", b"revision", "spiffe_id", b"spiffe_id", "state", b"state", "unlogged", b"unlogged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "in_force", b"in_force", "pid", b"pid", "proxy", b"proxy", "resource", b"resource", "revision", b"revision", "spiffe_id", b"spiffe_id", "state", b"state", "unlogged", b"unlogged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

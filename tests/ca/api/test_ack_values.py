@@ -38,17 +38,19 @@ def test_what_each_proxy_made_of_policies_is_bounded_and_safe_to_show() -> None:
         state="nacked",
         detail="\x1b[31m" + "d" * 2 * MAX_ERROR,
         unlogged=True,
+        in_force=2,
     )
     ack = pb.Ack(kind="policy", revision=4, proxies=[loud, *[pb.ProxyState(state="of the future")] * 2 * MAX_PROXIES])
     found = acknowledged(pb.Ack.FromString(ack.SerializeToString()), NOW)
     assert len(found.proxies) == MAX_PROXIES
     first, second = found.proxies[:2]
-    assert (first.pid, first.spiffe_id, first.revision, first.state, first.unlogged) == (
+    assert (first.pid, first.spiffe_id, first.revision, first.state, first.unlogged, first.in_force) == (
         7,
         "spiffe://td/web",
         3,
         "nacked",
         True,
+        2,
     )
     assert first.proxy.isprintable()
     assert first.detail.isprintable()

@@ -155,6 +155,7 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
         "state": "nacked",
         "detail": "no such extension",
         "unlogged": True,
+        "in_force": 1,
     }
     found: dict[str, Any] = {"revision": 2, "agents": [agent], "proxies": [proxy]}
 
@@ -169,7 +170,13 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
 
     monkeypatch.setattr(policy_online_views, "policy_api", lambda _: Told())
     ran = live("policy", "rollout", "--wait")
-    assert (ran.code, "(POLICY_NACKED)" in ran.err, "no such extension" in ran.out) == (1, True, True)
+    assert (ran.code, "(POLICY_NACKED)" in ran.err) == (1, True)
+    said = "revision 1 is in force still: no such extension"
+    assert said in ran.out
+    assert f"takes over revision 2: proxy front (burgee.http.policy): {said}" in ran.err
+    proxy["in_force"] = None
+    ran = live("policy", "rollout", "--wait")
+    assert "what it had before is in force still, if anything: no such extension" in ran.err
     assert "unlogged" in ran.out
     proxy["state"] = "sent"
     ran = live("policy", "rollout", "--wait", "--timeout", "1s")
