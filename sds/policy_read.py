@@ -17,6 +17,7 @@ from ca.errors import InvalidArgument
 from ca.identity.selector import Selector
 from ca.identity.text import quote
 from ca.proto.burgee import policy_pb2
+from ca.runtime.collector import paused
 from policy.authentication import JwtRule, RequestAuthentication
 from policy.described import contradictory, described
 from policy.model import Mesh, Policy, Target
@@ -109,7 +110,8 @@ class Policies:
         key = (matched.target, *map(id, mine))
         known = self._snapshots.get(key) or self._usable.get(key)
         if known is None:
-            known = (mine, compile_set(mine, self.mesh, [matched.target], peers=self._peers.objects))
+            with paused():
+                known = (mine, compile_set(mine, self.mesh, [matched.target], peers=self._peers.objects))
         if len(self._snapshots) >= MAX_SNAPSHOTS:
             self._snapshots.pop(next(iter(self._snapshots)), None)
         self._snapshots[key] = known
