@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from policy import reference
 from policy.classes.compare import Kind
 from policy.classes.rows import MAX_PLAIN
 from policy.decision import Decision
@@ -63,6 +64,17 @@ def contradicted(
                 ), (kind, provider, target, request)
 
 
+def assert_flips(change: Change, before: tuple[Policy, ...], after: tuple[Policy, ...]) -> None:
+    """The request that is shown is decided otherwise, each time it is asked: by the evaluator from the specification,
+    which shares nothing with the index, and for every target that is named."""
+    for target in (each for each in TARGETS if each.spiffe_id in change.targets):
+        was, will = (reference.decide(policies, MESH, target, change.request) for policies in (before, after))
+        if change.shadow:
+            was, will = was.shadow or was, will.shadow or will
+        assert (change.kind, change.provider) in kinds(was, will), (change.text(), target)
+        assert (change.before.allowed, change.after.allowed) == (was.allowed, will.allowed)
+
+
 @settings(max_examples=800 if LONG else 40, deadline=None, suppress_health_check=HURRIED)
 @given(POLICY_SETS, POLICY_SETS, st.sampled_from([0, MAX_PLAIN]), st.data())
 def test_agrees_with_every_request_that_is_drawn(
@@ -81,6 +93,7 @@ def test_agrees_with_every_request_that_is_drawn(
     for change in found.changes:
         assert change.certain, change.text()
         assert within(change, change.request)
+        assert_flips(change, one.policies, other.policies)
 
 
 @settings(max_examples=100 if LONG else 10, deadline=None, suppress_health_check=HURRIED)
