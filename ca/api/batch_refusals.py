@@ -12,14 +12,13 @@ from ca.runtime import log
 logger = log.get("svid")
 
 
-def log_refused(agent_id: SpiffeId, outcomes: Iterable[tuple[str, object]]) -> None:
-    """One line for each reason, however many items had it; outcomes are pairs of entry id (as the caller sent it) and
-    what came of it."""
-    refused: dict[str, list[tuple[str, BurgeeError]]] = {}
-    for entry_id, outcome in outcomes:
-        if isinstance(outcome, BurgeeError):
-            refused.setdefault(outcome.reason, []).append((entry_id, outcome))
-    for reason, items in refused.items():
+def log_refused(agent_id: SpiffeId, refused: Iterable[tuple[str, BurgeeError]]) -> None:
+    """One line for each reason, however many items had it; `refused` are pairs of entry id (as the caller sent it) and
+    why."""
+    by_reason: dict[str, list[tuple[str, BurgeeError]]] = {}
+    for entry_id, error in refused:
+        by_reason.setdefault(error.reason, []).append((entry_id, error))
+    for reason, items in by_reason.items():
         entry_id, first = items[0]
         logger.info(
             "X.509-SVIDs refused",

@@ -80,15 +80,24 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
                 f"{len(request.params)} CSRs in one call; at most {MAX_CSRS} are accepted", reason="BATCH_TOO_LARGE"
             )
         agent_id = current_agent().id
-        wanted = [self._wanted(agent_id, params) for params in request.params]
+        asked = list(request.params)
+        wanted = [self._wanted(agent_id, params) for params in asked]
         requests = [item for item in wanted if isinstance(item, WorkloadRequest)]
         async with self._limits.x509(len(wanted)):
             issued = iter(await self._issuer.for_workloads(agent_id, requests))
         outcomes = [next(issued) if isinstance(item, WorkloadRequest) else _counted(item) for item in wanted]
-        log_refused(agent_id, zip((params.entry_id for params in request.params), outcomes, strict=True))
+        log_refused(
+            agent_id,
+            (
+                (params.entry_id, outcome)
+                for params, outcome in zip(asked, outcomes, strict=True)
+                if isinstance(outcome, BurgeeError)
+            ),
+        )
         response = pb.BatchNewX509SVIDResponse()
+        add = response.results.add
         for outcome in outcomes:
-            _fill(response.results.add(), outcome)
+            _fill(add(), outcome)
         return response
 
     async def NewJWTSVID(self, request: pb.NewJWTSVIDRequest, context: Context) -> pb.NewJWTSVIDResponse:
@@ -119,12 +128,13 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
         )
 
     def _wanted(self, agent_id: SpiffeId, params: pb.NewX509SVIDParams) -> WorkloadRequest | BurgeeError:
-        if not params.entry_id:
+        entry_id, csr = params.entry_id, params.csr
+        if not entry_id:
             return _NO_ENTRY
-        if not params.csr:
+        if not csr:
             return _NO_CSR
-        entry: RegistrationEntry | None = self._index.get(agent_id, params.entry_id)
-        return _NOT_FOUND if entry is None else WorkloadRequest(entry, params.csr)
+        entry: RegistrationEntry | None = self._index.get(agent_id, entry_id)
+        return _NOT_FOUND if entry is None else WorkloadRequest(entry, csr)
 
 
 def audience(names: Any) -> tuple[str, ...]:

@@ -75,6 +75,17 @@ def parse_csr(request: bytes) -> Csr:
     Raises InvalidArgument with reason CSR_TOO_LONG, CSR_MALFORMED, CSR_ALGORITHM, CSR_SIGNATURE, or a KEY_* reason
     of `read_public_key` for a key that is not certified.
     """
+    key, subject, attributes = _verify(request)
+    return Csr(key=key, subject_der=subject, attributes_der=attributes)
+
+
+def proven_key(request: bytes) -> PublicKeyInfo:
+    """The same for whom the key alone counts."""
+    return _verify(request)[0]
+
+
+def _verify(request: bytes) -> tuple[PublicKeyInfo, bytes, bytes]:
+    """Key, subject and attributes of a request whose signature is the key's."""
     if len(request) > MAX_CSR_BYTES:
         raise InvalidArgument(f"CSR is longer than {MAX_CSR_BYTES} bytes", reason="CSR_TOO_LONG")
     try:
@@ -99,7 +110,7 @@ def parse_csr(request: bytes) -> Csr:
                 hint="the request must be signed with the private key of the public key that it names",
             ) from error
         raise
-    return Csr(key=key, subject_der=subject, attributes_der=attributes)
+    return key, subject, attributes
 
 
 def _cut(request: bytes) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes]:

@@ -76,7 +76,9 @@ def read(data: bytes, at: int, end: int, tag: int) -> tuple[int, int]:
         start += octets
         if not 0 < octets <= 4 or start > end:
             raise malformed(f"bad length at offset {at}")
-        size = int.from_bytes(data[start - octets : start], "big")
+        size = data[at + 2]
+        if octets > 1:
+            size = size << 8 | data[at + 3] if octets == 2 else int.from_bytes(data[at + 2 : start], "big")
         if size < 0x80 or size >> (8 * (octets - 1)) == 0:  # X.690 §10.1: the shortest form only
             raise malformed(f"length is not minimal at offset {at}")
     stop = start + size

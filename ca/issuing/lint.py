@@ -31,43 +31,44 @@ def lint(tbs: bytes, want: Expected, template: Template) -> None:
     `template` must be the one for the issuer and kind in `want`; the first certificate of a template is linted in
     full, and the template remembers that it passed.
     """
+    if _like_one_that_passed(tbs, want, template):
+        return
     try:
         names = template.names_in(tbs, want)
-        if names is not None and _like_the_last(names, want, template):
-            return
         parts = None if names is None else template.parts(want, names)
-        if parts is None:
+        if names is None or parts is None:
             _lint_all(tbs, want, template)
             return
         for rule, check in _VARYING_CHECKS:
             problem = check(parts, want)
             if problem:
                 raise _failed(rule, problem)
-        template.like = (want.lifetime, want.subject, want.key.kind)
     except InvalidArgument as error:
         raise Internal(f"certificate is not well-formed: {error.detail}", reason="LINT") from error
+    if _is_common(want):
+        template.remember(tbs, want, names)
 
 
-def _like_the_last(names: bytes, want: Expected, template: Template) -> bool:
-    """True for a leaf with one URI and no DNS name that shares lifetime, subject and kind of key with one that passed.
+def _like_one_that_passed(tbs: bytes, want: Expected, template: Template) -> bool:
+    """True for a leaf with one URI and no DNS name that differs from one that passed in nothing but serial number,
+    key, key identifier and URI, each of which is the expected one and of the same length.
 
-    What the rules ask of these three was answered then; key and key identifier are the expected ones, or there were
-    no `names`. Left are the serial number's bounds, the identity's and the bytes of the one URI. Where one of them
-    does not hold, the rules themselves are asked, and say why.
+    All of its lengths and tags are those that were read then, and what the rules ask of the rest was answered. Left
+    are the serial number's bounds and the identity's. Where one of them does not hold, the rules themselves are asked,
+    and say why.
     """
-    like, identity = template.like, want.spiffe_id
+    identity = want.spiffe_id
     return (
-        like is not None
-        and like[0] is want.lifetime
-        and like[1] == want.subject
-        and like[2] == want.key.kind
-        and want.kind == "leaf"
+        _is_common(want)
         and 0 < want.serial < _SERIAL_BOUND
-        and not want.dns_names
         and bool(identity.path)
-        and identity.trust_domain == want.issuer.trust_domain
-        and names == der.tlv(der.SEQUENCE, der.tlv(URI, str(identity).encode()))
+        and identity.trust_domain.name == want.issuer.trust_domain.name
+        and template.expects(tbs, want, der.tlv(der.SEQUENCE, der.tlv(URI, str(identity).encode())))
     )
+
+
+def _is_common(want: Expected) -> bool:
+    return want.kind == "leaf" and not want.dns_names
 
 
 def findings(tbs: bytes, want: Expected) -> list[tuple[Rule, str]]:

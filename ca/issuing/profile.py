@@ -58,7 +58,7 @@ def minted(requested: Sequence[Attribute]) -> LeafProfile:
 
 def check_identity(profile: LeafProfile, spiffe_id: SpiffeId, trust_domain: TrustDomain) -> None:
     """Raises InvalidArgument unless a certificate of this profile from this trust domain may carry the ID."""
-    if spiffe_id.trust_domain != trust_domain:
+    if spiffe_id.trust_domain.name != trust_domain.name:
         raise InvalidArgument(
             f"{quote(str(spiffe_id))} is not in trust domain `{trust_domain}`", reason="SPIFFE_ID_FOREIGN"
         )

@@ -30,6 +30,7 @@ _P384_BYTES = len(_P384) + 96
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
 
 SubjectPublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+_KINDS = (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)
 
 
 class PublicKeyInfo(NamedTuple):
@@ -127,7 +128,7 @@ def _load(spki: bytes) -> SubjectPublicKey:
         key = load_der_public_key(spki)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidArgument("malformed public key", reason="KEY_MALFORMED") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+    if not isinstance(key, _KINDS):
         raise InvalidArgument("public key is of a kind that is not certified", reason="KEY_ALGORITHM")
     return key
 

@@ -10,16 +10,27 @@ from ca.issuing.parts import EXTENSIONS, VERSION_3, Extension, Parts, read_names
 from ca.issuing.rules import Expected
 from ca.issuing.times import encode_validity
 
+MAX_OUTLINES = 256
+"""Kept at once by one template: those of a second, mostly."""
+
 
 class Template:
     """The constant bytes of one kind of certificate from one issuer.
 
     `linted` holds the parts of a certificate of this template that passed every lint rule; until then it is None.
-    `like` holds what the last one that passed shares with the others of its batch: lifetime, subject, kind of key.
-    Two threads may set them at once; each sets what passed.
+    `outlines` holds what others of those that passed may share with one. Two threads may write to both at once; each
+    writes what passed.
     """
 
-    __slots__ = ("_subject_rdns", "algorithm_and_issuer", "authority_key", "before_key", "like", "linted", "subject")
+    __slots__ = (
+        "_subject_rdns",
+        "algorithm_and_issuer",
+        "authority_key",
+        "before_key",
+        "linted",
+        "outlines",
+        "subject",
+    )
 
     def __init__(
         self,
@@ -37,7 +48,7 @@ class Template:
         self.before_key = leading_extensions + SUBJECT_KEY_HEAD
         self.authority_key = authority_key
         self.linted: Parts | None = None
-        self.like: tuple[Lifetime, bytes, str] | None = None
+        self.outlines: dict[tuple[object, ...], tuple[bytes, bytes, bytes, bytes]] = {}
 
     def subject_with(self, common_name: str) -> bytes:
         """The template's subject with a common name behind it. Raises InvalidArgument (reason SUBJECT)."""
@@ -113,6 +124,37 @@ class Template:
         tail = self.before_key + want.key_identifier + self.authority_key
         return self._cut_names(tbs, at + len(tail), _names_head(want.subject)) if tbs.startswith(tail, at) else None
 
+    def remember(self, tbs: bytes, want: Expected, names: bytes) -> None:
+        """Keep the outline of bytes that passed the lint, given what `names_in` returned: all but serial number, key,
+        key identifier and alternative names."""
+        start, _ = der.read(tbs, 0, len(tbs), der.SEQUENCE)
+        serial = der.integer(want.serial)
+        validity = encode_validity(want.lifetime.not_before, want.lifetime.not_after)
+        serial_at = start + len(VERSION_3)
+        after_serial = serial_at + len(serial)
+        key_at = after_serial + len(self.algorithm_and_issuer) + len(validity) + len(want.subject)
+        extension = der.tlv(der.SEQUENCE, _names_head(want.subject) + der.tlv(der.OCTET_STRING, names))
+        after_identifier = len(tbs) - len(extension) - len(self.authority_key)
+        if len(self.outlines) >= MAX_OUTLINES:
+            self.outlines.clear()
+        self.outlines[_shape(want, serial, names)] = (
+            tbs[:serial_at],
+            tbs[after_serial:key_at],
+            tbs[key_at + len(want.key.der) : after_identifier - len(want.key_identifier)],
+            tbs[after_identifier : len(tbs) - len(names)],
+        )
+
+    def expects(self, tbs: bytes, want: Expected, names: bytes) -> bool:
+        """Whether `tbs` is an outline that was kept, filled with what is wanted and these alternative names."""
+        serial = der.integer(want.serial)
+        outline = self.outlines.get(_shape(want, serial, names))
+        if outline is None:
+            return False
+        head, issuer_to_subject, extensions, tail = outline
+        return tbs == b"".join(
+            (head, serial, issuer_to_subject, want.key.der, extensions, want.key_identifier, tail, names)
+        )
+
     def cut(self, tbs: bytes, want: Expected) -> Parts | None:
         """The parts of `tbs`, equal to `parse_tbs(tbs)`; None where `names_in` says so. Raises as that does."""
         names = self.names_in(tbs, want)
@@ -151,6 +193,12 @@ class Template:
             return None
         at, stop = der.read(tbs, at + len(head), end, der.OCTET_STRING)
         return tbs[at:] if stop == end else None
+
+
+def _shape(want: Expected, serial: bytes, names: bytes) -> tuple[object, ...]:
+    """What two certificates of a template must share to have the same outline."""
+    times, key = want.lifetime, want.key
+    return (times.not_before, times.not_after, want.subject, key.kind, len(key.der), len(serial), len(names))
 
 
 def _is_empty(subject: bytes) -> bool:

@@ -5,9 +5,8 @@ Between the two the caller writes the issuance record; a token holds all that go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import ParamSpec
 
 from cryptography import x509
 
@@ -35,8 +34,6 @@ from ca.issuing.spki import PublicKeyInfo, load_authority_key, read_public_key
 from ca.issuing.template import Template
 from ca.issuing.token import IssuanceToken
 from ca.ports import BatchSigner, KeyType, Signer
-
-P = ParamSpec("P")
 
 
 def prepare_leaf(
@@ -169,7 +166,7 @@ def sign_all(tokens: Sequence[IssuanceToken], signer: Signer, *, remote: bool) -
     All signatures first and all checks afterwards: signing runs without the interpreter's lock, checking with it, and
     two threads that do the one and the other by turns wait for each other (a fifth of the CPU, measured).
     """
-    return finish_all(tokens, [_caught(_signature, token, signer) for token in tokens], remote=remote)
+    return finish_all(tokens, [_signed(token, signer) for token in tokens], remote=remote)
 
 
 def sign_many(tokens: Sequence[IssuanceToken], signer: BatchSigner) -> Sequence[bytes | BurgeeError]:
@@ -189,15 +186,21 @@ def finish_all(
     tokens: Sequence[IssuanceToken], signatures: Sequence[bytes | BurgeeError], *, remote: bool
 ) -> list[bytes | BurgeeError]:
     """A certificate, re-checked, or an error for each token, in order."""
-    return [
-        signature if isinstance(signature, BurgeeError) else _caught(_finish, token, signature, remote=remote)
-        for token, signature in zip(tokens, signatures, strict=True)
-    ]
+    return [_finished(token, signature, remote=remote) for token, signature in zip(tokens, signatures, strict=True)]
 
 
-def _caught(step: Callable[P, bytes], *args: P.args, **kwargs: P.kwargs) -> bytes | BurgeeError:
+def _signed(token: IssuanceToken, signer: Signer) -> bytes | BurgeeError:
     try:
-        return step(*args, **kwargs)
+        return _signature(token, signer)
+    except BurgeeError as error:
+        return error
+
+
+def _finished(token: IssuanceToken, signature: bytes | BurgeeError, *, remote: bool) -> bytes | BurgeeError:
+    if isinstance(signature, BurgeeError):
+        return signature
+    try:
+        return _finish(token, signature, remote=remote)
     except BurgeeError as error:
         return error
 
@@ -217,7 +220,8 @@ def _take(token: IssuanceToken, signer: Signer) -> None:
 def _finish(token: IssuanceToken, signature: bytes, *, remote: bool) -> bytes:
     algorithm = token.want.issuer.algorithm
     certificate = der.tlv(der.SEQUENCE, token.tbs + algorithm + der.tlv(der.BIT_STRING, b"\x00" + signature))
-    recheck(token, certificate, verify_signature=remote or token.sampled, read_names=token.sampled)
+    sampled = token.sampled
+    recheck(token, certificate, verify_signature=remote or sampled, read_names=sampled)
     return certificate
 
 

@@ -20,7 +20,7 @@ from ca.issuing.token import IssuanceToken
 from ca.issuing.x509 import finish_all, sign_many
 from ca.ports import BatchSigner, Clock, Signer, ThreadedSigner
 from ca.runtime import log, metrics
-from ca.service.issuance_jobs import IssuedX509, Job, entry_job, issued_of, prepare, sign
+from ca.service.issuance_jobs import IssuedX509, Job, entry_job, issued_of, prepare, record_of, sign
 from ca.service.signing import Authority, X509Signing, refuse_in_vain
 from ca.store.issuance import IssuanceLog
 from ca.store.values import IssuanceRecord
@@ -228,7 +228,7 @@ class Issuer:
         """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
         prepared = await self._spread(lambda some: prepare(some, lifetimes, signing), jobs)
         ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
-        await self._records.append([self._record(job, token) for job, token in ready])
+        await self._records.append([record_of(job, token, self.settings.server) for job, token in ready])
         tokens = [token for _, token in ready]
         signer = signing.signer
         if isinstance(signer, BatchSigner):
@@ -264,22 +264,6 @@ class Issuer:
         pieces = [items[at : at + size] for at in range(0, len(items), size)]
         results = await asyncio.gather(*(self.in_pool(work, piece) for piece in pieces))
         return results[0] if len(results) == 1 else [item for piece in results for item in piece]
-
-    def _record(self, job: Job, token: IssuanceToken) -> IssuanceRecord:
-        return IssuanceRecord(
-            kind="x509",
-            serial_or_kid=str(token.serial),
-            tbs_sha256=token.tbs_sha256,
-            authority_id=token.authority_id,
-            server=self.settings.server,
-            spiffe_id=str(job.spiffe_id),
-            entry_id=job.entry_id,
-            entry_revision=job.entry_revision,
-            agent=job.agent,
-            not_before=token.not_before,
-            not_after=token.not_after,
-            key_sha256=token.key_sha256,
-        )
 
     def _report(self, jobs: Sequence[Job], outcomes: Sequence[IssuedX509 | BurgeeError]) -> None:
         """One line for each way in which lives were cut short, however many they were."""

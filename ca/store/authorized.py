@@ -157,11 +157,13 @@ class AuthorizedIndex:
 
     def get(self, agent_id: SpiffeId, entry_id: str) -> RegistrationEntry | None:
         """The entry, if the agent may serve it."""
-        entry = self._entries.get(entry_id)
-        known = self._agents.get(self._key(agent_id))
+        own = self._key(agent_id)
+        entry, known = self._entries.get(entry_id), self._agents.get(own)
         if entry is None or known is None:
             return None
-        own, held = self._key(agent_id), known[1]
+        if entry.expires_at is None and self._key(entry.parent_id) == own:  # as most are
+            return entry
+        held = known[1]
         for ancestor in self._upwards(entry, self._now()):
             if ancestor.parent_id == self._server:
                 if ancestor.selectors and ancestor.selectors <= held:

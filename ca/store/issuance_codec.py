@@ -24,13 +24,14 @@ _DIGESTS = ("tbs_sha256", "key_sha256")
 
 def encode(records: Sequence[IssuanceRecord]) -> bytes:
     """One blob for at least one record; about 190 octets each in a batch of one agent."""
+    by_name = dict(zip(IssuanceRecord._fields, zip(*records, strict=True), strict=True))
     columns: list[Any] = [len(records)]
-    columns.extend(_folded([getattr(record, name) for record in records]) for name in _TEXTS)
-    columns.extend(_folded_times([getattr(record, name) for record in records]) for name in _TIMES)
+    columns.extend(_folded(by_name[name]) for name in _TEXTS)
+    columns.extend(_folded_times(by_name[name]) for name in _TIMES)
     blobs: list[bytes] = []
     for name in _DIGESTS:
-        digests = [getattr(record, name) for record in records]
-        columns.append(_folded(list(map(len, digests))))
+        digests = by_name[name]
+        columns.append(_folded(tuple(map(len, digests))))
         blobs.extend(digests)
     head = to_json(columns).encode()
     return b"".join((bytes((_VERSION,)), len(head).to_bytes(4, "big"), head, *blobs))
@@ -53,13 +54,13 @@ def decode(blob: bytes) -> list[IssuanceRecord]:
     return [IssuanceRecord(**dict(zip(names, row, strict=True))) for row in rows]
 
 
-def _folded(values: list[Any]) -> Any:
+def _folded(values: tuple[Any, ...]) -> Any:
     return values[0] if values.count(values[0]) == len(values) else values
 
 
-def _folded_times(values: list[datetime]) -> Any:
+def _folded_times(values: tuple[datetime, ...]) -> Any:
     folded = _folded(values)
-    return [to_micros(value) for value in folded] if isinstance(folded, list) else to_micros(folded)
+    return to_micros(folded) if isinstance(folded, datetime) else list(map(to_micros, folded))
 
 
 def _unfolded(column: Any, count: int) -> Any:

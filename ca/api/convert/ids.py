@@ -88,6 +88,7 @@ def instant(seconds: int) -> datetime | None:
         raise InvalidArgument(f"time `{seconds}` is out of range", reason="TIME") from None
 
 
+@lru_cache(maxsize=256)
 def seconds(value: datetime | None) -> int:
-    """Unix seconds; none is 0."""
+    """Unix seconds; none is 0. Remembered, since a batch shares its times."""
     return 0 if value is None else int(value.timestamp())

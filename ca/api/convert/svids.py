@@ -19,8 +19,9 @@ def x509_message(svid: IssuedX509) -> types_pb2.X509SVID:
 def fill_x509(message: types_pb2.X509SVID, svid: IssuedX509) -> None:
     """In place: a message that is handed to another's constructor is copied."""
     message.cert_chain.extend(svid.chain)
-    message.id.trust_domain = svid.spiffe_id.trust_domain.name
-    message.id.path = svid.spiffe_id.path
+    identity, value = message.id, svid.spiffe_id
+    identity.trust_domain = value.trust_domain.name
+    identity.path = value.path
     message.expires_at = seconds(svid.not_after)
 
 

@@ -13,6 +13,7 @@ from ca.errors import Internal, InvalidArgument
 from ca.identity.spiffe_id import SpiffeId, TrustDomain
 from ca.issuing import der
 from ca.issuing import extensions as ext
+from ca.issuing.lifetime import Lifetime
 from ca.issuing.lint import CONSTANT_RULES, VARYING_RULES, findings, lint
 from ca.issuing.names import COMMON_NAME, encode_name
 from ca.issuing.parts import VARYING, VERSION_3, Parts, parse_tbs
@@ -20,6 +21,7 @@ from ca.issuing.profile import SVID_SUBJECT, WORKLOAD, authority_subject
 from ca.issuing.rules import RULES, Expected
 from ca.issuing.signature import ECDSA_SHA256, RSA_SHA256
 from ca.issuing.spki import PublicKeyInfo
+from ca.issuing.template import MAX_OUTLINES
 from ca.issuing.times import encode_validity
 from ca.issuing.token import IssuanceToken
 from ca.issuing.x509 import prepare_intermediate, prepare_leaf, prepare_root
@@ -31,14 +33,18 @@ ID = SpiffeId.of(TD, "/ns/a/sa/b")
 
 
 def leaf(
-    dns_names: tuple[str, ...] = (), key: PublicKeyInfo | None = None, path: str = "/ns/a/sa/b", serial: int = 7
+    dns_names: tuple[str, ...] = (),
+    key: PublicKeyInfo | None = None,
+    path: str = "/ns/a/sa/b",
+    serial: int = 7,
+    times: Lifetime = TIMES,
 ) -> IssuanceToken:
     return prepare_leaf(
         profile=WORKLOAD,
         spiffe_id=SpiffeId.of(TD, path),
         dns_names=dns_names,
         public_key=key or subject_key(),
-        lifetime=TIMES,
+        lifetime=times,
         serial=serial,
         issuer=issuer(),
     )
@@ -303,6 +309,11 @@ def fast_verdict(tbs: bytes, token: IssuanceToken) -> bool:
     return True
 
 
+def quick_verdict(tbs: bytes, token: IssuanceToken) -> bool:
+    """Whether the bytes need no rule at all, being like some that passed."""
+    return token.template.expects(tbs, token.want, ext.alternative_names(str(token.want.spiffe_id), ()))
+
+
 def test_fast_and_full_lint_agree() -> None:
     for tbs, token in everything():
         assert fast_verdict(tbs, token) == full_verdict(tbs, token.want)
@@ -322,13 +333,47 @@ def test_fast_and_full_lint_agree_on_every_changed_byte(flip: int) -> None:
 def test_the_quickest_lint_and_the_full_one_agree_on_every_changed_byte(flip: int) -> None:
     """Of a leaf without DNS names, like the one before it: only serial number, key and ID are looked at anew."""
     token = leaf()
-    assert token.template.like is not None
-    assert token.template.like[0] is token.want.lifetime
+    assert quick_verdict(token.tbs, token)
     for at in range(len(token.tbs)):
         changed = bytearray(token.tbs)
         changed[at] ^= flip
         verdict = full_verdict(bytes(changed), token.want)
+        assert quick_verdict(bytes(changed), token) is False
         assert fast_verdict(bytes(changed), token) is verdict is False
+
+
+def test_what_failed_the_lint_leaves_no_outline() -> None:
+    """A common name where the profile has none, twice: the second is no more like one that passed than the first."""
+    token = leaf()
+    subject = der.tlv(0x30, der.tlv(0x31, der.tlv(0x30, COMMON_NAME + der.tlv(0x0C, b"x" * 65))))
+    want = token.want._replace(subject=subject)
+    for _ in range(2):
+        with pytest.raises(Internal, match="subject"):
+            lint(replace(Tbs(), subject=subject).encode(), want, token.template)
+
+
+def test_lifetimes_and_lengths_in_turn_stay_quick() -> None:
+    """A batch of entries with several TTLs and IDs of several lengths; a key of another length is another outline."""
+    tokens = [
+        leaf(path=path, serial=serial, key=key, times=lifetime(NOW, NOW + timedelta(seconds=seconds)))
+        for path in ("/web", "/database", "/" + "x" * 200)
+        for serial in (1, 2**127, 2**128 - 1)
+        for key in (subject_key("ec-p256"), subject_key("ec-p384"))
+        for seconds in (60, 3600)
+    ]
+    for token in tokens:
+        assert quick_verdict(token.tbs, token)
+        for other in tokens:
+            same = other is token
+            assert quick_verdict(other.tbs, token) is same
+            assert full_verdict(other.tbs, token.want) is same
+
+
+def test_a_template_keeps_so_many_outlines_and_no_more() -> None:
+    for length in range(1, MAX_OUTLINES + 10):
+        token = leaf(path="/" + "x" * length)
+        assert quick_verdict(token.tbs, token)
+    assert len(token.template.outlines) <= MAX_OUTLINES
 
 
 @pytest.mark.parametrize(
