@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,6 +18,7 @@ from sds.cache import Cache
 from sds.config import AgentConfig
 from sds.envoy_status import SdsClients
 from sds.policy_held import HeldPolicies
+from sds.policy_rollout import gone_by
 from sds.providers import Provider, providers_of
 from sds.workloads import Caller, Context, Workloads
 
@@ -42,7 +44,7 @@ class Decisions:
         settings = config.policy
         directory = settings.decision_log.directory or config.data_dir / "decisions"
         self.log = DecisionLog(settings.decision_log, directory, agent=agent_id, now=clock.now)
-        self._held, self._clients, self._clock = held, clients, clock
+        self._held, self._clock = held, clock
         self._configured = settings.providers
         self._providers: dict[str, Provider] = {}
         self._askers = Askers(workloads=workloads, cache=cache, clock=clock)
@@ -54,7 +56,7 @@ class Decisions:
             held=held,
             clock=clock,
             log=self.log,
-            revision_of=self._revision_of,
+            revision_of=partial(gone_by, clients),
             on_change=clients.moved,
         )
 
@@ -82,11 +84,3 @@ class Decisions:
         from sds.authz_checks import Checks  # the engine, which an agent that nobody asks does without
 
         return Checks(held=self._held, clock=self._clock, log=self.log, providers=lambda: self._providers)
-
-    def _revision_of(self, pid: int) -> int | None:
-        """Of the policies that the proxy of a process was given last; None where it was given none."""
-        for client in self._clients.all():
-            seen = client.stream.seen
-            if client.pid == pid and seen is not None and hasattr(seen, "owners"):
-                return int(seen.version) if seen.version.isdigit() else None
-        return None

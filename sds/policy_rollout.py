@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sds.envoy_status import SdsClient, SdsClients
-from sds.envoy_subscriber import ResourceState
+from sds.envoy_subscriber import ResourceState, Subscriber
 from sds.feed import Held, ProxyState
 from sds.policy_held import HeldPolicies
 
@@ -35,6 +35,22 @@ def rollout(held: HeldPolicies, clients: SdsClients, logged: Logged) -> Held:
     found = [state for client in clients.all() for state in _of(client, logged)]
     found.sort(key=lambda state: (not state.spiffe_id, state.state == ACKED))
     return Held(revision=held.revision, error=held.problem, proxies=tuple(found[:MAX_SAID]))
+
+
+def gone_by(clients: SdsClients, pid: int) -> int | None:
+    """The revision that a process' proxy goes by: of several filters the oldest; None where it took none over."""
+    found = (_taken_over(client.stream) for client in clients.all() if client.pid == pid)
+    return min((revision for revisions in found for revision in revisions), default=None)
+
+
+def _taken_over(stream: Subscriber) -> Iterator[int]:
+    seen = stream.seen
+    if seen is None or not hasattr(seen, "owners"):
+        return
+    for status in stream.statuses.values():
+        version = seen.version if status.state is ResourceState.ACKED else status.accepted
+        if version.isdigit():
+            yield int(version)
 
 
 def _of(client: SdsClient, logged: Logged) -> Iterator[ProxyState]:

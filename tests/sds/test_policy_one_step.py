@@ -3,6 +3,7 @@ load: no request meets the issuers of one and the rules of the other."""
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from envoy.extensions.filters.http.jwt_authn.v3.config_pb2 import JwtAuthentication
 
+from policy.decision_record import DecisionRecord
 from policy.envoy import Proxy
 from sds.policy_filters import Made, make
 from tests.policy.test_envoy_snippet import Issuer
@@ -165,6 +167,16 @@ class Web:
     def write(self, name: str, *more: Object) -> int:
         return self.node.write(*revision(name), *more, keys={"https://i": self.issuer.jwks})
 
+    def logged(self) -> int | None:
+        """The revision by which the log says that a request was decided."""
+        agent, path = self.node.agent, f"/{secrets.token_hex(8)}"
+        assert agent is not None
+        records: list[DecisionRecord] = []
+        agent.decisions.log.watchers.append(records.append)
+        self.proxy.status(path, **self.headers["both"])
+        until("it is logged", lambda: any(record.path == path for record in records))
+        return next(record.revision for record in records if record.path == path)
+
     def allowed(self) -> set[str]:
         """The requests that are allowed now."""
         return {name for name, headers in self.headers.items() if self.proxy.status(**headers) == 200}
@@ -195,9 +207,11 @@ def test_what_an_envoy_will_not_have_of_either_leaves_it_both_as_they_were(
     assert (state.resource, state.revision) == ("burgee.http.policy+jwt", 2)
     assert "nobody" in state.detail
     assert web.allowed() == {"a", "both"}
+    assert web.logged() == 1
     monkeypatch.undo()
     web.write("b", allowing("more", paths=["/more"]))
     until("what comes later holds", lambda: web.allowed() == {"b", "both"})
+    until("the log names it", lambda: web.logged() == 3)
 
 
 def test_who_loses_its_identity_loses_both_and_has_both_with_it_again(web: Web) -> None:
