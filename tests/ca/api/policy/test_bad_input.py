@@ -40,7 +40,7 @@ CASES: dict[str, tuple[bytes, str, str, str]] = {
     "a long condition": (condition("true || " * 2000 + "true"), "application/json", "P132", CONDITION),
     "an expression that is none": (condition("request.path.matches('(')"), "application/json", "P132", CONDITION),
     "a template that is none": (
-        rule(to=[{"operation": {"paths": ["/{**}/{**}"]}}]), "application/json", "P117", PATH,
+        rule(to=[{"operation": {"paths": ["/{**}/{**}"]}}]), "application/json", "P116", PATH,
     ),
     "a number for a text": (rule(to=[{"operation": {"paths": [1]}}]), "application/json", "P005", PATH),
     "a field that is not known": (
