@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ca.errors import Unavailable
-from ca.runtime.https import Answer, HttpClient
+from ca.runtime.http_answer import Answer
+from ca.runtime.https import HttpClient
 
 MAX_ANSWER_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # ucred: pid, uid, gid

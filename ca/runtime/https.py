@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ca.errors import ConfigError, Unavailable
 from ca.identity.text import printable
+from ca.runtime.http_answer import Answer
 from ca.runtime.http_bounds import BoundedResponse
 from ca.runtime.http_stream import Origin
 from ca.runtime.threads import to_thread
@@ -29,14 +29,6 @@ MAX_IDLE = 4
 
 Connect = Callable[[float], socket.socket]
 """Opens the connection by other means than its name; given the seconds it may take."""
-
-
-class Answer(NamedTuple):
-    """An answer whole. Header names are lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class HttpClient:
@@ -80,7 +72,7 @@ class HttpClient:
             async with asyncio.timeout(self._timeout):
                 return await to_thread(self._ask, used, method, self._prefix + path, body, dict(headers or {}))
         except (OSError, http.client.HTTPException, TimeoutError) as error:
-            raise Unavailable(f"cannot ask {self._source}: {_why(error)}", reason="HTTP_UNREACHABLE") from error
+            raise Unavailable(f"cannot ask {self._source}: {why(error)}", reason="HTTP_UNREACHABLE") from error
         finally:
             for connection in used:  # given up: one that drips its answer must not keep its thread
                 with suppress(OSError, AttributeError):
@@ -171,7 +163,7 @@ class HttpClient:
         return opened if self._context is None else self._context.wrap_socket(opened, server_hostname=self._host)
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """Nothing that the peer chose: the one who is told may be neither of us, and a terminal may show it."""
     if isinstance(error, http.client.BadStatusLine | http.client.UnknownProtocol) and not isinstance(error, OSError):
         return "it answered with what is no HTTP"

@@ -15,8 +15,10 @@ from typing import Any, Literal, NoReturn, Self
 
 from ca.errors import AlreadyExists, ConfigError, Denied, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from ca.identity.text import quote
+from ca.runtime.http_answer import Answer
 from ca.runtime.http_stream import stream
-from ca.runtime.https import Answer, HttpClient, context_of
+from ca.runtime.https import HttpClient, context_of
+from ca.runtime.https_loop import LoopHttpClient
 from ca.runtime.kube_access import KubeAccess, in_cluster_access, read_kubeconfig
 from ca.runtime.kube_watch import (
     IDLE_SECONDS,
@@ -79,7 +81,7 @@ class KubeClient:
         self._max_bytes = max_bytes
         self._watched = watched
         self._new_http = partial(
-            HttpClient, source=source, timeout_seconds=timeout_seconds, max_bytes=max_bytes, max_idle=MAX_AT_ONCE
+            LoopHttpClient, source=source, timeout_seconds=timeout_seconds, max_bytes=max_bytes, max_idle=MAX_AT_ONCE
         )
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
         self._load()

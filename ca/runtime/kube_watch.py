@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote as escaped
 
 from ca.errors import NotFound, Unavailable
-from ca.runtime.https import Answer
+from ca.runtime.http_answer import Answer
 
 Object = dict[str, Any]
 
