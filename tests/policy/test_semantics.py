@@ -228,6 +228,12 @@ def test_connections() -> None:
     on_port = policy("{action: DENY, rules: [{to: [{operation: {ports: ['90'], paths: [/a]}}]}]}")
     assert decide(everything + on_port, connection).allowed
     assert not decide(policy("{rules: [{}]}", namespace="open") + deny, connection, TARGET).allowed
+    condition = "rules: [{burgee: {condition: \"source.namespace == 'nobody'\"}}]"
+    assert not decide(everything + policy(f"{{action: DENY, {condition}}}"), connection).allowed
+    assert decide(everything + policy(f"{{action: DENY, {condition}}}"), who(WEB)).allowed
+    always = condition.replace("==", "!=")
+    assert not decide(policy(f"{{{always}}}"), connection).allowed
+    assert decide(policy(f"{{{always}}}"), who(WEB)).allowed
 
 
 def test_scopes() -> None:
