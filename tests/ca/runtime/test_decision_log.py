@@ -128,6 +128,23 @@ def test_loss_is_counted_in_the_metric_and_in_the_log(directory: Path, monkeypat
     assert page.lost <= lost
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_more_files_are_kept_than_now_may_be(directory: Path, most: int) -> None:
+    """Those of a time when more were kept go with the first that is put aside."""
+    directory.mkdir(mode=0o700)
+    for number in range(1, 7):
+        (directory / f"{FILE}.{number}").write_text("{}\n")
+    log = opened(directory, max_file_bytes=1 << 16, max_files=most, max_waiting=100_000)
+    for number in range(1000):
+        log.add(record(number))
+    log.flush(20)
+    log.close()
+    names = {FILE, *(f"{FILE}.{number}" for number in range(1, most))}
+    kept = {path.name: path for path in directory.iterdir() if path.name.startswith(FILE)}
+    assert set(kept) == names
+    assert all(path.stat().st_size <= 1 << 16 for path in kept.values())
+
+
 @pytest.mark.parametrize("source", [Source.AUTHZEN, Source.EVALUATE])
 def test_questions_never_push_out_what_was_enforced(directory: Path, source: Source) -> None:
     """Whoever may read policies may ask without end; refusals that proxies enforced are there all the same."""
