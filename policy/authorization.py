@@ -169,6 +169,8 @@ class _Rules:
         attribute, inner_key, convert = known
         self._check_custom(fields["key"], attribute, key)
         for values, negated in lists:
+            if attribute is Attribute.SOURCE_SERVICE_ACCOUNT:
+                _check_count(values)
             found = clause(values, attribute, inner_key, convert or self.account, negated=negated, origin=key)
             if found is not None:
                 yield found
@@ -188,8 +190,12 @@ def _check_accounts(inner: Place, fields: Mapping[str, Place]) -> None:
     if accounts and set_fields & {"principals", "notPrincipals", "namespaces", "notNamespaces"}:
         inner.refuse("P118", "`serviceAccounts` cannot stand beside `principals` or `namespaces`")
     for name in accounts:
-        if len(_nodes(fields[name])) > MAX_ACCOUNTS:
-            fields[name].refuse("P108", f"more than {MAX_ACCOUNTS} accounts", "write several sources")
+        _check_count(fields[name])
+
+
+def _check_count(accounts: Place) -> None:
+    if len(_nodes(accounts)) > MAX_ACCOUNTS:
+        accounts.refuse("P108", f"more than {MAX_ACCOUNTS} accounts", "write several sources")
 
 
 def _cel(ours: Place | None) -> str:

@@ -87,6 +87,7 @@ REFUSED: dict[str, list[str | bytes]] = {
         f"{HEAD}spec: {{rules: [{', '.join(['{}'] * 513)}]}}",
         f"{HEAD}spec: {{targetRefs: [{', '.join(['{kind: Service, name: s}'] * 17)}]}}",
         source(f"{{serviceAccounts: [{', '.join(f's{n}' for n in range(17))}]}}"),
+        when(f"{{key: source.serviceAccount, notValues: [{', '.join(f's{n}' for n in range(17))}]}}"),
     ],
     "P109": [
         f"{HEAD}spec: {{rules: [null]}}",

@@ -26,7 +26,7 @@ PLACES: dict[str, set[str]] = {
     "P105": {"/spec/targetRef", "/spec/targetRefs"},
     "P106": {"/spec/selector/matchLabels"},
     "P107": {"/spec/targetRef"},
-    "P108": {"/spec/rules", f"{SOURCE}/serviceAccounts", "/spec/targetRefs"},
+    "P108": {"/spec/rules", f"{SOURCE}/serviceAccounts", f"{WHEN}/notValues", "/spec/targetRefs"},
     "P109": {"/spec/rules/0", "/spec/rules/0/from/0", "/spec/rules/0/to/0"},
     "P110": {"/spec/rules/0/from", "/spec/rules/0/to"},
     "P111": {"/spec/rules/0/from/0", SOURCE},
