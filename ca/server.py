@@ -320,6 +320,7 @@ class Server:
             auditor=self.auditor,
             clock=self.clock,
             decisions=self.decisions,
+            pushes=config.push_service,
         )
         self.gate = Gate(
             grpc_socket=str(private),

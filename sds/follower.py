@@ -89,6 +89,8 @@ class Follower:
 
     def _apply(self, update: Snapshot | Change) -> None:
         self.last_sync_at = self._clock.now()
+        polled = not update.token.epoch
+        self.policies.heard(polled=polled, newcomers=self._newcomers(update) if polled else frozenset())
         if isinstance(update, Change) and update.empty:
             self._token = update.token
             return

@@ -20,6 +20,7 @@ from sds.envoy_service import EnvoyService, S
 from sds.envoy_status import SdsClients
 from sds.envoy_subscriber import Subscriber
 from sds.policy_held import HeldPolicies
+from sds.policy_unpushed import Unpushed
 from sds.request_pace import RequestPace
 from sds.workloads import Caller, Context, Workloads
 
@@ -62,10 +63,12 @@ class EnvoyPolicies(EnvoyService):
         clock: Clock,
         pace: RequestPace | None = None,
         lasting_seconds: float = 0.0,
+        unpushed: Unpushed | None = None,
     ) -> None:
         super().__init__(peer_of=peer_of, workloads=workloads, clients=clients, clock=clock, pace=pace)
         self._cache = cache
         self._held = held
+        self._unpushed = unpushed
         self._lasting_seconds = lasting_seconds
         self._made: WeakValueDictionary[Key, Made] = WeakValueDictionary()
         self._shares: Shares | None = None
@@ -99,6 +102,8 @@ class EnvoyPolicies(EnvoyService):
 
     async def answers(self, subscription: Subscription, stream: Subscriber) -> policy_answers.PolicyAnswers:
         """Made anew where the policies, or what the caller is, changed meanwhile."""
+        if self._unpushed is not None:
+            self._unpushed.look(asked=True)
         while True:
             basis = self._basis()
             caller = self._caller(subscription)

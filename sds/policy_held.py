@@ -29,6 +29,7 @@ REFUSED = counter("agent_policy_sets_refused", "Sets of policies that could not 
 MAX_DETAIL = 500
 READ_SECONDS = 5.0
 NONE_YET = "the server has sent this agent no policies"
+NOT_PUSHED = "the server is polled, and such a server pushes no policies"
 TAKEN_AWAY = "the server gives this agent no policies any more"
 log = get("sds.policy")
 
@@ -47,6 +48,8 @@ class HeldPolicies:
         self.told = False
         """Whether the server ever said anything of policies: it knows of them, then."""
         self.given = GivenTokens()
+        self.polled = False
+        """The server is asked every few seconds and says nothing of policies: what is in force grows old."""
         self._policies: Policies | None = None
         self._unread: int | None = None
         """The revision of a set without objects that nobody asked for yet."""
@@ -99,13 +102,24 @@ class HeldPolicies:
             return self.problem
         if self.taken_away:
             return TAKEN_AWAY
-        return "the policies are being read" if self._came else NONE_YET
+        return "the policies are being read" if self._came else NOT_PUSHED if self.polled else NONE_YET
+
+    def heard(self, *, polled: bool, newcomers: frozenset[str] = frozenset()) -> None:
+        """The server said something, and nothing of policies. One that is polled would not say either that some are for
+        `newcomers`: those are refused everything."""
+        if polled and self._policies is not None:
+            self._policies.newcomers |= newcomers
+        if polled is not self.polled:
+            self.polled = polled
+            self._changed()
 
     def take(self, payload: bytes | None, newcomers: frozenset[str] = frozenset()) -> None:
         """The server's last word; None: there are none any more. A server repeats it with each stream that begins.
         `newcomers` are the IDs of entries that come with it: those before it know nothing of them."""
         looked_at = self._policies is not None or bool(self.problem)
         if payload and payload == self._came and looked_at and not self._waits.is_set():
+            if self._policies is not None and payload == self._good:
+                self._policies.newcomers = frozenset()
             return
         self._came, self.told = payload or b"", True
         if payload is None:

@@ -17,7 +17,7 @@ from ca.cli.arguments import DURATION_HELP, instant_or_ago, waiting
 from ca.cli.connection import AgentSocketOption, Remote, SocketOption, agent_socket, channel, server_socket
 from ca.cli.output import Output, OutputOption, bold, emit, plain
 from ca.cli.policy_client import Api, ServerRefusal, policy_api
-from ca.cli.policy_texts import decision_lines, decision_row, proxy_detail, rollout_text, seconds
+from ca.cli.policy_texts import NOT_PUSHED, decision_lines, decision_row, proxy_detail, rollout_text, seconds
 from ca.errors import FailedPrecondition, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ def rollout(
     deadline, pause = time.monotonic() + waiting(timeout), LOOK_SECONDS
     with policy_api(socket) as api:
         found = api.get("/rollout")
-        while wait and _waits(found) and not _refused(found) and time.monotonic() < deadline:
+        while wait and found["pushed"] and _waits(found) and not _refused(found) and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_SECONDS)
             found = api.get("/rollout")
-    emit({**found, "complete": not _waits(found)}, output, lambda: rollout_text(found))
+    emit({**found, "complete": found["pushed"] and not _waits(found)}, output, lambda: rollout_text(found))
     if not wait:
         return
+    if not found["pushed"]:
+        hint = "`push_service: true` in the server's configuration"
+        raise FailedPrecondition(NOT_PUSHED, reason="POLICIES_NOT_PUSHED", hint=hint)
     if refused := _refused(found):
         raise FailedPrecondition(
             f"not everybody takes over revision {found['revision']}: {'; '.join(refused[:3])}",

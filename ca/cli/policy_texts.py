@@ -94,8 +94,13 @@ def seconds(at: str) -> str:
     return f"{at[:19]}Z"
 
 
+NOT_PUSHED = "this server pushes no policies, its agents poll it: a proxy that has none refuses everything"
+
+
 def rollout_text(found: Document) -> str:
     """Agents and proxies."""
+    if not found["pushed"]:
+        return f"revision {found['revision']}; {NOT_PUSHED}"
     if not found["agents"] and not found["proxies"]:
         return f"revision {found['revision']}; no agent is connected"
     parts = [f"revision {found['revision']}"]

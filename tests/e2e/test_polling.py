@@ -166,6 +166,39 @@ def test_more_entries_than_a_server_sends_at_once(nodes: Pair) -> None:
     until("the others are left", lambda: nodes.status().entries == 301)
 
 
+def caadmin(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ca.cli.caadmin", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+async def test_who_asks_for_policies_is_given_none_and_everybody_says_so(nodes: Pair, client: WorkloadClient) -> None:
+    before, entry_id = nodes.status().entries, nodes.create_entry("/unpushed")
+    stream, _ = await first_svids(client)
+    stream.cancel()
+    call = client.policies()
+    await call.ask("burgee.http.policy")
+    agent = ("--agent-socket", str(nodes.agent_admin_socket))
+    until("the agent says so", lambda: nodes.status().reason == "POLICIES_NOT_PUSHED")
+    doctor = await asyncio.to_thread(caadmin, "doctor", "agent", *agent)
+    assert "policies: " in " ".join(doctor.stdout.split())
+    assert "(POLICIES_NOT_PUSHED)" in doctor.stdout
+    shown = await asyncio.to_thread(caadmin, "agent", "sds", *agent)
+    assert "such a server pushes no policies" in " ".join(shown.stdout.split())
+    assert "POLICIES_NOT_PUSHED" in nodes.logs()
+    server = ("--socket", str(nodes.admin_socket))
+    rollout = await asyncio.to_thread(caadmin, "policy", "rollout", *server)
+    assert (rollout.returncode, "this server pushes no policies" in rollout.stdout) == (0, True), rollout.stderr
+    waited = await asyncio.to_thread(caadmin, "policy", "rollout", "--wait", *server)
+    assert (waited.returncode, "(POLICIES_NOT_PUSHED)" in waited.stderr) == (1, True)
+    with pytest.raises(TimeoutError):  # the proxy goes on by its default, which refuses everything
+        await asyncio.wait_for(call.read(), 0.2)
+    call.call.cancel()
+    until("nobody asks any more", lambda: nodes.status().state == "OK")
+    nodes.delete_entry(entry_id)
+    until("it is gone", lambda: nodes.status().entries == before)
+
+
 def test_a_server_that_learned_to_push_is_noticed(nodes: Pair) -> None:
     """It is replaced between two polls, with the same data; the agent goes over to the push by itself."""
     entries = nodes.status().entries

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from sds.config import AgentConfig
 from sds.envoy_status import SdsClients
 from sds.feed import BUNDLE, ENTRY, POLICY, Change, Consumers, ResumeToken, Snapshot
 from sds.follower import Follower, Keeper, follow_with
+from sds.policy_read import NEWCOMER
 from sds.state import AgentStore, open_store
-from tests.sds.lab import PARENT, TD, Authority, Lab, entry
+from tests.sds.lab import PARENT, TD, Authority, Lab, entry, eventually
 from tests.support.clock import FakeClock
-from tests.support.policy_node import policy_set
+from tests.support.policy_node import authorization, policy_set
 
 
 class World:
@@ -202,6 +204,33 @@ async def test_tokens_of_a_tainted_key_are_forgotten(store: AgentStore, lab: Lab
     bundle = replace(tainted, jwt_authorities=(key,))
     world.follower.on_change(Change(token=ResumeToken("e", 2), bundles=(bundle,)))
     assert len(lab.jwts) == 0
+
+
+async def test_a_server_that_is_polled_names_no_policies_and_who_is_new_there_has_none(
+    store: AgentStore, lab: Lab
+) -> None:
+    """What came when it pushed stays in force, and lets nobody to a workload of which it was not told."""
+    world = World(store, lab)
+    held, bundles = world.follower.policies, (lab.authority.bundle(),)
+    one = policy_set(1, authorization("open", "root", rules=[{}]))
+    running = asyncio.create_task(held.run())
+
+    def unknown(name: str) -> str:
+        assert held.in_force is not None
+        return held.in_force.matched(f"spiffe://{TD}/{name}", ()).unknown
+
+    try:
+        world.follower.on_snapshot(
+            Snapshot(token=ResumeToken("e", 1), entries=(entry("a"),), bundles=bundles, policies=one)
+        )
+        await eventually(lambda: held.in_force is not None)
+        both = (entry("a"), entry("b"))
+        world.follower.on_snapshot(Snapshot(token=ResumeToken("", 2), entries=both, bundles=bundles))
+        assert (held.polled, held.revision, unknown("a"), unknown("b")) == (True, 1, "", NEWCOMER)
+        world.follower.on_change(Change(token=ResumeToken("e", 3), policies=one))  # it pushes again, and it is the same
+        assert (held.polled, unknown("b")) == (False, "")
+    finally:
+        running.cancel()
 
 
 async def test_policies_are_taken_in_kept_by_a_server_that_names_none_and_forgotten_with_a_ban(

@@ -66,7 +66,8 @@ class FollowingRoutes:
             if ack is not None:
                 state = _state(agent_id, ack, feed)
                 proxies += [_proxy(agent_id, one, ack, state) for one in ack.proxies if self._may_read(one, rights)]
-        return answer({"revision": self._desk.book.state.revision, "agents": agents, "proxies": proxies})
+        revision, pushed = self._desk.book.state.revision, self._desk.parts.pushes
+        return answer({"revision": revision, "pushed": pushed, "agents": agents, "proxies": proxies})
 
     async def watch(self, request: Request, after: After = 0, wait_seconds: Seconds = 30.0) -> Response:
         """At once where there is a newer revision than `after`; else when there is one, or the time is over. With

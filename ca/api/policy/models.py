@@ -342,9 +342,11 @@ class AgentDocument(Told):
 
 
 class RolloutDocument(Told):
-    """How far the newest revision has come."""
+    """How far the newest revision has come. `pushed`: this server pushes policies; where it does not, its agents poll
+    it and get none."""
 
     revision: int
+    pushed: bool
     agents: list[AgentDocument]
     proxies: list[ProxyDocument]
 

@@ -13,10 +13,11 @@ from ca.service.policy.book import PolicyBook
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyParts:
-    """The server has them all."""
+    """The server has them all. `pushes`: agents are told of policies at all."""
 
     book: PolicyBook
     feed: Feed
     auditor: Auditor
     clock: Clock
     decisions: DecisionLog | None = None
+    pushes: bool = True

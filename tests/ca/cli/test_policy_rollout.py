@@ -157,7 +157,7 @@ def test_what_a_proxy_refuses_is_told_in_its_words(live: Caadmin, monkeypatch: p
         "unlogged": True,
         "in_force": 1,
     }
-    found: dict[str, Any] = {"revision": 2, "agents": [agent], "proxies": [proxy]}
+    found: dict[str, Any] = {"revision": 2, "pushed": True, "agents": [agent], "proxies": [proxy]}
 
     class Told:
         def get(self, path: str) -> object:
