@@ -57,6 +57,7 @@ from sds.node_identity import NodeIdentity
 from sds.plugins import deadlines, node_attestor, workload_attestors
 from sds.policy_ecds import EnvoyPolicies
 from sds.policy_held import HeldPolicies
+from sds.policy_unpushed import Unpushed
 from sds.reflection import Reflection
 from sds.request_pace import RequestPace
 from sds.rotation import Rotator
@@ -258,6 +259,7 @@ class Agent:
             clock=self.clock,
             pace=pace,
             lasting_seconds=self.config.policy.lasting_seconds,
+            unpushed=Unpushed(self.policies, self.clients, self.condition),
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
         self.decisions.start()
