@@ -21,12 +21,14 @@ Cert = agent_debug_pb2.GetInfoResponse.Cert
 
 
 class DebugApi(agent_debug_pb2_grpc.DebugServicer):
-    """The service. `chain` is the agent's own SVID, DER, leaf first; `bundle` the own trust domain's."""
+    """The service. `started` is the clock's monotonic time of the start, `chain` the agent's own SVID, DER, leaf first,
+    `bundle` the own trust domain's."""
 
     def __init__(
         self,
         *,
         clock: Clock,
+        started: float,
         chain: Callable[[], Sequence[bytes]],
         bundle: Callable[[], TrustBundle | None],
         last_sync_at: Callable[[], datetime | None],
@@ -34,7 +36,7 @@ class DebugApi(agent_debug_pb2_grpc.DebugServicer):
         jwt_svids: Callable[[], int],
     ) -> None:
         self._clock = clock
-        self._started = clock.monotonic()
+        self._started = started
         self._chain = chain
         self._bundle = bundle
         self._last_sync_at = last_sync_at

@@ -27,7 +27,6 @@ from sds.views import BundleForms, Content
 from sds.workload_api import check_audience
 from sds.workloads import Caller, Context, Workloads, attestation_failed, quiet_exit
 
-SERVICE = "spire.api.agent.delegatedidentity.v1.DelegatedIdentity"
 MAX_SELECTORS = 256
 
 Request = pb.SubscribeToX509SVIDsRequest | pb.FetchJWTSVIDsRequest

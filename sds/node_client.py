@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -24,13 +24,14 @@ from sds.first_trust import ServerTrust
 from sds.jwt_cache import JwtIssued
 from sds.node_identity import NodeIdentity
 from sds.node_sync import SyncStream
-from sds.polling import RETRY_CAP_SECONDS as POLL_RETRY_CAP_SECONDS
-from sds.polling import Poller
 from sds.post_status import post_status
 from sds.rotation import Issued
 from sds.server_link import ServerLink, expiry
 from sds.state import AgentSvid
 from sds.wire import bundle_from_wire, status_error
+
+if TYPE_CHECKING:
+    from sds.polling import Poller
 
 PART = "sync"
 PUSH, POLL = "push", "poll"
@@ -78,7 +79,7 @@ class NodeClient:
         self._link_svid: AgentSvid | None = None
         self._source: SyncStream | Poller | None = None
         self._following: asyncio.Task[None] | None = None
-        self._poller = Poller(clock=clock, feed=feed, trust=trust, jitter=jitter, synced=self._synced)
+        self._poller: Poller | None = None
         self._posted = False
         self._rotated = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
@@ -122,7 +123,7 @@ class NodeClient:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        self._poller.forget()
+        self._forget_polled()
         if link is not None:
             await link.close()
         for task in tuple(self._closing):
@@ -194,12 +195,20 @@ class NodeClient:
             if self.sync_mode != POLL:
                 log.info("the server does not push: polling it", server=self.server_address)
             self.sync_mode = POLL
-            return await self._until_rotated(
-                link, self._poller, self._poller.run(link.channel, lambda: link.relay.dialled)
-            )
+            poller = self._poller = self._poller or self._make_poller()
+            return await self._until_rotated(link, poller, poller.run(link.channel, lambda: link.relay.dialled))
         finally:
             posting.cancel()
             await asyncio.gather(posting, return_exceptions=True)
+
+    def _make_poller(self) -> Poller:
+        from sds.polling import Poller  # and SPIRE's messages, which an agent of a server that pushes never sees
+
+        return Poller(clock=self._clock, feed=self._feed, trust=self._trust, jitter=self._jitter, synced=self._synced)
+
+    def _forget_polled(self) -> None:
+        if self._poller is not None:
+            self._poller.forget()
 
     async def _until_rotated(
         self, link: ServerLink, source: SyncStream | Poller, run: Coroutine[Any, Any, None]
@@ -241,7 +250,7 @@ class NodeClient:
     def _pushed(self) -> None:
         if self.sync_mode != PUSH:
             self.sync_mode = PUSH
-            self._poller.forget()
+            self._forget_polled()
         self._synced()
 
     def _synced(self) -> None:
@@ -259,8 +268,8 @@ class NodeClient:
             log.warning("not in touch with the server", reason=problem.reason, detail=problem.detail, hint=problem.hint)
 
     def _retry_seconds(self) -> float:
-        if self.sync_mode == POLL:
-            return self._poller.backoff.next(POLL_RETRY_CAP_SECONDS)
+        if self._poller is not None and self.sync_mode == POLL:
+            return self._poller.retry_seconds()
         return self._backoff.next(RETRY_CAP_SECONDS)
 
     async def _pause(self, seconds: float) -> None:

@@ -67,6 +67,10 @@ class Poller:
     def acknowledge(self) -> None:
         """Nobody to tell: SPIRE's servers do not ask how far their agents' consumers are."""
 
+    def retry_seconds(self) -> float:
+        """How long to wait after a failure."""
+        return self.backoff.next(RETRY_CAP_SECONDS)
+
     def forget(self) -> None:
         """The feed has heard from elsewhere, or has not taken something over: begin anew with a snapshot."""
         self._fed = None

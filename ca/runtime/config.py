@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 from collections.abc import Mapping
@@ -64,6 +63,8 @@ def _problem(source: Source, model: type[BaseModel], item: ErrorDetails) -> tupl
     key = quote(".".join(str(part) for part in location))
     match item["type"]:
         case "extra_forbidden":
+            import difflib  # for mistakes alone
+
             known = _keys_at(model, location[:-1])
             near = difflib.get_close_matches(str(location[-1]), known, 1)
             hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"

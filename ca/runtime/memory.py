@@ -1,4 +1,7 @@
-"""Keys in memory: kept from core files, and from other processes of the same user (PR_SET_DUMPABLE(2const))."""
+"""Keys in memory: kept from core files, and from other processes of the same user (PR_SET_DUMPABLE(2const)).
+
+And memory itself: how much of it glibc's allocator holds for nobody.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 from ca.runtime import log
 
 _PR_SET_DUMPABLE = 4
+_M_ARENA_MAX = -8
 _log = log.get("memory")
 
 
@@ -23,3 +27,17 @@ def keep_private() -> bool:
     words = os.strerror(ctypes.get_errno())
     _log.warning("other processes of this user can read this one's memory", reason="MEMORY_EXPOSED", detail=words)
     return False
+
+
+def share_arena() -> None:
+    """All threads allocate from one heap (mallopt(3)). One of its own for each is for threads that run at a time, which
+    Python's do not, and each keeps what it once held. To be called before there are threads; harmless elsewhere.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def trim() -> None:
+    """Give back to the system what is free inside of the heap (malloc_trim(3)): after a start, what that needed."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

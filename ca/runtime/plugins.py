@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
@@ -44,6 +43,8 @@ def load(group: str, name: str, expected: type[T]) -> T:
 def _only(group: str, name: str) -> EntryPoint:
     found = {point.value: point for point in entry_points(group=group, name=name)}
     if not found:
+        import difflib  # for mistakes alone
+
         known = names(group)
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean `{near[0]}`?" if near else f"installed are: {', '.join(known) or 'none'}"

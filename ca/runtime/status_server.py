@@ -6,14 +6,15 @@ import asyncio
 import json
 from dataclasses import dataclass
 from http import HTTPStatus
-
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from typing import TYPE_CHECKING
 
 from ca.errors import ConfigError, FailedPrecondition
 from ca.runtime import log
 from ca.runtime.health import Health
-from ca.runtime.metrics import REGISTRY, exposition
+from ca.runtime.metrics import CONTENT_TYPE, REGISTRY, exposition
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 MAX_HEAD_BYTES = 8 << 10
 MAX_CONNECTIONS = 64
@@ -94,7 +95,7 @@ class StatusServer:
             return _problem(HTTPStatus.METHOD_NOT_ALLOWED)
         match target.split(b"?", 1)[0]:
             case b"/metrics":
-                return _Answer(HTTPStatus.OK, exposition(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
+                return _Answer(HTTPStatus.OK, exposition(self._registry), CONTENT_TYPE)
             case b"/live":
                 return self._report(live_only=True)
             case b"/ready":

@@ -16,6 +16,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from ca.errors import BurgeeError, Unauthenticated, Unavailable
@@ -172,7 +173,9 @@ class TlsRelay:
             return None
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_SECONDS):
-                reader, writer = await asyncio.open_connection(host, port, ssl=self._context, limit=CHUNK_BYTES)
+                reader, writer = await asyncio.open_connection(
+                    host, port, ssl=self._context, server_hostname=_server_name(host), limit=CHUNK_BYTES
+                )
         except (OSError, TimeoutError) as error:
             self._refuse(address, _unreachable(address, error))
             return None
@@ -206,6 +209,16 @@ def client_context(material: TlsMaterial | None, *, alpn: str = "h2") -> ssl.SSL
     if material is not None:
         load_chain(context, material.chain_pem, material.key_pem)
     return context
+
+
+def _server_name(host: str) -> str:
+    """What is sent as the server's name (SNI): nothing for an address (RFC 6066 §3), for which `ssl` would still load
+    the tables of international names."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host
+    return ""
 
 
 def _socket_path(directory: Path) -> str:

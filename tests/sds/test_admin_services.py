@@ -157,6 +157,7 @@ async def test_an_agent_that_has_nothing_yet_and_one_whose_root_is_gone():
     held: list[TrustBundle] = []
     service = DebugApi(
         clock=clock,
+        started=clock.monotonic(),
         chain=lambda: (root.der,) if held else (),
         bundle=lambda: held[0] if held else None,
         last_sync_at=lambda: None,

@@ -25,8 +25,9 @@ from ca.proto.spire import (
 )
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.rpc import grpc_server
+from sds.admin_services import DELEGATED
 from sds.config import AdminSocketConfig, AgentConfig
-from sds.delegated import SERVICE, DelegatedIdentityApi
+from sds.delegated import DelegatedIdentityApi
 from sds.jwt_cache import JwtIssued
 from sds.logger_api import LoggerApi
 from sds.sockets import Administrators, AdministratorsOnly, Endpoint, admin_access
@@ -265,7 +266,7 @@ async def test_what_is_asked_for_must_be_clear(lab: Lab, stub: Stub):
 async def test_whom_the_admin_socket_lets_in_for_what(lab: Lab, api: DelegatedIdentityApi):
     """A delegate that is no administrator can call this service, and nothing else on the socket."""
     lab.snapshot(entry("a", "/a"))
-    guard = AdministratorsOnly(frozenset({os.getuid() + 1}), open_services=frozenset({SERVICE}))
+    guard = AdministratorsOnly(frozenset({os.getuid() + 1}), open_services=frozenset({DELEGATED}))
     private = Path(lab.directory) / "private"
     endpoint = Endpoint("admin", private_directory=private, clock=lab.clock, layers=[guard])
     agent_delegatedidentity_pb2_grpc.add_DelegatedIdentityServicer_to_server(api, endpoint.server)

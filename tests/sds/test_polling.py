@@ -42,7 +42,7 @@ async def server() -> AsyncIterator[FakeServer]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rhythm in a fiftieth of the time."""
     monkeypatch.setattr(sds.polling, "INTERVAL_SECONDS", 0.1)
-    monkeypatch.setattr(sds.node_client, "POLL_RETRY_CAP_SECONDS", 0.3)
+    monkeypatch.setattr(sds.polling, "RETRY_CAP_SECONDS", 0.3)
 
 
 @pytest.fixture
