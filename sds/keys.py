@@ -35,6 +35,17 @@ def generate(key_type: KeyType) -> WorkloadKey:
         private = rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS[key_type])
     else:
         private = ec.generate_private_key(ec.SECP384R1() if key_type is KeyType.EC_P384 else ec.SECP256R1())
+    return _encoded(private)
+
+
+def restored(pkcs8: bytes) -> WorkloadKey:
+    """A key from its encoding. Raises ValueError."""
+    private = serialization.load_der_private_key(pkcs8, None)
+    assert isinstance(private, PrivateKey)
+    return _encoded(private)
+
+
+def _encoded(private: PrivateKey) -> WorkloadKey:
     # Workload API §5.1 (F15): the private key travels as unencrypted PKCS#8 DER.
     pkcs8 = private.private_bytes(
         serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

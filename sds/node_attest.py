@@ -21,11 +21,12 @@ from ca.identity.svid import parse_x509_svid, verify_x509_svid
 from ca.ports import Clock, NodeProver
 from ca.proto.burgee import node_pb2, node_pb2_grpc
 from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_bundle_pb2, server_bundle_pb2_grpc, types_pb2
+from ca.runtime.log import get
 from sds.config import AgentConfig
 from sds.first_trust import ServerTrust
-from sds.keys import PrivateKey, WorkloadKey, generate
+from sds.keys import PrivateKey, WorkloadKey, generate, restored
 from sds.server_link import ServerLink
-from sds.state import AgentSvid
+from sds.state import AgentStore, AgentSvid
 from sds.wire import bundle_from_wire
 
 RPC_TIMEOUT_SECONDS = 30.0
@@ -33,17 +34,22 @@ MAX_CHALLENGES = 16
 """A server that never comes to a result is given up; no attestor needs more than two."""
 
 
+log = get("sds.identity")
+
 REFUSALS = frozenset({Code.INVALID_ARGUMENT, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.FAILED_PRECONDITION})
 """A server that answers so will answer so again, until somebody acts."""
 
 
 class NodeCalls:
-    """All raise members of the error family."""
+    """All raise members of the error family. `store` is where the key of an attestation waits for its outcome."""
 
-    def __init__(self, *, config: AgentConfig, trust: ServerTrust, clock: Clock) -> None:
+    def __init__(
+        self, *, config: AgentConfig, trust: ServerTrust, clock: Clock, store: AgentStore | None = None
+    ) -> None:
         self._config = config
         self._trust = trust
         self._clock = clock
+        self._store = store
         self._attesting: WorkloadKey | None = None
 
     async def fetch_first_bundle(self) -> None:
@@ -76,13 +82,13 @@ class NodeCalls:
             return served, datetime.fromtimestamp(told.now_micros / 1e6, UTC) - (before + half)
 
     async def attest(self, attestor: str, prover: NodeProver) -> AgentSvid:
-        """Proves the node and comes back with its SVID under a fresh key. The key never leaves this process.
+        """Proves the node and comes back with its SVID under a fresh key. The key never leaves this agent.
 
-        The key is kept while no answer came: evidence that can be used once is bound to it by then, and may bring the
-        SVID for it once more.
+        The key is kept while no answer came, sealed, before anybody is asked: evidence that can be used once is bound
+        to it by then, and may bring the SVID for it once more, to this process or the next.
         """
         if self._attesting is None:
-            self._attesting = await asyncio.to_thread(generate, self._config.key_type)
+            self._attesting = await asyncio.to_thread(self._attesting_key)
         key = self._attesting
         params = server_agent_pb2.AttestAgentRequest.Params(
             data=types_pb2.AttestationData(type=attestor, payload=await prover.payload()),
@@ -93,6 +99,20 @@ class NodeCalls:
             result = await _converse(stub.AttestAgent(timeout=RPC_TIMEOUT_SECONDS), params, prover)
         self._attesting = None
         return self._accept(result.svid, key, reattestable=result.reattestable)
+
+    def _attesting_key(self) -> WorkloadKey:
+        kind = self._config.key_type
+        if self._store is None:
+            return generate(kind)
+        found = self._store.load_attesting(kind)
+        if found is not None:
+            return restored(found)
+        key = generate(kind)
+        try:
+            self._store.save_attesting(kind, key.pkcs8)
+        except FailedPrecondition as error:  # as good as without; that the disk takes nothing is told of the SVID
+            log.warning("key not saved", reason=error.reason, detail=error.detail)
+        return key
 
     async def renew(self, svid: AgentSvid) -> AgentSvid:
         """The same identity with a fresh key and a new life."""

@@ -71,7 +71,7 @@ class NodeIdentity:
         self._trust = trust
         self._attestor = attestor
         self._prover = prover
-        self._calls = calls or NodeCalls(config=config, trust=trust, clock=clock)
+        self._calls = calls or NodeCalls(config=config, trust=trust, clock=clock, store=store)
         self._jitter = jitter
         self._backoff = Backoff(jitter)
         self._svid: AgentSvid | None = None

@@ -97,6 +97,11 @@ class SealedStore:
             return self._ignore(path, f"cannot be read: {error.strerror}")
         return self._open(path, name, content, agent)
 
+    def forget(self, name: str) -> None:
+        """Removes one blob, if it is there."""
+        with self._lock:
+            self._unlink(f"{name}.sealed")
+
     def sweep(self) -> None:
         """Removes what a process that was killed while it saved has left. Nobody else may be saving here."""
         with self._lock:

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from ca.errors import BurgeeError, FailedPrecondition
 from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import SpiffeId
+from ca.ports import KeyType
 from ca.proto.burgee import node_pb2
 from ca.proto.spire import types_pb2
 from ca.runtime.log import get
@@ -35,6 +36,7 @@ from sds.policy_held import digest
 from sds.sealing import SealedStore, cache_key, durable_key
 from sds.wire import bundle_from_wire, bundle_to_wire, entry_to_wire, read_resources
 
+ATTESTING = "attesting"
 CAME = f"{POLICY} that came"
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 log = get("sds.state")
@@ -92,7 +94,17 @@ class AgentStore:
         return None if opened is None else _decode("agent", lambda: _agent_from_json(json.loads(opened)))
 
     def save_agent(self, svid: AgentSvid) -> None:
+        """With it ends the attestation that it came from."""
         self._durable.save("agent", json.dumps(_agent_to_json(svid)).encode(), agent=svid.id)
+        self._durable.forget(ATTESTING)
+
+    def load_attesting(self, kind: KeyType) -> bytes | None:
+        """The key (PKCS#8) of an attestation whose outcome this agent did not live to see; None for other kinds."""
+        opened = self._durable.load(ATTESTING)
+        return None if opened is None else _decode(ATTESTING, lambda: _attesting_from_json(json.loads(opened), kind))
+
+    def save_attesting(self, kind: KeyType, key_der: bytes) -> None:
+        self._durable.save(ATTESTING, json.dumps({"kind": kind.value, "key": _to_text((key_der,))}).encode())
 
     def load_bundle(self) -> TrustBundle | None:
         """The own trust domain's bundle as last received from a server or from the first-trust source."""
@@ -240,6 +252,10 @@ def _decode(name: str, read: Callable[[], T]) -> T | None:
     except (ValueError, KeyError, TypeError, AttributeError, DecodeError, BurgeeError) as error:
         log.warning("sealed state ignored", reason="SEALED_STATE_IGNORED", name=name, detail=f"unknown shape: {error}")
         return None
+
+
+def _attesting_from_json(data: dict[str, Any], kind: KeyType) -> bytes | None:
+    return _from_text(data["key"])[0] if data["kind"] == kind.value else None
 
 
 def _agent_to_json(svid: AgentSvid) -> dict[str, Any]:

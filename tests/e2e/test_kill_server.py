@@ -73,7 +73,7 @@ class Doomed(Pair):
         path = self.home / "server.yaml"
         path.write_text(yaml.safe_dump(config))
         with (self.home / "server.log").open("ab") as log:
-            command = [sys.executable, "-m", "tests.support.dying_server", self.step, "--config", str(path)]
+            command = [sys.executable, "-m", "tests.support.dying", name, self.step, "--config", str(path)]
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def has_died(self) -> None:

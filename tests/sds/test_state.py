@@ -101,6 +101,21 @@ def test_nothing_there_is_nothing(store: AgentStore) -> None:
     assert store.load_svids(AGENT) == ()
 
 
+def test_the_key_of_an_attestation_waits_for_its_outcome_and_ends_with_it(tmp_path: Path) -> None:
+    config = config_for(tmp_path, FakeServer(), servers=["s:1"])
+    key = generate(KeyType.EC_P256).pkcs8
+    open_store(config).save_attesting(KeyType.EC_P256, key)
+    assert key not in (tmp_path / "agent/state/attesting.sealed").read_bytes()
+    later = open_store(config)
+    assert later.load_attesting(KeyType.EC_P256) == key
+    assert later.load_attesting(KeyType.RSA_2048) is None, "the configuration asks for another kind by now"
+    later.save_agent(agent_svid())
+    assert later.load_attesting(KeyType.EC_P256) is None
+    later.save_attesting(KeyType.EC_P256, key)
+    later.erase()
+    assert not list(tmp_path.rglob("*.sealed"))
+
+
 DROPPED = (
     Dropped(fingerprint=b"\x01" * 32, not_after=NOW),
     Dropped(fingerprint=b"\x02" * 32, not_after=NOW + timedelta(days=1)),

@@ -1,4 +1,4 @@
-"""A server that kills itself with SIGKILL at a named step, once: `… dying_server STEP --config FILE`.
+"""A server or agent that kills itself with SIGKILL at a named step, once: `… dying server|agent STEP --config FILE`.
 
 A step is `module:Class.method` (or `module:function`), and `before` or `after` it; `after 2 …` is the second call. The
 file `died` beside the
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ca.serve import main
+PROGRAMS = {"server": "ca.serve", "agent": "sds.agent"}
 
 
 def die_at(step: str, mark: Path) -> None:
@@ -62,7 +62,9 @@ def _wrapped(inner: Callable[..., Any], *, before: bool, die: Callable[[], None]
 
 
 if __name__ == "__main__":
-    mark = Path(sys.argv[3]).parent / "died"
-    if not mark.exists():
-        die_at(sys.argv[1], mark)
-    sys.exit(main(sys.argv[2:]))
+    _, program, at, *arguments = sys.argv
+    died = Path(arguments[1]).parent / "died"
+    run = importlib.import_module(PROGRAMS[program]).main
+    if not died.exists():
+        die_at(at, died)
+    sys.exit(run(arguments))
