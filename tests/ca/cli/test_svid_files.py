@@ -83,6 +83,27 @@ def test_what_did_not_change_is_not_written_again(response: workload_pb2.X509SVI
     assert mark.read_text() == "xxx"
 
 
+def test_a_command_that_failed_runs_again_for_the_same_files(
+    response: workload_pb2.X509SVIDResponse, tmp_path: Path
+) -> None:
+    mark, works = tmp_path / "mark", tmp_path / "works"
+    works.touch()
+    script = f"import os; open({str(mark)!r}, 'a').write('x'); os.stat({str(works)!r})"
+    files = SvidFiles(tmp_path / "d", [sys.executable, "-c", script])
+    files.take(response)
+    works.unlink()
+    changed = workload_pb2.X509SVIDResponse()
+    changed.CopyFrom(response)
+    changed.federated_bundles["spiffe://other.example"] = response.svids[0].bundle
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition):
+            files.take(changed)
+    works.touch()
+    assert files.take(changed)
+    assert files.take(changed) == []
+    assert mark.read_text() == "xxxx"
+
+
 def test_all_of_several_svids_are_written(response: workload_pb2.X509SVIDResponse, tmp_path: Path) -> None:
     """The first under the names that `--svid-dir` reads."""
     several = workload_pb2.X509SVIDResponse()
