@@ -11,10 +11,10 @@ from dataclasses import replace
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
+from ca.api.admitted import Admitted
 from ca.api.assembly import servicers
-from ca.api.audit import AuditedAccess, AuditInterceptor, Auditor
+from ca.api.audit import Audited, AuditedAccess, Auditor
 from ca.api.http import HttpSide
-from ca.api.interceptor import AccessInterceptor
 from ca.api.limits import Limits
 from ca.api.policy.check import CheckService
 from ca.api.policy.parts import PolicyParts
@@ -35,6 +35,7 @@ from ca.runtime.istio_config import IstioConfig
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.private_socket import private_socket
 from ca.runtime.rpc import grpc_server
+from ca.runtime.rpc_handlers import PARSED
 from ca.runtime.server_config import ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
 from ca.service import background
@@ -333,9 +334,11 @@ class Server:
             clock=self.clock,
         )
         self._stack.push_async_callback(self.gate.close)
+        outermost = self.gate.layer()
         rpc = grpc_server(
             str(private),
-            [self.gate.interceptor(), AccessInterceptor(access), AuditInterceptor(self.auditor)],
+            [outermost, Admitted(access), PARSED, Audited(self.auditor)],
+            unknown=outermost.unknown,
             max_receive_bytes=limits.max_message_bytes,
             max_connection_age_seconds=limits.max_connection_age_seconds,
             max_streams_per_connection=MAX_STREAMS_PER_CONNECTION,

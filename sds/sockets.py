@@ -19,7 +19,7 @@ from ca.runtime.files import make_private_dir
 from ca.runtime.gate import Gate, GateLimits, PeerCred, current_peer
 from ca.runtime.peers import read_peer_cred
 from ca.runtime.rpc import grpc_server
-from ca.runtime.rpc_handlers import Answer, Context, Layer, LayerInterceptor, Yielding
+from ca.runtime.rpc_handlers import Answer, Context, Layer, Yielding
 from sds.config import AdminSocketConfig
 from sds.program import program_of_pid
 
@@ -43,8 +43,10 @@ class Endpoint:
         self._directory = _private(private_directory, name)
         private = self._directory / f"{name}.sock"
         self.gate = Gate(grpc_socket=private, clock=clock, limits=limits, read_cred=read_caller)
-        interceptors = [self.gate.interceptor(), *(LayerInterceptor(layer) for layer in layers)]
-        self.server = grpc_server(private, interceptors, max_receive_bytes=MAX_REQUEST_BYTES)
+        outermost = self.gate.layer()
+        self.server = grpc_server(
+            private, [outermost, *layers], unknown=outermost.unknown, max_receive_bytes=MAX_REQUEST_BYTES
+        )
 
     async def listen(
         self,

@@ -17,7 +17,7 @@ from ca.ports import Clock
 from ca.proto.burgee import authority_pb2
 from ca.runtime import log, metrics
 from ca.runtime.gate import Peer
-from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, Yielding
+from ca.runtime.rpc_handlers import Answer, Context, Yielding
 from ca.service.peers import AgentAuthorizer
 from ca.store.audit import AuditItem, AuditLog, AuditRecord
 from ca.store.authorized import AuthorizedIndex
@@ -196,15 +196,9 @@ class AuditedAccess(Access):
             raise
 
 
-class AuditInterceptor(LayerInterceptor):
-    """To stand inside of the access interceptor: it sees callers that were admitted, and parsed requests."""
-
-    def __init__(self, auditor: Auditor) -> None:
-        super().__init__(_Audited(auditor))
-
-
-class _Audited:
-    """Implements ca.runtime.rpc_handlers.Layer."""
+class Audited:
+    """Implements ca.runtime.rpc_handlers.Layer. To stand inside of Admitted and PARSED: it sees callers that were
+    admitted, and messages."""
 
     def __init__(self, auditor: Auditor) -> None:
         self._auditor = auditor

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ca.api.access import Access
+from ca.api.admitted import Admitted
 from ca.api.audit import Auditor
-from ca.api.interceptor import AccessInterceptor
 from ca.api.istio import IstioService
 from ca.api.istio_limits import IstioLimits
 from ca.api.limits import Limits
@@ -29,6 +29,7 @@ from ca.runtime.health import Health, Problem
 from ca.runtime.istio_config import IstioConfig
 from ca.runtime.kube_permissions import findings
 from ca.runtime.rpc import grpc_server
+from ca.runtime.rpc_handlers import PARSED
 from ca.runtime.server_config import ServerConfig
 from ca.runtime.tasks import Tasks
 from ca.service.attestation import NodeAttestation
@@ -93,9 +94,11 @@ class IstioServer:
             stack.callback(cluster.api.close)
         self._gate = Gate(grpc_socket=str(socket), limits=self._limits(), clock=self._parts.clock)
         stack.push_async_callback(self._gate.close)
+        outermost = self._gate.layer()
         rpc = grpc_server(
             str(socket),
-            [self._gate.interceptor(), AccessInterceptor(self._parts.access)],
+            [outermost, Admitted(self._parts.access), PARSED],
+            unknown=outermost.unknown,
             max_receive_bytes=MAX_MESSAGE_BYTES,
             max_connection_age_seconds=self._parts.config.limits.max_connection_age_seconds,
             max_streams_per_connection=MAX_STREAMS_PER_CONNECTION,

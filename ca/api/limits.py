@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 
 from ca.api.access import Caller, current_caller
 from ca.errors import Exhausted
@@ -146,20 +146,17 @@ class Limits:
                 if not self._streams[place]:
                     del self._streams[place]
 
-    @asynccontextmanager
-    async def _signing(self, kind: str, count: int, units: int) -> AsyncIterator[None]:
+    def _signing(self, kind: str, count: int, units: int) -> AbstractAsyncContextManager[object]:
         """The caller whose own SVID ends first goes first."""
         caller = current_caller()
         if _local(caller):
-            yield
-            return
+            return nullcontext()
         identity = _identity(caller)
         self._take(kind, identity, count)
         self._take("signature_of_address", address_of(caller), count)
         svid = caller.peer.svid
         ends = svid.not_after.timestamp() if svid is not None else 0.0
-        async with self._admission.turn((RENEWAL, ends), units=units, share=identity):
-            yield
+        return self._admission.turn((RENEWAL, ends), units=units, share=identity)
 
     def _take(self, kind: str, caller: Hashable, amount: int) -> None:
         buckets = self._rates[kind]

@@ -10,7 +10,7 @@ from ca.api.access import current_agent, current_downstream
 from ca.api.batch_refusals import log_refused
 from ca.api.convert.ids import workload_id
 from ca.api.convert.status import failed, ok
-from ca.api.convert.svids import fill_x509, jwt_message, x509_message
+from ca.api.convert.svids import fill_jwt, fill_x509, jwt_message, x509_message
 from ca.api.convert.text import named
 from ca.api.later import WIT, later
 from ca.api.limits import Limits
@@ -108,7 +108,9 @@ class SvidService(server_svid_pb2_grpc.SVIDServicer):
             raise NotFound(_NOT_FOUND.detail, reason=_NOT_FOUND.reason)
         async with self._limits.jwt():
             svid = await self._tokens.for_workload(agent_id, entry, names)
-        return pb.NewJWTSVIDResponse(svid=jwt_message(svid))
+        response = pb.NewJWTSVIDResponse()
+        fill_jwt(response.svid, svid)
+        return response
 
     MintWITSVID = later(WIT)
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
 from ca.errors import Internal, InvalidArgument
 from ca.identity.spiffe_id import SpiffeId
 from ca.issuing import der
@@ -126,11 +128,10 @@ def _raw_signature(signature: bytes, key_type: KeyType) -> bytes:
     size = _COORDINATE_BYTES.get(key_type)
     if size is None:
         return signature
-    outer = der.Reader(signature)
-    pair = outer.enter(der.SEQUENCE)
-    outer.close()
-    r, s = pair.take_integer(), pair.take_integer()
-    pair.close()
+    try:
+        r, s = decode_dss_signature(signature)
+    except ValueError as error:
+        raise der.malformed("ECDSA signature that is no pair of integers") from error
     if not 0 < r < 1 << (8 * size) or not 0 < s < 1 << (8 * size):
         raise der.malformed("ECDSA signature of a wrong size")
     return r.to_bytes(size, "big") + s.to_bytes(size, "big")

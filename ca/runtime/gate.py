@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from ca.errors import BurgeeError
 from ca.ports import Clock
 from ca.runtime import gate_unix, log
 from ca.runtime.clock import SystemClock
 from ca.runtime.files import raise_open_files_limit
 from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
-from ca.runtime.gate_interceptor import OnlyThroughGate
+from ca.runtime.gate_layer import OnlyThroughGate
 from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener
 from ca.runtime.gate_pace import SLOWED, Pace, Throttle
@@ -34,7 +32,7 @@ from ca.runtime.gate_places import GateLimits, Places, origin_of_address
 from ca.runtime.gate_tls import server_context
 from ca.runtime.log_limit import Sparingly
 from ca.runtime.peers import Peer, PeerCred, PeerTable, ReadCred, current_peer, read_peer_cred
-from ca.runtime.rpc_handlers import Context, LayerInterceptor, UnknownMethod
+from ca.runtime.rpc_handlers import Context
 from ca.runtime.tls import TlsMaterial
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ class _TlsListener:
 
 
 class Gate:
-    """Make it inside of the running loop, give `interceptor()` to the private grpcio server, then listen.
+    """Make it inside of the running loop, give `layer()` to the private grpcio server, then listen.
 
     `grpc_socket` is that server's Unix socket, in a directory that is ours alone (0700). Without
     `http_protocol_factory` HTTP/1.1 is refused. All methods belong to the loop's thread.
@@ -163,10 +161,10 @@ class Gate:
 
     # ---- callers
 
-    def interceptor(self) -> grpc.aio.ServerInterceptor:
-        """Refuses an unregistered peer for every service and unknown method; sets `current_peer` for the call."""
-        layer = OnlyThroughGate(self._table)
-        return LayerInterceptor(layer, unknown=UnknownMethod(layer.unknown))
+    def layer(self) -> OnlyThroughGate:
+        """Refuses an unregistered peer for every service, and with its `unknown` for every other method; sets
+        `current_peer` for the call."""
+        return OnlyThroughGate(self._table)
 
     def peer_of(self, context: Context) -> Peer:
         """The verified caller of an RPC. Raises Unauthenticated (PEER_UNKNOWN), also once its connection has ended."""

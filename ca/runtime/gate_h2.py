@@ -15,6 +15,7 @@ MAX_HEADER_BLOCK_BYTES = 64 << 10
 
 _HEADER_BYTES = 9
 _HEADERS, _PUSH_PROMISE, _CONTINUATION = 1, 5, 9
+_OPENING = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _END_HEADERS = 0x04
 
 
@@ -48,6 +49,13 @@ class FrameTracker:
         `allowed`; returns how many were taken. That frame goes on when it is fed with more allowed."""
         at, end = 0, len(data)
         while at < end:
+            if not self._left and not self._header and end - at >= _HEADER_BYTES and data[at + 3] not in _OPENING:
+                # The most of what comes: a frame that begins no header block, from its first byte.
+                self._seen = True
+                at += _HEADER_BYTES + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
+                if at > end:
+                    self._left, at = at - end, end
+                continue
             if self._stopped:
                 if allowed < 1:
                     break
@@ -74,7 +82,7 @@ class FrameTracker:
         header = self._header
         self._left = header[0] << 16 | header[1] << 8 | header[2]
         self._seen = True
-        if header[3] not in (_HEADERS, _PUSH_PROMISE, _CONTINUATION):
+        if header[3] not in _OPENING:
             header.clear()
             return False
         self.block_bytes = self._left + (self.block_bytes if header[3] == _CONTINUATION else 0)

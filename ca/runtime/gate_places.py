@@ -6,6 +6,7 @@ import ipaddress
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 FILES_PER_CONNECTION = 4
 """The client's socket, its pidfd, our socket to grpcio and grpcio's end of that."""
@@ -96,6 +97,7 @@ class Places:
         return "CONNECTION_LIMIT_OF_CALLER" if self._by_origin[origin] >= allowed else ""
 
 
+@lru_cache(maxsize=4096)
 def origin_of_address(host: str) -> object:
     """One IPv4 address, or one IPv6 /64: a host has as many addresses of that as it likes."""
     address = ipaddress.ip_address(host.partition("%")[0])

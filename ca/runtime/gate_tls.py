@@ -96,6 +96,8 @@ class TlsEngine:
         try:
             while part := self._tls.read(_RECORD_BYTES):
                 parts.append(part)
+                if not self._in.pending and not self._tls.pending():
+                    return part if len(parts) == 1 else b"".join(parts)
             self.ended = True
         except ssl.SSLWantReadError:
             pass

@@ -11,7 +11,8 @@ import grpc
 from ca.errors import FailedPrecondition
 from ca.runtime.files import require_private
 from ca.runtime.rpc_errors import abort_with, error_of
-from ca.runtime.rpc_observer import CallObserver
+from ca.runtime.rpc_handlers import Answer, Layer, LayeredServer, Parsed
+from ca.runtime.rpc_observer import Observed
 
 __all__ = ["DEFAULT_MAX_RECEIVE_BYTES", "abort_with", "connect", "error_of", "grpc_server"]
 
@@ -42,29 +43,29 @@ regularly must stay above the interval, and the strikes are for the pings that g
 
 def grpc_server(
     uds_path: str | os.PathLike[str],
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    layers: Sequence[Layer | Parsed] = (),
     *,
+    unknown: Answer | None = None,
     max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES,
     max_connection_age_seconds: float | None = None,
     max_streams_per_connection: int = MAX_STREAMS_PER_CONNECTION,
     options: Sequence[tuple[str, Any]] = (),
-) -> grpc.aio.Server:
+) -> LayeredServer:
     """A server on a private Unix socket, not yet started. Its errors, metrics and request ids are taken care of.
 
-    The socket's directory must be private (0700), else FailedPrecondition. Put `gate.interceptor()` first among
-    `interceptors`. A request above `max_receive_bytes` is refused unread with ResourceExhausted. Clients that ping
-    more often than every 5 s are sent away, and calls beyond `max_streams_per_connection` wait at the client.
-    Handlers are async; they raise members of the error family.
+    The socket's directory must be private (0700), else FailedPrecondition. The gate's layer comes first among
+    `layers`, and its `unknown` answers methods that nobody serves. A request above `max_receive_bytes` is refused
+    unread with ResourceExhausted. Clients that ping more often than every 5 s are sent away, and calls beyond
+    `max_streams_per_connection` wait at the client. Handlers are async; they raise members of the error family.
     """
     path = os.fspath(uds_path)
     require_private(os.path.dirname(path))
     server = grpc.aio.server(
-        interceptors=(CallObserver(), *interceptors),
         options=[*_options(max_receive_bytes, max_connection_age_seconds, max_streams_per_connection), *options],
     )
     if not server.add_insecure_port(f"unix:{path}"):
         raise FailedPrecondition(f"cannot listen on `{path}`", reason="ADDRESS_UNAVAILABLE")
-    return server
+    return LayeredServer(server, (Observed(), *layers), unknown)
 
 
 def _options(

@@ -1,12 +1,15 @@
-"""Puts a layer around grpc.aio handlers of every shape, once per method."""
+"""Puts layers around grpc.aio handlers of every shape, once per method."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+from google.protobuf.message import DecodeError
+
+from ca.errors import Internal
 
 Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:
@@ -21,17 +24,30 @@ Yielding = Callable[[Any, Context], AsyncIterator[Any]]
 
 
 class Layer(Protocol):
-    """What is put around a method's behaviour; `method` is the full name, `/package.Service/Method`."""
+    """What is put around a method's behaviour; `method` is the full name, `/package.Service/Method`.
+
+    The layers of a server begin with the outermost. What stands outside of `PARSED` sees a unary request as bytes.
+    """
 
     def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer: ...
 
     def yielding(self, method: str, inner: Yielding) -> Yielding: ...
 
 
-class UnknownMethod(Handler):
-    """Answers a method that nobody serves, so that a layer can look at the caller first.
+class Parsed:
+    """Among the layers, the place where unary requests become messages; without it they do so in the innermost one.
 
-    It is wrapped by no further layer: its method is the caller's word and must not become a metric's label.
+    Not in grpcio, which would parse for callers that nobody has admitted yet, and tell them of Python's exceptions.
+    """
+
+
+PARSED = Parsed()
+
+
+class UnknownMethod(Handler):
+    """Answers a method that nobody serves, so that somebody can look at the caller first.
+
+    It stands in no layer: its method is the caller's word and must not become a metric's label.
     """
 
     def __init__(self, behaviour: Answer) -> None:
@@ -45,42 +61,96 @@ class UnknownMethod(Handler):
         self.stream_stream: Any = behaviour
 
 
-class LayerInterceptor(grpc.aio.ServerInterceptor):
-    """Applies a Layer to every handler; a handler is wrapped at its first call and then found by its method."""
+class LayeredHandlers(grpc.GenericRpcHandler):
+    """All handlers of one server in its layers; a handler is wrapped at its first call and then found by its method.
 
-    def __init__(self, layer: Layer, *, unknown: UnknownMethod | None = None) -> None:
-        self._layer = layer
-        self._unknown = unknown
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+    grpcio's interceptors can do the same, at the price of some coroutines for each call.
+    """
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Handler | None]], handler_call_details: Any
-    ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return self._unknown
-        if isinstance(handler, UnknownMethod):
-            return handler
+    def __init__(self, layers: Iterable[Layer | Parsed], unknown: Answer | None) -> None:
+        given = tuple(layers)
+        self._layers = given if PARSED in given else (*given, PARSED)
+        self._unknown = None if unknown is None else UnknownMethod(unknown)
+        self._handlers: list[grpc.GenericRpcHandler] = []
+        self._wrapped: dict[str, Handler] = {}
+
+    def add(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Of one method, the handler that was added first is the one that serves."""
+        self._handlers.extend(handlers)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         method = handler_call_details.method
         known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = _wrap(self._layer, method, handler)
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
+        if known is not None:
+            return known
+        for candidate in self._handlers:
+            handler: Any = candidate.service(handler_call_details)
+            if handler is not None:
+                wrapped = self._wrapped[method] = wrap(self._layers, method, handler)
+                return wrapped
+        return self._unknown
 
 
-def _wrap(layer: Layer, method: str, handler: Handler) -> Handler:
+class LayeredServer(grpc.aio.Server):
+    """Another server, with its services in layers."""
+
+    def __init__(self, server: grpc.aio.Server, layers: Iterable[Layer | Parsed], unknown: Answer | None) -> None:
+        self._server = server
+        self._handlers = LayeredHandlers(layers, unknown)
+        server.add_generic_rpc_handlers((self._handlers,))
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._handlers.add(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Nothing: the generated code adds each handler in both ways, and grpcio, which waits for a call of each
+        registered method at once, is slower the more there are."""
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        return self._server.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        await self._server.stop(grace)
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return await self._server.wait_for_termination(timeout)
+
+
+def wrap(layers: Sequence[Layer | Parsed], method: str, handler: Handler) -> Handler:
+    """Raises TypeError for a handler that is not async."""
     kind = ("stream" if handler.request_streaming else "unary") + (
         "_stream" if handler.response_streaming else "_unary"
     )
-    inner: Any = getattr(handler, kind)
-    if inspect.isasyncgenfunction(inner):
-        outer: Any = layer.yielding(method, inner)
-    elif inspect.iscoroutinefunction(inner):
-        outer = layer.answer(method, inner, streaming=handler.request_streaming or handler.response_streaming)
-    else:
+    behaviour: Any = getattr(handler, kind)
+    parse: Any = handler.request_deserializer
+    yields = inspect.isasyncgenfunction(behaviour)
+    if not yields and not inspect.iscoroutinefunction(behaviour):
         raise TypeError(f"the handler of {method} is not async")
+    for layer in reversed(layers):
+        if isinstance(layer, Parsed):
+            if kind == "unary_unary" and parse is not None:
+                behaviour, parse = _parsing(parse, behaviour), None
+        elif yields:
+            behaviour = layer.yielding(method, behaviour)
+        else:
+            behaviour = layer.answer(method, behaviour, streaming=kind != "unary_unary")
     make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
-    wrapped: Handler = make(outer, handler.request_deserializer, handler.response_serializer)
+    wrapped: Handler = make(behaviour, parse, handler.response_serializer)
     return wrapped
+
+
+def _parsing(parse: Callable[[bytes], Any], inner: Answer) -> Answer:
+    async def parsed(data: bytes, context: Context) -> Any:
+        try:
+            request = parse(data)
+        except DecodeError as error:
+            raise Internal("request is not a message of this method", reason="REQUEST_MALFORMED") from error
+        return await inner(request, context)
+
+    return parsed

@@ -13,7 +13,7 @@ import grpc
 from ca.errors import BurgeeError, Code, Internal
 from ca.runtime import log, metrics
 from ca.runtime.rpc_errors import STATUS_CODES, abort_with
-from ca.runtime.rpc_handlers import Answer, Context, LayerInterceptor, Yielding
+from ca.runtime.rpc_handlers import Answer, Context, Yielding
 
 RPCS = metrics.counter("rpc", "RPCs that ended, by method and gRPC status.", ["method", "code"])
 REFUSED = metrics.counter("rpc_refused", "RPCs that were refused, by method and reason.", ["method", "reason"])
@@ -31,15 +31,9 @@ _OURS = frozenset({Code.INTERNAL, Code.UNAVAILABLE})
 _log = log.get("rpc")
 
 
-class CallObserver(LayerInterceptor):
-    """No traceback reaches a caller: what is not in the error family becomes Internal with the request id."""
-
-    def __init__(self) -> None:
-        super().__init__(_Observe())
-
-
-class _Observe:
-    """Implements Layer."""
+class Observed:
+    """Implements Layer. No traceback reaches a caller: what is not in the error family becomes Internal with the
+    request id."""
 
     def answer(self, method: str, inner: Answer, *, streaming: bool) -> Answer:
         record = _Recorder(method)

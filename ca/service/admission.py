@@ -7,7 +7,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 from ca.errors import Exhausted
@@ -39,8 +39,8 @@ class _Waiting:
     turn: asyncio.Future[None] = field(compare=False)
 
 
-class Turn:
-    """The right to work, from `Admission.turn`; it can be given up for a while and taken again."""
+class Turn(AbstractAsyncContextManager["Turn"]):
+    """The right to work inside of it, from `Admission.turn`; it can be given up for a while and taken again."""
 
     def __init__(self, admission: Admission, urgency: tuple[float, ...], units: int, share: Hashable) -> None:
         self._admission = admission
@@ -49,6 +49,13 @@ class Turn:
         self._share = share
         self._began: float | None = None
         self._pauses = 0
+
+    async def __aenter__(self) -> Turn:
+        await self.take()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.give_up()
 
     async def take(self) -> None:
         await self._admission.enter(self._urgency, self._units, self._share)
@@ -93,7 +100,6 @@ class Admission:
         """`jitter` gives 0 to 1. `shown`: in the metrics, which have room for one."""
         self.monotonic = monotonic
         self._jitter = jitter
-        self._shown = shown
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._numbers = itertools.count()
@@ -103,19 +109,16 @@ class Admission:
         self._units_per_second = float(max_running)
         self.running = 0
         self.waiting = 0
+        if shown:
+            _running.set_function(lambda: self.running)
+            _queued.set_function(lambda: self.waiting)
 
-    @asynccontextmanager
-    async def turn(self, urgency: tuple[float, ...], *, units: int = 1, share: Hashable = None) -> AsyncIterator[Turn]:
+    def turn(self, urgency: tuple[float, ...], *, units: int = 1, share: Hashable = None) -> Turn:
         """Work inside of it. Raises Exhausted with a hint when to come again (SERVER_BUSY, QUEUE_SHARE).
 
         `share` names a caller that may not have the queue for itself; None is nobody.
         """
-        turn = Turn(self, urgency, units, share)
-        await turn.take()
-        try:
-            yield turn
-        finally:
-            turn.give_up()
+        return Turn(self, urgency, units, share)
 
     async def enter(self, urgency: tuple[float, ...], units: int, share: Hashable) -> None:
         """Returns when it is this call's turn. Prefer `turn`."""
@@ -139,7 +142,6 @@ class Admission:
     def leave(self, units: int) -> None:
         """The work of an `enter` is done."""
         self.running -= units
-        self._show()
         self._learn(units)
         while self._queue and self._fits(self._queue[0].units):
             item = heapq.heappop(self._queue)
@@ -152,7 +154,6 @@ class Admission:
 
     def _start(self, units: int) -> None:
         self.running += units
-        self._show()
 
     def _make_room(self, item: _Waiting) -> None:
         while self._queue and self.waiting + item.units > self._max_waiting:
@@ -166,7 +167,6 @@ class Admission:
         heapq.heappush(self._queue, item)
         self.waiting += item.units
         self._shares[item.share] += item.units
-        self._show()
 
     def _remove(self, item: _Waiting) -> None:
         self._queue.remove(item)
@@ -178,7 +178,6 @@ class Admission:
         self._shares[item.share] -= item.units
         if not self._shares[item.share]:
             del self._shares[item.share]
-        self._show()
 
     def _gave_up(self, item: _Waiting) -> Exhausted:
         """A call that waits no more, or was given its turn in the very moment in which it stopped to wait."""
@@ -194,11 +193,6 @@ class Admission:
         self._done_at = now
         if self._queue and now > before:
             self._units_per_second += _SMOOTHING * (units / (now - before) - self._units_per_second)
-
-    def _show(self) -> None:
-        if self._shown:
-            _running.set(self.running)
-            _queued.set(self.waiting)
 
     def _busy(self, reason: str, detail: str) -> Exhausted:
         """Spread over twice the time in which what waits now will have been done: they shall not all return at once."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ca.errors import Unavailable
 from ca.ports import Clock
+from ca.runtime.one_thread import OneThread
 from ca.store.database import Database, WriteTransaction, unavailable
 from ca.store.issuance_codec import decode, encode
 from ca.store.rows import to_micros
@@ -73,7 +73,7 @@ class IssuanceLog:
         self._database = database
         self._clock = clock
         self._engine = database.blocking_engine()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-issuance")
+        self._thread = OneThread("store-issuance")
         self._connection: Connection | None = None
         compiled: Any = insert(issuance).compile(dialect=self._engine.dialect, column_keys=list(_COLUMNS))
         self._statement = str(compiled)
@@ -167,19 +167,18 @@ class IssuanceLog:
         self._closed = True
         if self._writing is not None:
             await self._writing
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._hang_up)
-        self._thread.shutdown()
+        await self._thread.run(self._hang_up)
+        self._thread.close()
         self._engine.dispose()
 
     async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
         while self._waiting:
             async with self._database.writer:
                 batch = self._take()
                 try:
                     with self._database.writing():
                         records = [record for handed_in, _ in batch for record in handed_in]
-                        await loop.run_in_executor(self._thread, self._commit, records)
+                        await self._thread.run(self._commit, records)
                 except Exception as error:
                     _settle(batch, error)
                 else:

@@ -65,7 +65,7 @@ async def serve(directory: Path) -> None:
     bare.add_generic_rpc_handlers(handlers())
     bare.add_insecure_port(f"unix:{directory}/bare.sock")
     gate = Gate(grpc_socket=directory / "p" / "grpc.sock")
-    private = grpc_server(directory / "p" / "grpc.sock", [gate.interceptor()])
+    private = grpc_server(directory / "p" / "grpc.sock", [gate.layer()])
     private.add_generic_rpc_handlers(handlers())
     await bare.start()
     await private.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ca.api.convert.ids import id_message, seconds
+from ca.api.convert.ids import seconds
 from ca.issuing.lifetime import Lifetime
 from ca.proto.burgee import admin_pb2
 from ca.proto.spire import types_pb2
@@ -26,12 +26,18 @@ def fill_x509(message: types_pb2.X509SVID, svid: IssuedX509) -> None:
 
 
 def jwt_message(svid: IssuedJwt) -> types_pb2.JWTSVID:
-    return types_pb2.JWTSVID(
-        token=svid.token,
-        id=id_message(svid.spiffe_id),
-        expires_at=seconds(svid.expires_at),
-        issued_at=seconds(svid.issued_at),
-    )
+    message = types_pb2.JWTSVID()
+    fill_jwt(message, svid)
+    return message
+
+
+def fill_jwt(message: types_pb2.JWTSVID, svid: IssuedJwt) -> None:
+    """In place, as above."""
+    message.token = svid.token
+    message.id.trust_domain = svid.spiffe_id.trust_domain.name
+    message.id.path = svid.spiffe_id.path
+    message.expires_at = seconds(svid.expires_at)
+    message.issued_at = seconds(svid.issued_at)
 
 
 def lifetime_message(lifetime: Lifetime) -> admin_pb2.Lifetime:

@@ -178,9 +178,11 @@ async def rig(
     admit = gate_options.pop("admit", lambda cred: True)
     gate = Gate(grpc_socket=directory / "priv" / "grpc.sock", limits=limits, **gate_options)
     it = Rig(gate, directory, Pki())
+    outermost = gate.layer()
     server = grpc_server(
         it.private,
-        [gate.interceptor()],
+        [outermost],
+        unknown=outermost.unknown,
         max_receive_bytes=max_receive_bytes,
         max_streams_per_connection=max_streams_per_connection,
     )

@@ -20,8 +20,8 @@ from ca.runtime import log
 from ca.runtime.metrics import REGISTRY
 from ca.runtime.rpc import PENDING_CALLS, connect, grpc_server
 from ca.runtime.rpc_errors import DETAILS_KEY, STATUS_CODES, status_details
-from ca.runtime.rpc_handlers import _wrap
-from ca.runtime.rpc_observer import CallObserver
+from ca.runtime.rpc_handlers import wrap
+from ca.runtime.rpc_observer import Observed
 from tests.ca.runtime.rig import call, family, rig, until
 
 
@@ -176,7 +176,7 @@ async def test_a_server_in_a_directory_that_others_can_enter_is_refused(tmp_path
 def test_a_handler_that_is_not_async_is_a_fault_that_shows() -> None:
     blocking = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
     with pytest.raises(TypeError, match="not async"):
-        _wrap(CallObserver()._layer, "/a/b", blocking)
+        wrap([Observed()], "/a/b", blocking)
 
 
 async def test_calls_that_come_while_the_server_is_busy_wait_and_none_is_cancelled(tmp_path: Path) -> None:
