@@ -14,7 +14,7 @@ from ca.identity.entry import RegistrationEntry
 from ca.identity.spiffe_id import SpiffeId, TrustDomain, server_id
 from ca.issuing.csr import Csr, parse_csr
 from ca.issuing.lifetime import Lifetime, plan_lifetime
-from ca.issuing.profile import AGENT, ISTIO, SERVER, WORKLOAD, minted
+from ca.issuing.profile import AGENT, ISTIO, SERVER, minted
 from ca.issuing.spki import read_public_key
 from ca.issuing.token import IssuanceToken
 from ca.issuing.x509 import finish_all, sign_many
@@ -107,19 +107,7 @@ class Issuer:
         Of a CSR only the key counts: ID, DNS names and lifetime are the entry's.
         """
         default, agent = self.settings.x509_svid_ttl_seconds, str(agent_id)
-        jobs = [
-            Job(
-                profile=WORKLOAD,
-                spiffe_id=wanted.entry.spiffe_id,
-                request=wanted.csr,
-                ttl_seconds=wanted.entry.x509_svid_ttl_seconds or default,
-                dns_names=wanted.entry.dns_names,
-                entry_id=wanted.entry.id,
-                entry_revision=wanted.entry.revision_number,
-                agent=agent,
-            )
-            for wanted in requests
-        ]
+        jobs = [entry_job(agent, entry, request, entry.x509_svid_ttl_seconds or default) for entry, request in requests]
         return await self._issue(jobs)
 
     async def for_agent(self, agent_id: SpiffeId, csr: Csr) -> IssuedX509:

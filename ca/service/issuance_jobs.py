@@ -54,16 +54,8 @@ class Job(NamedTuple):
 
 
 def entry_job(requester: str, entry: RegistrationEntry, request: bytes | PublicKeyInfo, ttl_seconds: int) -> Job:
-    return Job(
-        profile=WORKLOAD,
-        spiffe_id=entry.spiffe_id,
-        request=request,
-        ttl_seconds=ttl_seconds,
-        dns_names=entry.dns_names,
-        entry_id=entry.id,
-        entry_revision=entry.revision_number,
-        agent=requester,
-    )
+    names, revision = entry.dns_names, entry.revision_number
+    return Job(WORKLOAD, entry.spiffe_id, request, ttl_seconds, names, entry.id, revision, requester)
 
 
 def prepare(
