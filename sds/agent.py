@@ -56,10 +56,12 @@ from sds.node_identity import NodeIdentity
 from sds.plugins import deadlines, node_attestor, workload_attestors
 from sds.policy_ecds import EnvoyPolicies
 from sds.policy_held import HeldPolicies
+from sds.policy_unpushed import Unpushed
 from sds.reflection import Reflection
 from sds.request_pace import RequestPace
 from sds.rotation import Rotator
 from sds.secrets import Form, SecretNames
+from sds.socket_watch import SocketWatch
 from sds.sockets import Administrators, AdministratorsOnly, Endpoint, admin_access
 from sds.state import open_store
 from sds.workload_api import WorkloadApi
@@ -200,6 +202,9 @@ class Agent:
         for name, run in loops.items():
             self.heartbeat.essential(name, self.tasks.spawn(name, run))
         self.tasks.spawn("heartbeat", self.heartbeat.run)
+        watch = SocketWatch(self.config.workload_socket, condition=self.condition, clock=self.clock)
+        self.health.add("workload_socket", watch.problem)
+        self.tasks.spawn("workload_socket", watch.run)
         log.info("agent started", workload_socket=str(self.config.workload_socket), version=agent_version())
 
     def reconfigure(self, config: AgentConfig) -> None:
@@ -257,6 +262,7 @@ class Agent:
             clock=self.clock,
             pace=pace,
             lasting_seconds=self.config.policy.lasting_seconds,
+            unpushed=Unpushed(self.policies, self.clients, self.condition),
         )
         health = health_handler(lambda: serving(self.cache, self.rotator, self.condition, self.clock))
         self.decisions.start()
