@@ -90,7 +90,9 @@ def test_no_room_is_left_out() -> None:
     assert inner - {"ca/proto"} | {"attestor", "sds", "policy"} <= spans(PAGE)
 
 
-LISTENS = re.compile(r"\.listen(?:_tcp|_unix)?\(|start_(?:unix_)?server\(|add_insecure_port\(|sock\.bind\(b")
+LISTENS = re.compile(
+    r"\.listen(?:_tcp|_unix)?\(|start_(?:unix_)?server\(|(?<!_)server\.add_insecure_port\(|sock\.bind\(b"
+)
 LISTENERS = {
     "ca/api/istio_server.py": "`istio.bind_address`",
     "ca/runtime/gate.py": "abstract names of the gate",
