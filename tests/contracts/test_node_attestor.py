@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,3 +111,13 @@ async def test_a_junk_challenge_does_not_crash_the_agent(prover: NodeProver) -> 
         except BurgeeError as error:
             answers.append(error.detail)
     assert all(answers)
+
+
+def test_a_program_that_made_every_sample_ends() -> None:
+    """What samples start for all of a process is over with it: nobody waits for a thread that is no more."""
+    program = (
+        "from ca.runtime import plugins\n"
+        "from tests.contracts.attestors import sample\n"
+        "for name in plugins.names(plugins.NODE_ATTESTORS): sample('node', name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=100)

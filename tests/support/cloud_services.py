@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +33,11 @@ class Request:
 
 Answer = tuple[int, bytes]
 Handle = Callable[[Request], Answer]
+
+RUNNING = ExitStack()
+"""What serves until the tests end, and is stopped while there are threads still: the interpreter would collect it
+later, and wait for the thread that serves, for ever."""
+atexit.register(RUNNING.close)
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -33,7 +32,7 @@ from tests.support.cloud_documents import (
     aws_payload,
     self_signed,
 )
-from tests.support.cloud_services import AWS_FORM, Request, aws_metadata, service
+from tests.support.cloud_services import AWS_FORM, RUNNING, Request, aws_metadata, service
 from tests.support.node_host import FakeHost
 
 SIGNER = self_signed(REGION)
@@ -53,9 +52,6 @@ def certificates() -> Path:
     (directory / f"{REGION}.pem").write_bytes(self_signed("older").pem + SIGNER.pem)
     (directory / "us-east-1.pem").write_bytes(self_signed("us-east-1").pem)
     return directory
-
-
-RUNNING = ExitStack()
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -28,12 +27,11 @@ from ca.runtime.notes import collecting
 from tests.contracts.attestors import NodeSample
 from tests.support import cloud_documents as clouds
 from tests.support.cloud_documents import SUBSCRIPTION, TENANT, TENANT_DOMAIN, VM, azure_answer, azure_document
-from tests.support.cloud_services import azure_metadata, service
+from tests.support.cloud_services import RUNNING, azure_metadata, service
 from tests.support.node_host import FakeHost
 
 PATH = f"/spire/agent/azure_imds/{TENANT}/{SUBSCRIPTION}/{VM}"
 SELECTORS = {f"azure_imds:subscription-id:{SUBSCRIPTION}"}
-RUNNING = ExitStack()
 
 Answer = Callable[[bytes], Awaitable[bytes]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from ca.runtime.config import from_values
 from ca.runtime.notes import collecting
 from tests.contracts.attestors import NodeSample
 from tests.support.cloud_documents import GCP_INSTANCE, PROJECT, gcp_claims, gcp_key_set, gcp_token, self_signed
-from tests.support.cloud_services import as_json, gcp_metadata, service, tls
+from tests.support.cloud_services import RUNNING, as_json, gcp_metadata, service, tls
 from tests.support.node_host import FakeHost
 
 PATH = f"/spire/agent/gcp_iit/{PROJECT}/{GCP_INSTANCE}"
@@ -32,7 +31,6 @@ SELECTORS = {
     "gcp_iit:instance-name:node-1",
     "gcp_iit:sa:739419398126-compute@developer.gserviceaccount.com",
 }
-RUNNING = ExitStack()
 
 
 @cache
