@@ -40,6 +40,8 @@ from policy.envoy_verified import VERIFIED
 from policy.ext_authz_wire import DECISION_HEADER, LEFT, REMOTE_IP, TARGET, TOKENS
 
 REQUEST_ID = "x-request-id"
+ORIGINAL_PATH = "x-envoy-original-path"
+"""Which path was asked for, where the route rewrote it; Envoy's log has it, whoever wrote it."""
 LOG_NAME = "burgee"
 """Of the access log, before a slash and the proxy's prefix."""
 _TYPES = "type.googleapis.com/"
@@ -193,7 +195,7 @@ def http_snippet(proxy: Proxy, cluster: str, socket: str, *, prefix: str, spiffe
             "path_with_escaped_slashes_action": "REJECT_REQUEST",
             "generate_request_id": True,
             "always_set_request_id_in_response": True,
-            "early_header_mutation_extensions": [_without_request_id()],
+            "early_header_mutation_extensions": [_without_what_envoy_says()],
             "http_filters": [
                 _tells(decision),
                 *http_filters(proxy, cluster, prefix=prefix, spiffe_id=spiffe_id),
@@ -238,11 +240,12 @@ def _plain(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
-def _without_request_id() -> dict[str, Any]:
+def _without_what_envoy_says() -> dict[str, Any]:
+    """Neither a decision's id nor the path in the log is what a client says it is."""
     kind = "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
     return {
         "name": "burgee.own-request-id",
-        "typed_config": {"@type": f"{_TYPES}{kind}", "mutations": [{"remove": REQUEST_ID}]},
+        "typed_config": {"@type": f"{_TYPES}{kind}", "mutations": [{"remove": REQUEST_ID}, {"remove": ORIGINAL_PATH}]},
     }
 
 

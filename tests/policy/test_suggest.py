@@ -82,6 +82,9 @@ def test_identifiers_become_a_template_where_the_threshold_holds() -> None:
     assert "GET /orders/{*}/lines by td/ns/shop/sa/web: 3 paths were seen" in found.text()
     few = suggest(seen[:2])
     assert not few.opened
+    more = suggest([*seen, *(record(path=f"/carts/{n}/lines") for n in range(5)), record(path="/")])
+    assert [one.seen for one in more.opened] == [5, 3]
+    assert (more.measure()["exact_share"], more.measure()["fewest_seen"]) == (round(1 / 9, 4), 3)
     assert not allowed(few, path="/orders/4444/lines")
     bold = suggest(seen[:2], thresholds=Thresholds(identifiers=2))
     assert allowed(bold, path="/orders/9/lines")

@@ -313,6 +313,16 @@ async def test_what_a_proxy_decides_by_itself_reaches_the_log(lab: Both) -> None
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("proxy", ["pushed", "snippet"])
+async def test_no_header_of_a_client_says_what_path_it_asked_for(lab: Both, proxy: str) -> None:
+    """Envoy's log prefers it: of a log that believes clients, `suggest` would write what they like."""
+    good = await lab.ask(proxy, WEB_ID, path="/pushed?q", x_envoy_original_path="/forged")
+    assert good.status == 200
+    record = await lab.record(good.decision[0] if good.decision else f"p1-{good.request_id}")
+    assert (record.source, record.path) == (Source.PUSHED, "/pushed")
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_asked_is_in_the_log_once(lab: Both) -> None:
     asked = await lab.ask("pushed", WEB_ID, path="/x", x_tenant="blue")
     after = await lab.ask("pushed", WEB_ID, path="/pushed")
