@@ -18,9 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from prometheus_client import Counter
+from typing import TYPE_CHECKING, Any
 
 from ca.runtime.decision_log_config import DecisionLogConfig
 from ca.runtime.files import make_private_dir
@@ -28,6 +26,9 @@ from ca.runtime.log import get
 from ca.runtime.log_limit import Sparingly
 from ca.runtime.metrics import counter, gauge
 from policy.decision_record import MASK, MAX_LINE_BYTES, DecisionRecord, Source
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 FILE, ASKED_FILE = "decisions.jsonl", "asked.jsonl"
 ASKED = frozenset({Source.AUTHZEN, Source.EVALUATE})

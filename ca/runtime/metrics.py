@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import ModuleType
 
-# The library would load the standard library's web servers and clients for servers and gateways of its own, which
-# nothing here uses: two megabytes in every process. Whoever imports them afterwards gets the real ones.
-_unused = {"http.server", "socketserver", "urllib.request", "wsgiref.simple_server"} - sys.modules.keys()
-for _name in _unused:
-    sys.modules[_name] = _module = ModuleType(_name)
-    _module.__getattr__ = lambda name: type(name, (), {})  # type: ignore[method-assign]
-from prometheus_client import (  # noqa: E402
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from ca.runtime.stand_ins import stand_ins
 
-for _name in _unused:
-    del sys.modules[_name]
+# The library would load web servers and clients for servers and gateways of its own, which nothing here uses: two
+# megabytes in every process.
+with stand_ins("gzip", "http.server", "socketserver", "urllib.request", "wsgiref.simple_server"):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 PREFIX = "burgee_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

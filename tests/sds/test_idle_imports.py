@@ -55,6 +55,7 @@ OTHERS = (
     "envoy",
     "google.protobuf.descriptor_pb2",
     "google.protobuf.json_format",
+    "gzip",
     "grpc_reflection.v1alpha",
     "http.client",
     "http.server",
