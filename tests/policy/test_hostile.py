@@ -73,6 +73,14 @@ def test_a_hundred_megabytes_are_not_looked_at() -> None:
     assert peak < 1 << 20
 
 
+def test_values_are_counted_before_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policy.documents.MAX_VALUES", 1000)
+    start, end = f"{HEAD}spec: {{rules: [{{to: [{{operation: {{paths: [", "]}}]}]}"
+    assert parse(f"{start}{'/a, ' * 900}{end}", "f").policies
+    with pytest.raises(Refused, match="more than 1,000 values"):
+        parse(f"{start}{'/a, ' * 1000}{end}", "f")
+
+
 def test_problems_are_bounded() -> None:
     with pytest.raises(Refused) as caught:
         parse("---\n1\n" * 1000, "f")

@@ -59,6 +59,13 @@ def test_changes_are_grouped_by_who_whom_and_shape_with_the_rules() -> None:
     assert document["newly_denied"][0]["example"] == "d0"
 
 
+def test_what_happened_most_often_stands_first() -> None:
+    few, many = ([record(n, path=f"/{name}") for n in range(count)] for name, count in (("few", 2), ("many", 3)))
+    gone = [DecisionRecord.from_document(one.document() | {"allowed": True}) for one in (*few, *many)]
+    found = replay(gone, snapshot(STOP))
+    assert [(group.path, group.count) for group in found.newly_denied] == [("/many", 3), ("/few", 2)]
+
+
 def test_a_deny_rule_that_is_responsible_is_named() -> None:
     found = replay(log(), snapshot(READ, STOP.replace("DELETE", "GET")))
     assert [(group.after, group.why) for group in found.newly_denied] == [("shop/stop#0", "method GET in [GET]")]

@@ -151,6 +151,18 @@ async def test_what_changes_for_others_is_not_sent_and_counts_as_taken_over(lab:
     await quiet(call.call)
 
 
+async def test_a_proxy_whose_decisions_reach_no_log_is_unlogged(lab: Lab, client: WorkloadClient) -> None:
+    call = client.policies()
+    await call.ask(HTTP)
+    await given(lab, SET)
+    await answered(call)
+    (state,) = rollout(lab.policies, lab.clients, unlogged).proxies
+    assert state.unlogged
+    mine = (state.pid, state.proxy)
+    (state,) = rollout(lab.policies, lab.clients, lambda pid, node: (pid, node) == mine).proxies
+    assert not state.unlogged
+
+
 async def test_what_is_rejected_leaves_the_one_before_in_force_and_everybody_is_told(
     lab: Lab, client: WorkloadClient
 ) -> None:
