@@ -11,6 +11,8 @@ from _pytest.nodeid import NodeId
 
 from ca.runtime import log
 
+pytest_plugins = ["tests.support.faults", "tests.support.own_process"]
+
 # CPython 3.11 fails a parse of source code in which the collector begins another (of a line of a traceback, by what it
 # collects). Reading the tests, pytest parses all of them.
 gc.disable()
@@ -21,9 +23,7 @@ REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """xdist names the group of a test, whose tests share one worker and what it starts, in an attribute that pytest 9.2
-    reads no more. Tests of PKCS#11 come last: a module is loaded into the worker's own process, where it shares
-    libcrypto with everybody's TLS, and who came after it has died now and then."""
-    items.sort(key=lambda item: "pkcs11" in item.nodeid)
+    reads no more."""
     for item in items:
         grouped = getattr(item, "_nodeid", "")
         if grouped and grouped != item.nodeid:
