@@ -31,7 +31,6 @@ _OPTIONS = [
     # Channels to one address share a connection unless told not to; each of ours has its own identity.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3000),
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
@@ -68,7 +67,7 @@ class ServerLink:
         )
         await relay.start()
         trust.on_change(relay.recheck)
-        return cls(relay, grpc.aio.insecure_channel(f"unix:{relay.path}", options=_OPTIONS), trust)
+        return cls(relay, grpc.aio.insecure_channel(f"unix:{relay.path}", options=[*_OPTIONS, relay.patience]), trust)
 
     async def explain(self, error: grpc.aio.AioRpcError) -> BurgeeError:
         """What the server answered; where none did, why the relay let none through, and what helps.

@@ -29,6 +29,9 @@ from ca.runtime.log import get
 from ca.runtime.tls import TlsMaterial, load_chain
 
 DIAL_TIMEOUT_SECONDS = 5.0
+GREETING_SECONDS = 5.0
+"""What a server gets, once it is dialled, for the first frame of HTTP/2."""
+
 CHUNK_BYTES = 64 * 1024
 log = get("relay")
 
@@ -92,6 +95,13 @@ class TlsRelay:
     def server_chain(self) -> tuple[bytes, ...]:
         """The chain (DER) of the server that a connection leads to now; empty when there is none."""
         return next((upstream.server.chain for upstream in self._upstreams), ())
+
+    @property
+    def patience(self) -> tuple[str, int]:
+        """An option for the channel that uses this relay: gRPC gives up an attempt to connect after this time (whatever
+        the name says), and each server is dialled in one."""
+        seconds = len(self._servers) * DIAL_TIMEOUT_SECONDS + GREETING_SECONDS
+        return "grpc.min_reconnect_backoff_ms", int(seconds * 1000)
 
     async def start(self) -> None:
         self._listener = await asyncio.start_unix_server(self._accept, self.path, limit=CHUNK_BYTES)

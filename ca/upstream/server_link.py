@@ -28,7 +28,6 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
@@ -95,7 +94,7 @@ class UpstreamLink:
                 clock=self._clock,
             )
             await relay.start()
-            channel = grpc.aio.insecure_channel(f"unix:{relay.path}", options=_OPTIONS)
+            channel = grpc.aio.insecure_channel(f"unix:{relay.path}", options=[*_OPTIONS, relay.patience])
             before, self._open = self._open, _Open(identity, relay, channel)
             if before is not None:
                 task = asyncio.create_task(before.close(GRACE_SECONDS))

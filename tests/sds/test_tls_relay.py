@@ -27,6 +27,7 @@ from tests.ca.identity.forge import TD
 from tests.sds.fake_server import FakeServer, fresh_root
 from tests.sds.node_lab import config_for, serving, until
 from tests.support.clock import FakeClock
+from tests.support.valve import Valve
 
 GET = server_bundle_pb2.GetBundleRequest()
 STRANGER = """
@@ -245,6 +246,19 @@ async def test_a_connection_ends_with_the_servers_certificate(tmp_path: Path, se
     await clock.advance(timedelta(days=7).total_seconds() + 1)
     await until(lambda: link.relay.address is None)
     await link.close()
+
+
+async def test_a_server_that_takes_its_time_is_waited_for(tmp_path: Path, server: FakeServer) -> None:
+    """One far away, or one whose machine has much to do, is slow to greet: the first call waits, and succeeds."""
+    host, _, port = server.address.rpartition(":")
+    async with Valve((host, int(port))) as valve:
+        link = await link_to(tmp_path, server, servers=["{}:{}".format(*valve.address)])
+        valve.swallow()
+        asyncio.get_running_loop().call_later(1.5, valve.open)
+        try:
+            await get_bundle(link)
+        finally:
+            await link.close()
 
 
 async def test_a_long_data_directory_gets_a_short_socket_path(tmp_path: Path, server: FakeServer) -> None:
