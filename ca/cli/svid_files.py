@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ BUNDLE_FILE = "bundle.pem"
 """What a directory with an SVID holds; `--svid-dir` reads the same three."""
 
 RELOAD_SECONDS = 60.0
+LEFT_SECONDS = 60.0
+"""Nobody takes so long to write a file."""
 _STDERR = 2
 
 
@@ -90,8 +94,14 @@ def write_all(directory: Path, response: workload_pb2.X509SVIDResponse) -> list[
 
 
 def _write(directory: Path, contents: dict[str, bytes]) -> list[str]:
-    """Bundles of trust domains that are no longer federated with, also those of an earlier run, are removed."""
+    """Bundles of trust domains that are no longer federated with, also those of an earlier run, are removed; so is what
+    a run that was killed had begun to write, which may be a key."""
     names = write_files(directory, contents)
+    for name in contents:
+        for left in directory.glob(f".{name}.*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    left.unlink()
     for path in directory.glob("federated_bundle.*.pem"):
         if path.name not in contents:
             path.unlink(missing_ok=True)

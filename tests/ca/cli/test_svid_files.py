@@ -104,6 +104,17 @@ def test_a_command_that_failed_runs_again_for_the_same_files(
     assert mark.read_text() == "xxxx"
 
 
+def test_what_a_killed_run_had_begun_is_removed(response: workload_pb2.X509SVIDResponse, tmp_path: Path) -> None:
+    left, fresh = tmp_path / ".svid.key.00ff", tmp_path / ".svid.key.11ff"
+    for path in (left, fresh, tmp_path / ".other.key.00ff"):
+        path.write_text("k")
+    os.utime(left, (0, 0))
+    SvidFiles(tmp_path).take(response)
+    assert not left.exists()
+    assert fresh.exists(), "somebody may be writing it now"
+    assert (tmp_path / ".other.key.00ff").exists()
+
+
 def test_all_of_several_svids_are_written(response: workload_pb2.X509SVIDResponse, tmp_path: Path) -> None:
     """The first under the names that `--svid-dir` reads."""
     several = workload_pb2.X509SVIDResponse()
