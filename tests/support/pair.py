@@ -27,6 +27,9 @@ from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, server_entry
 
 T = TypeVar("T")
 TRUST_DOMAIN = "pair.test"
+START_SECONDS = 60.0
+"""A program takes two seconds of a processor to start, of which others may have the most. One that ended is not waited
+for."""
 
 
 def until(what: str, probe: Callable[[], T], *, seconds: float = 20.0, every: float = 0.02) -> T:
@@ -103,14 +106,19 @@ class Pair:
 
     def start_server(self) -> None:
         self.launch("server")
-        until("the server administers", lambda: self.count_agents() is not None or True)
+        self._until_up("server", "the server administers", lambda: self.count_agents() is not None)
 
     def start_agent(self, *, token: bool = True) -> None:
         if token and not (self.home / "token").exists():
             (self.home / "token").write_text(self.create_token())
             (self.home / "token").chmod(0o600)
         self.launch("agent")
-        until("the agent is OK", lambda: self.status().state == "OK")
+        self._until_up("agent", "the agent is OK", lambda: self.status().state == "OK")
+
+    def _until_up(self, name: str, what: str, probe: Callable[[], bool]) -> None:
+        process = self.processes[name]
+        until(what, lambda: process.poll() is not None or probe(), seconds=START_SECONDS)
+        assert process.returncode is None, f"the {name} ended with {process.returncode} when it started"
 
     def _start(self, name: str, module: str, config: dict[str, Any]) -> None:
         path = self.home / f"{name}.yaml"
