@@ -9,7 +9,8 @@ from typing import NamedTuple
 MAX_HEAD_BYTES = 128 << 10
 _CHUNK_LINE_BYTES = 1024
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
-_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_FIELD = r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)\r\n"
+_EACH, _ALL = re.compile(_FIELD), re.compile(f"(?:{_FIELD})*+")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _ONCE = frozenset({"content-length", "transfer-encoding"})
@@ -79,14 +80,12 @@ def read_answer(incoming: Incoming, method: str, max_bytes: int) -> Generator[No
 
 def _head(incoming: Incoming) -> Generator[None, None, tuple[int, dict[str, str], bool]]:
     head = (yield from incoming.until(b"\r\n\r\n", MAX_HEAD_BYTES)).decode("latin-1")
-    first, *lines = head.split("\r\n")
-    if (said := _STATUS.fullmatch(first)) is None:
+    first, _, rest = f"{head}\r\n".partition("\r\n")
+    if (said := _STATUS.fullmatch(first)) is None or _ALL.fullmatch(rest) is None:
         raise NoHttp
     headers: dict[str, str] = {}
-    for line in lines:
-        if (field := _FIELD.fullmatch(line)) is None:
-            raise NoHttp
-        name, value = field[1].lower(), field[2]
+    for key, text in _EACH.findall(rest):
+        name, value = key.lower(), text.strip(" \t")
         if name in _ONCE and headers.get(name, value) != value:
             raise NoHttp
         headers[name] = value

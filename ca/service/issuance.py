@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from ca.errors import BurgeeError, InvalidArgument, Unavailable
 from ca.identity.entry import RegistrationEntry
@@ -201,7 +201,7 @@ class Issuer:
         lifetimes = {ttl: self._lifetime(now, ttl, signing) for ttl in {job.ttl_seconds for job in jobs}}
         size = REMOTE_CHUNK if isinstance(signing.signer, BatchSigner) else len(jobs)
         chunks = [jobs[at : at + size] for at in range(0, len(jobs), size)]
-        done = await asyncio.gather(*(self._issue_chunk(chunk, lifetimes, signing) for chunk in chunks))
+        done = await _all([self._issue_chunk(chunk, lifetimes, signing) for chunk in chunks])
         outcomes = done[0] if len(done) == 1 else [outcome for chunk in done for outcome in chunk]
         if all(isinstance(outcome, Unavailable) for outcome in outcomes):
             raise next(
@@ -214,7 +214,10 @@ class Issuer:
         self, jobs: Sequence[Job], lifetimes: dict[int, Lifetime], signing: X509Signing
     ) -> list[IssuedX509 | BurgeeError]:
         """Prepare all, record all that passed, then sign: nothing is signed that is not on record."""
-        prepared = await self._spread(lambda some: prepare(some, lifetimes, signing), jobs)
+        if len(jobs) == 1 and not isinstance(jobs[0].request, bytes):  # nothing to verify: no work for a thread
+            prepared = prepare(jobs, lifetimes, signing)
+        else:
+            prepared = await self._spread(lambda some: prepare(some, lifetimes, signing), jobs)
         ready = [(job, item) for job, item in zip(jobs, prepared, strict=True) if isinstance(item, IssuanceToken)]
         await self._records.append([record_of(job, token, self.settings.server) for job, token in ready])
         tokens = [token for _, token in ready]
@@ -250,7 +253,7 @@ class Issuer:
             return []
         size = max(SMALLEST_CHUNK, -(-len(items) // self._workers))
         pieces = [items[at : at + size] for at in range(0, len(items), size)]
-        results = await asyncio.gather(*(self.in_pool(work, piece) for piece in pieces))
+        results = await _all([self.in_pool(work, piece) for piece in pieces])
         return results[0] if len(results) == 1 else [item for piece in results for item in piece]
 
     def _report(self, jobs: Sequence[Job], outcomes: Sequence[IssuedX509 | BurgeeError]) -> None:
@@ -266,6 +269,11 @@ class Issuer:
                 capped.setdefault(outcome.lifetime.caps[0].reason, []).append(job.ttl_seconds)
         _issued.labels("x509").inc(issued)
         report_caps("x509", capped)
+
+
+async def _all(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """At once; one alone needs no task."""
+    return [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
 
 
 def report_caps(kind: str, capped: dict[str, list[int]]) -> None:

@@ -221,7 +221,7 @@ def _upsert(
             raise _banned()
         if successor_of not in (None, serial):
             raise already_attested(agent.id)
-        transaction.execute(_REPLACE, {"at": position, **row})
+        transaction.execute(_REPLACE, {"at": position, **{key: row[key] for key in row if key != "id"}})
         if selectors == row["selectors"]:  # what is attested anew has mostly stayed what it was
             return
         transaction.execute(_DELETE_SELECTORS, {"at": position})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ca.errors import ConfigError, Unavailable
+from ca.runtime.one_thread import OneThread
 from ca.store import tables
 from ca.store.direct import ADVANCE, COUNTER, LOG, DirectTransaction, DirectWriter, Numbered
 from ca.store.sqlite_driver import connect
@@ -58,7 +58,7 @@ class Database:
         self.unwritable = False
         """The last write failed for a reason of the database's own; the next one that succeeds ends it."""
         self._running: set[asyncio.Task[Any]] = set()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+        self._thread = OneThread("store-writer")
         self._direct_engine = self.blocking_engine()
         self._direct = DirectWriter(self._direct_engine, BEGIN_WRITING if self.backend == "sqlite" else "")
 
@@ -134,11 +134,11 @@ class Database:
         async with self.writer:
             try:
                 with self.writing():
-                    loop = asyncio.get_running_loop()
-                    result, changes = await loop.run_in_executor(self._thread, self._direct.write, work)
+                    written: tuple[T, list[Change]] = await self._thread.run(self._direct.write, work)
             except BaseException:
                 self.commit_uncertain()
                 raise
+            result, changes = written
             committed(changes)
             if changes:
                 await self.after_commit(changes)
@@ -163,7 +163,7 @@ class Database:
         """Waits for writes that are under way."""
         if self._running:
             await asyncio.wait(set(self._running))
-        self._thread.shutdown()
+        self._thread.close()
         self._direct_engine.dispose()
         await self.engine.dispose()
 
