@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from ca.runtime.gate import Peer
 
@@ -39,17 +39,23 @@ class HttpSide:
 
 
 class _Waiting(asyncio.Protocol):
-    """Reads nothing until the real protocol is there, and then steps aside."""
+    """Waits until the real protocol is there, and then steps aside. A loop may read once before it can be paused."""
 
     def __init__(self, side: HttpSide, peer: Peer) -> None:
         self._side = side
         self._peer = peer
         self._task: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport
+        self._early = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()
-        self._task = asyncio.get_running_loop().create_task(self._hand_over(transport))
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by their type
+        self._transport.pause_reading()
+        self._task = asyncio.get_running_loop().create_task(self._hand_over(self._transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+        self._transport.pause_reading()  # uvloop begins to read after connection_made, whatever that did
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._task is not None:
@@ -59,6 +65,8 @@ class _Waiting(asyncio.Protocol):
         protocol = await self._side.protocol(self._peer)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if self._early:
+            protocol.data_received(bytes(self._early))
         transport.resume_reading()
 
 
