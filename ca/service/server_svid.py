@@ -135,13 +135,13 @@ class ServerSvid:
 
     def check(self) -> Problem | None:
         """For ca.runtime.health."""
-        if self._held is None or self._clock.now() >= self._held.svid.not_after:
-            return Problem(
-                reason="SERVER_SVID_EXPIRED",
-                detail=self._failure or "the server has no valid SVID of its own",
-                hint="agents cannot connect; see the log",
-            )
-        return None
+        now, held = self._clock.now(), self._held
+        if held is not None and now < held.svid.not_after:
+            return None
+        ended = f"expired at {held.svid.not_after.isoformat()}, the clock here says {now.isoformat()}" if held else ""
+        what = f"the server's own SVID {ended}" if ended else "the server has no SVID of its own yet"
+        why = f"; a new one cannot be had: {self._failure}" if self._failure else ""
+        return Problem(reason="SERVER_SVID_EXPIRED", detail=what + why, hint="agents cannot connect; see the log")
 
 
 @lru_cache(maxsize=4096)

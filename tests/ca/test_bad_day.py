@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import grpc
 import httpx
 import pytest
 
+from ca.errors import Unavailable
 from ca.proto.spire import server_bundle_pb2, server_svid_pb2
 from ca.runtime.clock import SystemClock
 from ca.runtime.heartbeat import STUCK_SECONDS, Heartbeat
@@ -38,6 +40,12 @@ async def asked(server: RunningServer, path: str) -> tuple[int, list[str]]:
     async with httpx.AsyncClient() as client:
         answer = await client.get(f"http://{server.server.metrics_address}/{path}")
     return answer.status_code, [problem["reason"] for problem in answer.json()["problems"]]
+
+
+def detail_of(server: RunningServer, check: str) -> str:
+    """What a check of readiness says; empty when all is well."""
+    found = server.server.health.problems().get(check)
+    return found.detail if found else ""
 
 
 async def refusals(server: RunningServer, reason: str) -> float:
@@ -141,6 +149,25 @@ class TestClock:
             early = await server.caller(later)
             with pytest.raises(grpc.aio.AioRpcError):
                 await early.svids.NewJWTSVID(request, timeout=2)
+
+    async def test_beyond_its_own_svids_end_the_server_is_not_ready(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody can verify it then; a new one may not be had."""
+        clock = Settable()
+        async with running_server(clock=clock, metrics_address="127.0.0.1:0") as server:
+
+            async def refuses(*_: object) -> None:
+                raise Unavailable("the signer is away")
+
+            with monkeypatch.context() as away:
+                away.setattr(server.server.issuer, "for_server", refuses)
+                clock.off = timedelta(hours=2)
+                await eventually(lambda: "the signer is away" in detail_of(server, "server_svid"), seconds=20)
+                assert await asked(server, "ready") == (503, ["SERVER_SVID_EXPIRED"])
+                assert (await asked(server, "live"))[0] == 200
+                said = detail_of(server, "server_svid")
+                assert re.search(r"expired at 20\d\d-", said)
+                assert f"the clock here says {clock.now().isoformat()[:13]}" in said
+            await eventually(lambda: not detail_of(server, "server_svid"), seconds=20)
 
     async def test_what_was_set_is_logged_with_both_times(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = FakeClock()
