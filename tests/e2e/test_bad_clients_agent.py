@@ -28,7 +28,7 @@ def nodes() -> Iterator[Pair]:
     with watched() as made:
         made.create_entry("/w", x509_svid_ttl=600)
         made.create_entry("/hostile", f"unix:uid:{HOSTILE}", x509_svid_ttl=600)
-        fetch(made)
+        until("it serves", lambda: fetch(made))
         yield made
 
 

@@ -147,10 +147,10 @@ def test_killed_while_it_attests_it_comes_back_as_that_node() -> None:
             for file in (nodes.home / "agent" / "state").glob("*.sealed"):
                 file.unlink()  # another new node
             new_token(nodes)
-            used = attestations(nodes)
+            used, begun = attestations(nodes), log_of(nodes, "agent").count("attesting")
             nodes.launch("agent")
-            until("it is about to attest", lambda: log_of(nodes, "agent").count("attesting") > 0)
-            time.sleep(0.6 + 0.05 * step)
+            until("it attests", lambda begun=begun: log_of(nodes, "agent").count("attesting") > begun)
+            time.sleep(0.05 * step)
             kill(nodes)
             nodes.launch("agent")
             well(nodes)
