@@ -121,9 +121,11 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a write did, or would do. `revision` is None for a dry run, and where nothing changes."""
+    """What a write did, or would do, to `changed` objects. `revision` is None for a dry run, and where nothing
+    changes."""
 
     revision: Revision | None
+    changed: int = 0
     objects: tuple[Stored, ...] = ()
     warnings: tuple[Problem, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -265,7 +265,9 @@ def rollback(
     socket: SocketOption = None,
 ) -> None:
     """Go back to a revision: a new one, in which all is as it was then. What would be decided otherwise is shown
-    first; revisions after it stay, and can be gone back to."""
+    first; revisions after it stay, and can be gone back to.
+
+    If all is as it was then, nothing is written, and it exits with 0."""
     with policy_api(socket) as api:
         path, loss = f"/revisions/{revision}/rollback", f"what was changed after revision {revision}"
         _rehearsed_then_done(api, path, {"note": note}, [loss], dry_run=dry_run, yes=yes, output=output)
@@ -279,6 +281,10 @@ def _rehearsed_then_done(
 
     body = {**body, "expected_revision": newest(api)}
     found = api.call("POST", path, body, query={"dry_run": True}).json
+    if not found["changed"]:
+        words = f"nothing to do: everything is so already; revision {body['expected_revision']} stays"
+        emit(found, output, lambda: words)
+        return
     if output is Output.TABLE:
         emit(None, output, lambda: difference_text(found["difference"]) or "nothing would be decided otherwise")
     if not dry_run:

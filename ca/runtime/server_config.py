@@ -301,7 +301,7 @@ class ServerConfig(StrictModel):
     """Policies."""
 
     push_service: bool = True
-    """Push changes and policies to Burgee's agents at once; without it they poll every 5 seconds, and get no policies."""
+    """Push changes and policies to Burgee's agents at once; without it they poll every 5 s, and get no policies."""
 
     bundle_file: Path | None = None
     """The server keeps its trust bundle here as PEM, for the first trust of agents; by default nowhere."""

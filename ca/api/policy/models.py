@@ -224,10 +224,12 @@ class FindingDocument(Told):
 
 
 class OutcomeDocument(Told):
-    """What a write did, or with `dry_run` would do. `revision` is null for a dry run, and where nothing changes."""
+    """What a write did, or with `dry_run` would do. `revision` is null for a dry run, and where nothing changes, which
+    `changed` tells: how many objects are created, changed and deleted."""
 
     dry_run: bool
     revision: int | None
+    changed: int
     objects: list[StoredDocument]
     warnings: list[FaultDocument]
     findings: list[FindingDocument]

@@ -68,6 +68,7 @@ def outcome_document(outcome: Outcome, *, dry_run: bool) -> dict[str, Any]:
     return {
         "dry_run": dry_run,
         "revision": None if outcome.revision is None else outcome.revision.number,
+        "changed": outcome.changed,
         "objects": [stored_document(stored) for stored in outcome.objects],
         "warnings": [one.document() for one in warnings],
         "findings": finding_documents(outcome.findings),

@@ -178,7 +178,7 @@ class Writing:
             self._held.holding = gate.Holding(invariants, made.state.snapshot)
             self._held.swap(made.state, pieces)
         logger.info("policies were written", revision=number, objects=len(made.steps), actor=wanted.author.name)
-        return Outcome(revision=revision, objects=made.objects, warnings=made.warnings)
+        return Outcome(revision=revision, changed=revision.count, objects=made.objects, warnings=made.warnings)
 
     def _answer(self, wanted: Wanted) -> Answer | None:
         if wanted.dry_run:
@@ -193,12 +193,14 @@ class Writing:
         if known.number is None:
             return Outcome(revision=None)
         revisions = self._store.policy_revisions
-        return Outcome(revision=await revisions.get(known.number), objects=await revisions.made(known.number))
+        revision = await revisions.get(known.number)
+        return Outcome(revision=revision, changed=revision.count, objects=await revisions.made(known.number))
 
 
 def _rehearsed(made: Draft, state: State, wanted: Wanted) -> Outcome:
     return Outcome(
         revision=None,
+        changed=len(made.steps),
         objects=made.objects,
         warnings=made.warnings,
         findings=gate.findings(state, made.state, (step.key for step in made.steps), wanted.rights),

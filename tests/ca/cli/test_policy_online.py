@@ -163,6 +163,16 @@ def test_objects_one_by_one(live: Caadmin, files: Path, monkeypatch: pytest.Monk
     assert (ran.code, "+ newly allowed" in ran.out) == (0, True), ran.err
     assert live("policy", "get", "ap", "shop/orders").code == 0
     assert live("policy", "rollback", "99999", "--yes").code == 3
+    # All is as it was then, although other revisions lie between
+    newest = live("policy", "revisions", "list", "--limit", "1", "-o", "json").json["items"]
+    for number in (before, newest[0]["number"]):
+        for options in ((), ("--dry-run",), ("--yes", "--note", "again")):
+            ran = live("policy", "rollback", str(number), *options)
+            words = f"nothing to do: everything is so already; revision {newest[0]['number']} stays\n"
+            assert (ran.code, ran.out) == (0, words), ran.err
+    ran = live("policy", "rollback", str(before), "-o", "json")
+    assert (ran.code, ran.json["revision"], ran.json["changed"]) == (0, None, 0)
+    assert live("policy", "revisions", "list", "--limit", "1", "-o", "json").json["items"] == newest
 
 
 def test_standard_input_and_namespaces_that_are_left_out(

@@ -46,7 +46,13 @@ async def test_many_changes_are_one_revision_that_can_be_gone_back_to(local: Cli
     back = await local("POST", "/revisions/1/rollback", {"note": "back"}, {"Idempotency-Key": "k"})
     assert (back.status, back.body["revision"]) == (200, 3)
     again = await local("POST", "/revisions/1/rollback", {"note": "back"}, {"Idempotency-Key": "k"})
-    assert again.body["revision"] == 3
+    assert (again.body["revision"], again.body["changed"]) == (3, 1)
+    for number in (1, 3):
+        same = await local("POST", f"/revisions/{number}/rollback", {})
+        assert (same.status, same.body["revision"], same.body["changed"]) == (200, None, 0)
+    there = await local("POST", "/revisions/2/rollback?dry_run=true", {})
+    assert (there.body["revision"], there.body["changed"]) == (None, 1)
+    assert (await local("GET", "/revisions?limit=1")).body["items"][0]["number"] == 3
     assert await allowed(local)
     for path in ("/revisions/9", "/revisions/99999999999"):
         missing = await local("GET", path)
