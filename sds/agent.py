@@ -9,6 +9,10 @@ if __name__ == "__main__":
     _UNUSED = {"bz2", "lzma"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(_UNUSED))  # type: ignore[arg-type]
 
+    from ca.runtime.stand_ins import load_protobuf
+
+    load_protobuf()
+
 import argparse
 import asyncio
 import gc

@@ -10,12 +10,15 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Literal, TextIO, cast
 
+from ca.runtime.stand_ins import stand_ins
+
 # structlog would load rich for tracebacks in colour: three megabytes and a tenth of the start of every program; and
-# greenlet and colorama, for threads and consoles that nothing here has.
+# greenlet and colorama, for threads and consoles that nothing here has. Of pickle it uses the name of an error.
 _plain = {name: sys.modules.get(name) for name in ("rich", "greenlet", "colorama")}
 sys.modules.update(dict.fromkeys(_plain))  # type: ignore[arg-type]
-import structlog  # noqa: E402
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger  # noqa: E402
+with stand_ins("pickle"):
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 for _name, _module in _plain.items():
     if _module is None:
