@@ -7,14 +7,15 @@ HTTP is known. What else rules look at stands in `properties`. Types that are no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from policy.decision import Decision
-from policy.model import Action, Attribute, MatchKind, Request
-from policy.paths import is_normal, without_query
+from policy.guard import PATH_NOT_NORMAL, refused_unread
+from policy.model import Attribute, MatchKind, Request
+from policy.paths import without_query
 from policy.snapshot import Snapshot
 
 WORKLOAD, ANONYMOUS = "workload", "anonymous"
@@ -247,28 +248,12 @@ def decide(question: Question, request: Request | None, snapshot: Snapshot) -> A
     paths, and a decision that needs a provider's consent is one nobody asked it for."""
     if request is None:
         return Answered(allowed=False, reason="UNKNOWN_TYPE")
-    if request.http and not is_normal(request.path or "") and _guarded(snapshot, question.target):
-        return Answered(allowed=False, reason="PATH_NOT_NORMAL")
+    if refused_unread(snapshot, question.target, request):
+        return Answered(allowed=False, reason=PATH_NOT_NORMAL)
     decision = snapshot.decide(question.target, request)
     if decision.allowed and decision.providers:
         return Answered(allowed=False, reason="PROVIDER_UNAVAILABLE", decision=decision)
     return Answered(allowed=decision.allowed, reason=decision.reason, decision=decision)
-
-
-def _guarded(snapshot: Snapshot, target: str) -> bool:
-    declared = all(one.normalized for one in snapshot.targets.get(target, ()))
-    return not declared and any(looks_at_paths(judge.policies) for judge in snapshot.judges(target))
-
-
-def looks_at_paths(policies: Sequence[Any]) -> bool:
-    """Whether an enforced rule does."""
-    return any(
-        "path" in rule.condition
-        or any(c.attribute is Attribute.PATH for group in (*rule.operations, rule.conditions) for c in group)
-        for policy in policies
-        if not policy.shadow and policy.action is not Action.AUDIT
-        for rule in policy.rules or ()
-    )
 
 
 def evaluation_document(answered: Answered, *, id: str, revision: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from xds.type.matcher.v3.matcher_pb2 import Matcher
 
 from policy.envoy_tree import Cell, Meaning, OnMatch, cells_of, meaning_of
 from policy.envoy_wire import extension, field, raw_of
+from policy.guard import looks_at_path
 from policy.model import Action, Mesh, Policy, Rule
 from policy.protocol import NEVER, for_connections
 from policy.trust_domains import expanded
@@ -116,7 +117,7 @@ def _share(policy: Policy, mesh: Mesh, proxy: Proxy, http: bool, last: Share | N
         said=tuple(said),
         might=tuple(might),
         unsaid=tuple(unsaid),
-        paths=any(map(_looks_at_paths, rules)),
+        paths=any(map(looks_at_path, rules)),
     )
 
 
@@ -138,13 +139,3 @@ def _meanings(rules: Sequence[Rule], proxy: Proxy, last: Share | None) -> tuple[
 def _alike(rules: Sequence[Rule], known: Sequence[Rule]) -> int:
     """How many are the same from the first on."""
     return sum(1 for _ in takewhile(bool, map(eq, rules, known)))
-
-
-def _looks_at_paths(rule: Rule) -> bool:
-    if "path" in rule.condition:
-        return True
-    for group in (*rule.operations, rule.conditions):
-        for clause in group:
-            if clause.of_path:
-                return True
-    return False

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from policy.decision import Decision, Reason
+from policy.decision import Reason
 from policy.decision_record import DecisionRecord, Source
 from policy.explain import Explanation, explain
-from policy.model import Attribute
+from policy.guard import PATH_NOT_NORMAL, refused_unread
+from policy.model import Attribute, Request
 from policy.path_shapes import shape_of
 from policy.snapshot import Judge, Snapshot
 from policy.words import clean
@@ -137,10 +138,10 @@ def replay(records: Iterable[DecisionRecord], proposed: Snapshot, *, current: Sn
             found.unknown_targets += 1
         elif record.masked and looks.at(record.target, record.masked):
             found.masked += 1
-        elif current is not None and current.decide(record.target, request).allowed != record.allowed:
+        elif current is not None and _verdict(current, record.target, request)[0] != record.allowed:
             found.unlike += 1
-        elif (decision := proposed.decide(record.target, request)).allowed != record.allowed:
-            _count(found, groups, record, decision)
+        elif (verdict := _verdict(proposed, record.target, request))[0] != record.allowed:
+            _count(found, groups, record, after=verdict[1])
     _explain(groups, proposed)
     ordered = sorted(groups.values(), key=lambda group: -group.count)
     found.newly_denied = [group for group in ordered if group.example.allowed]
@@ -148,10 +149,17 @@ def replay(records: Iterable[DecisionRecord], proposed: Snapshot, *, current: Sn
     return found
 
 
-def _count(found: Replay, groups: dict[tuple[object, ...], Group], record: DecisionRecord, decision: Decision) -> None:
+def _verdict(snapshot: Snapshot, target: str, request: Request) -> tuple[bool, str]:
+    """Whether a proxy lets a request through, and the decisive rule, or the reason where there is none."""
+    if refused_unread(snapshot, target, request):
+        return False, PATH_NOT_NORMAL
+    decision = snapshot.decide(target, request)
+    return decision.allowed, _rule(decision.policy, decision.rule, decision.reason.value)
+
+
+def _count(found: Replay, groups: dict[tuple[object, ...], Group], record: DecisionRecord, *, after: str) -> None:
     path = None if record.path is None else shape_of(record.path)
     before = _rule(record.policy, record.rule, record.reason)
-    after = _rule(decision.policy, decision.rule, decision.reason.value)
     key = (record.principal, record.target, record.method, path, before, after)
     group = groups.get(key)
     if group is None:
@@ -181,7 +189,10 @@ def _explain(groups: dict[tuple[object, ...], Group], proposed: Snapshot) -> Non
     """Why the first of those that are denied newly are."""
     denied = sorted((group for group in groups.values() if group.example.allowed), key=lambda group: -group.count)
     for group in denied[:MAX_EXPLAINED]:
-        group.why = _why(explain(proposed, group.target, group.example.request))
+        if group.after == PATH_NOT_NORMAL:
+            group.why = "the path is one that proxies read differently"
+        else:
+            group.why = _why(explain(proposed, group.target, group.example.request))
 
 
 def _why(found: Explanation) -> str:

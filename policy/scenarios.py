@@ -14,6 +14,7 @@ from policy.decision import Decision, Reason
 from policy.documents import Node, read
 from policy.explain import Explanation, explain
 from policy.fields import Notes, Place
+from policy.guard import PATH_NOT_NORMAL, refused_unread
 from policy.model import Action, Origin, Request
 from policy.problems import shown
 from policy.request_text import read_request
@@ -22,6 +23,7 @@ from policy.words import clean, place
 
 MAX_NAME = 200
 _VERDICTS = {"allow": True, "deny": False}
+UNREAD = "the path is not normal, and a proxy refuses it before any rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,13 @@ class Result:
     decision: Decision
     wrong: tuple[str, ...]
     rule: str
+    unread: bool = False
+    """A proxy refuses it before any rule."""
+
+    @property
+    def allowed(self) -> bool:
+        """The verdict."""
+        return self.decision.allowed and not self.unread
 
     @property
     def passed(self) -> bool:
@@ -60,9 +69,9 @@ class Result:
             "origin": place(self.case.origin),
             "target": self.case.target,
             "passed": self.passed,
-            "expected": "allow" if self.case.allowed else "deny",
-            "got": "allow" if self.decision.allowed else "deny",
-            "reason": self.decision.reason.value,
+            "expected": _word(self.case.allowed),
+            "got": _word(self.allowed),
+            "reason": PATH_NOT_NORMAL if self.unread else self.decision.reason.value,
             "rule": self.rule,
             "wrong": list(self.wrong),
         }
@@ -184,8 +193,17 @@ def run(cases: Sequence[Case], snapshot: Snapshot) -> Report:
 
 def _result(case: Case, snapshot: Snapshot) -> Result:
     found = explain(snapshot, case.target, case.request)
+    if refused_unread(snapshot, case.target, case.request):
+        return Result(case=case, decision=found.decision, wrong=tuple(_wrong_unread(case)), rule="", unread=True)
     rule = found.decisive.name if found.decisive is not None else ""
     return Result(case=case, decision=found.decision, wrong=tuple(_wrong(case, found, rule)), rule=rule)
+
+
+def _wrong_unread(case: Case) -> Iterable[str]:
+    if case.allowed:
+        yield f"want allow, got deny: {UNREAD}"
+    elif case.rule:
+        yield f"want it by {clean(case.rule)}, it is by none: {UNREAD}"
 
 
 def _wrong(case: Case, found: Explanation, rule: str) -> Iterable[str]:

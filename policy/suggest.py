@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from policy.decision_record import DecisionRecord, Source
 from policy.globs import NAMESPACE_MARK
 from policy.model import Target
 from policy.path_shapes import Shape, Thresholds, shapes, writable
+from policy.paths import is_normal
 from policy.words import clean
 from policy.written import dumped
 
@@ -153,6 +154,7 @@ def suggest(
     """Policies for the targets of a log. `targets` tell namespaces; where none does, `/ns/<namespace>/` of the ID."""
     found = Suggestion(thresholds or Thresholds())
     namespaces = _namespaces(targets)
+    normalized = {one.spiffe_id for one in targets} - {one.spiffe_id for one in targets if not one.normalized}
     seen: dict[str, dict[str | None, dict[Seen, Counter[str]]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         found.records += 1
@@ -162,7 +164,7 @@ def suggest(
         if not record.allowed:
             continue
         found.allowed += 1
-        if reason := _unsayable(record, namespaces):
+        if reason := _unsayable(record, namespaces, normalized):
             found.left_out[reason] += 1
             continue
         what = Seen(record.http, record.method if record.http else None, record.port)
@@ -190,7 +192,7 @@ def _namespace(target: str, namespaces: Mapping[str, str]) -> str:
     return target.partition(NAMESPACE_MARK)[2].partition("/")[0] if told is None else told
 
 
-def _unsayable(record: DecisionRecord, namespaces: Mapping[str, str]) -> str:
+def _unsayable(record: DecisionRecord, namespaces: Mapping[str, str], normalized: Set[str]) -> str:
     """Why a record cannot be written as a rule that admits it and nothing else of its kind; empty if it can."""
     if not record.target.startswith("spiffe://") or "*" in record.target or len(record.target) > 2048:
         return "the target is no SPIFFE ID"
@@ -205,6 +207,8 @@ def _unsayable(record: DecisionRecord, namespaces: Mapping[str, str]) -> str:
         return "the method is not known, or none"
     if not record.path or not writable(record.path) or not _tame(record.path):
         return "the path is not known, or cannot be written"
+    if record.target not in normalized and not is_normal(record.path):
+        return "the path is not normal, and proxies refuse such where rules look at paths"
     if "path" in record.masked or "method" in record.masked or "principal" in record.masked:
         return "what it was about was masked"
     return ""

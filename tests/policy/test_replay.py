@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from policy.decision_record import DecisionRecord, Source, record_of
-from policy.model import Request
+from policy.model import Request, Target
 from policy.replay import MAX_GROUPS, Replay, replay
 from tests.policy.test_explain import ORDERS, READ, STOP, WEB, snapshot
 
@@ -93,6 +94,24 @@ def test_what_cannot_be_known_is_set_apart() -> None:
     otherwise = record(allowed=False)
     assert counts(replay([otherwise], NOW, current=NOW)) == (0, 0, 1, False)
     assert counts(replay([otherwise], NOW)) == (0, 0, 0, True)
+
+
+ODD: dict[str, Any] = {"path": "/orders//7"}
+"""Which proxies read differently, so that they refuse it where rules look at paths."""
+
+
+def test_what_proxies_refuse_unread_is_refused_again() -> None:
+    anything = READ.replace(', paths: ["/orders/*"]', "")
+    guarded = replace(record(**ODD), allowed=False, reason="PATH_NOT_NORMAL", policy=None, rule=None)
+    assert not replay([guarded], NOW).changed
+    (allowed,) = replay([guarded], snapshot(anything)).newly_allowed
+    assert (allowed.before, allowed.after) == ("PATH_NOT_NORMAL", "shop/orders-read#0")
+    seen = record(**ODD, allowed=True)
+    (denied,) = replay([seen], NOW).newly_denied
+    assert (denied.after, denied.why) == ("PATH_NOT_NORMAL", "the path is one that proxies read differently")
+    assert replay([seen], NOW, current=NOW).unlike == 1
+    normalizing = (Target(spiffe_id=ORDERS, namespace="shop", normalized=True),)
+    assert not replay([seen], snapshot(READ, STOP, targets=normalizing)).changed
 
 
 def test_what_was_only_asked_about_is_passed_over() -> None:

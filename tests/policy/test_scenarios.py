@@ -52,6 +52,18 @@ def test_what_is_as_wanted_passes_and_what_is_not_says_why() -> None:
     assert document["results"][1]["got"] == "deny"
 
 
+def test_what_a_proxy_refuses_unread_is_no_passed_test() -> None:
+    odd = CASES.replace("/orders/7?page=2", "/orders//7").replace("path: /orders/7,", "path: /orders/%2f,")
+    found = report(odd)
+    assert [result.allowed for result in found.results] == [False, False, False]
+    unread = "the path is not normal, and a proxy refuses it before any rule"
+    assert found.results[0].wrong == (f"want allow, got deny: {unread}",)
+    assert found.results[2].wrong == (f"want it by shop/stop, it is by none: {unread}",)
+    assert {one["reason"] for one in found.document()["results"]} == {"PATH_NOT_NORMAL", "NOTHING_ALLOWS"}
+    normalizing = (Target(spiffe_id=ORDERS, namespace="shop", normalized=True),)
+    assert report(odd, snapshot(READ, STOP, targets=normalizing)).results[0].passed
+
+
 def test_junit_is_xml_whatever_a_name_is() -> None:
     text = CASES.replace("web may pay", '"<&>\\x07]]> \\u2028"')
     suite = ElementTree.fromstring(report(text).junit()).find("testsuite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -67,6 +68,16 @@ def test_what_was_only_asked_about_becomes_no_permission() -> None:
     assert "stranger" not in found.text()
     assert "2 records: what was asked about, and not done" in found.text()
     assert suggest([asked]).objects == []
+
+
+def test_a_path_that_proxies_would_refuse_is_left_out_unless_they_normalize() -> None:
+    odd = [record(path="/orders//1"), record(path="/orders/%2e%2e/x"), record(path="/orders/1")]
+    found = suggest(odd)
+    assert "2 records: the path is not normal, and proxies refuse such where rules look at paths" in found.text()
+    assert not allowed(found, path="/orders//1")
+    one = Target(spiffe_id=ORDERS, namespace="shop", normalized=True)
+    assert suggest(odd, targets=[one]).left_out.total() == 0
+    assert suggest(odd, targets=[one, replace(one, normalized=False)]).left_out.total() == 2
 
 
 def test_identifiers_become_a_template_where_the_threshold_holds() -> None:

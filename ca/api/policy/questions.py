@@ -26,14 +26,11 @@ from ca.api.policy.web import Route, answer
 from ca.errors import NotFound
 from ca.service.policy.grants import Rights
 from policy import model
-from policy.authzen import looks_at_paths
 from policy.decision import Decision
 from policy.decision_record import DecisionRecord, Source, record_of, refused_record
 from policy.explain import explain
-from policy.paths import is_normal
-from policy.snapshot import Snapshot
+from policy.guard import PATH_NOT_NORMAL, refused_unread
 
-PATH_NOT_NORMAL = "PATH_NOT_NORMAL"
 NOT_NORMAL: dict[str, Any] = {
     "allowed": False,
     "reason": PATH_NOT_NORMAL,
@@ -81,7 +78,7 @@ class QuestionRoutes:
         await self._desk.require_target(state, asked.target, rights)
         request_asked, name = as_request(asked.request), f"evaluate-{secrets.token_hex(16)}"
         decision = None
-        if not _is_ambiguous(state.snapshot, asked.target, request_asked):
+        if not refused_unread(state.snapshot, asked.target, request_asked):
             decision = state.snapshot.decide(asked.target, request_asked)
         if asked.revision is None:
             self._keep(name, asked.target, request_asked, decision, state.revision)
@@ -154,14 +151,6 @@ class QuestionRoutes:
                 hint="an agent keeps the decisions of its proxies in a log of its own",
             )
         return page.records[0]
-
-
-def _is_ambiguous(snapshot: Snapshot, target: str, request: model.Request) -> bool:
-    """Whether proxies would read the path differently, and rules look at it: then it is refused before any rule."""
-    if not request.http or is_normal(request.path or ""):
-        return False
-    declared = all(one.normalized for one in snapshot.targets.get(target, ()))
-    return not declared and any(looks_at_paths(judge.policies) for judge in snapshot.judges(target))
 
 
 def as_request(asked: RequestDocument) -> model.Request:
