@@ -167,6 +167,8 @@ def envoy_streams() -> Seeds:
     yield "sds", "reject-and-rotate", records.join([first, nack, (b"w", b"\x03"), (b"s", b""), (b"w", b"\x01")])
     yield "sds", "everything", records.join([(b"t", b""), ask(node=node), (b"w", b"\x00"), (b"w", b"\x02")])
     yield "sds", "names", records.join([ask("spiffe://fed.org", "spiffe://example.org/a", "ALL", "file-root:x", "x\n")])
+    plain = ask("ROOTCA", "trusted_ca:ROOTCA", "trusted_ca:ALL", "trusted_ca:spiffe://fed.org", "trusted_ca:default")
+    yield "sds", "plain-bundles", records.join([plain, (b"w", b"\x03"), (b"w", b"\x00")])
     yield from _delta(node)
 
 
