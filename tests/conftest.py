@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+from typing import Any
 
 import pytest
 from _pytest.nodeid import NodeId
@@ -18,6 +19,25 @@ pytest_plugins = ["tests.support.faults", "tests.support.own_process"]
 gc.disable()
 
 REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
+
+
+class _ByFile:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Tests of a file that starts something for all of them share a worker: it is started once, and they find what
+        those before them left, in the same order always."""
+        for item in items:
+            if item.get_closest_marker("xdist_group") is None and _shares(item):
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def _shares(item: pytest.Item) -> bool:
+    info: Any = getattr(item, "_fixtureinfo", None)
+    return info is not None and any(one.scope == "module" for found in info.name2fixturedefs.values() for one in found)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_ByFile())
 
 
 @pytest.hookimpl(trylast=True)

@@ -121,7 +121,7 @@ class TestRotate:
         assert (done.json["replacing"], done.json["step"]) == (old, "revoke")
         now = authorities(live)
         assert now["active"][0]["authority_id"] != old
-        assert [one["authority_id"] for one in now["revoked"]] == [old]
+        assert old in [one["authority_id"] for one in now["revoked"]]
         done_to_it = [item["about"] for (item,) in recorded(live, "Rotate") if item["name"] == old]
         steps = [about.partition(": ")[2] for about in done_to_it if ": " in about]
         assert steps[-3:] == ["activate", "taint", "revoke"]
