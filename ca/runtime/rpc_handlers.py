@@ -86,9 +86,13 @@ class LayeredHandlers(grpc.GenericRpcHandler):
         for candidate in self._handlers:
             handler: Any = candidate.service(handler_call_details)
             if handler is not None:
-                wrapped = self._wrapped[method] = wrap(self._layers, method, handler)
-                return wrapped
+                return self.layered(method, handler)
         return self._unknown
+
+    def layered(self, method: str, handler: Handler) -> Handler:
+        """The handler in its layers, from now on."""
+        wrapped = self._wrapped[method] = wrap(self._layers, method, handler)
+        return wrapped
 
 
 class LayeredServer(grpc.aio.Server):
@@ -103,8 +107,12 @@ class LayeredServer(grpc.aio.Server):
         self._handlers.add(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        """Nothing: the generated code adds each handler in both ways, and grpcio, which waits for a call of each
-        registered method at once, is slower the more there are."""
+        """The generated code adds each handler in both ways, and this one is used: calls of a registered method wait in
+        a queue of their own, so that a flood of calls of one method, or of none that exists, holds up no other."""
+        self._server.add_registered_method_handlers(
+            service_name,
+            {name: self._handlers.layered(f"/{service_name}/{name}", one) for name, one in method_handlers.items()},
+        )
 
     def add_insecure_port(self, address: str) -> int:
         return self._server.add_insecure_port(address)
