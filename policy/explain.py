@@ -10,9 +10,9 @@ from typing import Any
 
 from policy.decision import Decision, Reason
 from policy.evaluate import Evaluator
+from policy.guard import PATH_NOT_NORMAL, refused_unread
 from policy.misses import Miss, failed_of, held_of, nearest
-from policy.model import Action, Policy, Request, Rule, Target
-from policy.paths import is_normal
+from policy.model import Action, Policy, Request, Rule
 from policy.pieces import Row
 from policy.protocol import looks_at_http
 from policy.seen import RuleSeen, elsewhere
@@ -27,6 +27,7 @@ DESCRIBED_BY = (
     "a target is described by its attested selectors on Kubernetes (`k8s:ns`, `k8s:pod-label`), elsewhere by a "
     "`Workload` object whose `spec.spiffeId` it is"
 )
+UNREAD = "the path is not normal, and a proxy refuses it before any rule, since policies look at paths"
 _WHY = {
     Reason.DENIED_BY_RULE: "a rule that denies matched",
     Reason.ALLOWED_BY_RULE: "no rule denies, and one that allows matched",
@@ -56,14 +57,21 @@ class Explanation:
     elsewhere: tuple[RuleSeen, ...] = ()
     """Where nothing allows: rules that would, whose policies are for others; `failed` is why not for this target."""
     notes: tuple[str, ...] = ()
+    unread: bool = False
+    """A proxy refuses it before any rule: everything else is what rules alone would say."""
+
+    @property
+    def allowed(self) -> bool:
+        """The verdict."""
+        return self.decision.allowed and not self.unread
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
         shadow = self.decision.shadow
         return {
             "target": self.target,
-            "allowed": self.decision.allowed,
-            "reason": self.decision.reason.value,
+            "allowed": self.allowed,
+            "reason": PATH_NOT_NORMAL if self.unread else self.decision.reason.value,
             "revision": self.revision,
             "providers": list(self.decision.providers),
             "decisive": _document(self.decisive),
@@ -85,7 +93,8 @@ class Explanation:
 
     def text(self) -> str:
         """For a person."""
-        lines = [f"{_verdict(self.decision)}: {_WHY[self.decision.reason]}{self._by()}"]
+        said = f"{_verdict(self.decision)}: {_WHY[self.decision.reason]}{self._by()}"
+        lines = [f"denied: {UNREAD}", f"rules alone: {said}"] if self.unread else [said]
         lines += _indented(self.decisive.held if self.decisive else ())
         if self.decision.allowed and self.decision.providers:
             lines.append(f"  if {', '.join(map(clean, self.decision.providers))} agree, who are asked besides")
@@ -143,7 +152,8 @@ def explain(snapshot: Snapshot, target_id: str, request: Request, *, revision: i
         decisive=_matched(row, request),
         shadow_decisive=_matched(shadow_row, request),
         without=_without(enforced, decision, request),
-        notes=tuple(_notes(snapshot, target_id, judge, request)),
+        notes=tuple(_notes(snapshot, target_id, judge)),
+        unread=refused_unread(snapshot, target_id, request),
     )
     return _with_misses(found, snapshot, judge, enforced, request)
 
@@ -246,20 +256,14 @@ def _of_http(policies: Sequence[Policy], request: Request) -> list[RuleSeen]:
     return found
 
 
-def _notes(snapshot: Snapshot, target_id: str, judge: Judge, request: Request) -> list[str]:
+def _notes(snapshot: Snapshot, target_id: str, judge: Judge) -> list[str]:
     notes = []
     targets = snapshot.targets[target_id]
     if len(snapshot.judges(target_id)) > 1:
         notes.append(f"{len(targets)} workloads with different policies have this ID: each of them must allow")
-    if request.http and request.path is not None and not is_normal(request.path) and not _normalized(targets):
-        notes.append("the path is not normal: a proxy refuses it before any rule, where policies look at paths")
     if not judge.policies:
         notes.append("no policy is for the target")
     return notes
-
-
-def _normalized(targets: Sequence[Target]) -> bool:
-    return all(target.normalized for target in targets)
 
 
 def _near(snapshot: Snapshot, target_id: str) -> list[str]:

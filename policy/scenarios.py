@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 
 from policy.decision import Decision, Reason
 from policy.documents import Node, read
-from policy.explain import Explanation, explain
+from policy.explain import UNREAD, Explanation, explain
 from policy.fields import Notes, Place
-from policy.guard import PATH_NOT_NORMAL, refused_unread
+from policy.guard import PATH_NOT_NORMAL
 from policy.model import Action, Origin, Request
 from policy.problems import shown
 from policy.request_text import read_request
@@ -23,7 +23,6 @@ from policy.words import clean, place
 
 MAX_NAME = 200
 _VERDICTS = {"allow": True, "deny": False}
-UNREAD = "the path is not normal, and a proxy refuses it before any rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +192,7 @@ def run(cases: Sequence[Case], snapshot: Snapshot) -> Report:
 
 def _result(case: Case, snapshot: Snapshot) -> Result:
     found = explain(snapshot, case.target, case.request)
-    if refused_unread(snapshot, case.target, case.request):
+    if found.unread:
         return Result(case=case, decision=found.decision, wrong=tuple(_wrong_unread(case)), rule="", unread=True)
     rule = found.decisive.name if found.decisive is not None else ""
     return Result(case=case, decision=found.decision, wrong=tuple(_wrong(case, found, rule)), rule=rule)

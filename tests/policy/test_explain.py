@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from policy import cel
 from policy.explain import DESCRIBED_BY, MAX_NEAREST, MAX_POLICIES, explain
+from policy.guard import refused_unread
 from policy.matching import holds
 from policy.model import Action, Attribute, Clause, Group, Match, MatchKind, Mesh, Policy, Request, Rule, Target
 from policy.parse import parse
@@ -164,10 +165,24 @@ spec: {}
     assert found.document()["shadow"]["allowed"] is True
     assert "ALLOW shop/nothing (shop.yaml:" in found.text()
     assert "it has no rules" in found.text()
-    assert any("not normal" in note for note in found.notes)
+    assert found.unread
+    assert (found.document()["allowed"], found.document()["reason"]) == (False, "PATH_NOT_NORMAL")
     allowed = explain(known, ORDERS, request())
     assert allowed.document()["providers"] == ["ext"]
     assert "if ext agree" in allowed.text()
+
+
+def test_a_request_that_is_refused_unread_is_denied_whatever_rules_would_say() -> None:
+    found = explain(snapshot(READ), ORDERS, request(path="/orders//7"))
+    assert found.decision.allowed
+    assert not found.allowed
+    first, second, *_ = found.text().splitlines()
+    assert first.startswith("denied: the path is not normal, and a proxy refuses it before any rule")
+    assert second.startswith("rules alone: allowed: no rule denies")
+    declared = (Target(spiffe_id=ORDERS, namespace="shop", normalized=True),)
+    assert explain(snapshot(READ, targets=declared), ORDERS, request(path="/orders//7")).allowed
+    anywhere = READ.replace(', paths: ["/orders/*"]', "")
+    assert explain(snapshot(anywhere), ORDERS, request(path="/orders//7")).allowed
 
 
 def test_where_workloads_share_an_id_the_one_that_denies_is_explained() -> None:
@@ -240,7 +255,8 @@ def test_the_ranking_is_that_of_a_slow_count(policies: tuple[Policy, ...], asked
     for target in TARGETS:
         found = explain(known, target.spiffe_id, asked)
         assert found.decision == known.decide(target.spiffe_id, asked)
-        assert json.loads(json.dumps(found.document()))["allowed"] is found.decision.allowed
+        unread = refused_unread(known, target.spiffe_id, asked)
+        assert json.loads(json.dumps(found.document()))["allowed"] is (found.decision.allowed and not unread)
         assert found.text()
         if found.decision.policy is not None:
             assert found.decisive is not None

@@ -56,7 +56,7 @@ def test_what_a_proxy_refuses_unread_is_no_passed_test() -> None:
     odd = CASES.replace("/orders/7?page=2", "/orders//7").replace("path: /orders/7,", "path: /orders/%2f,")
     found = report(odd)
     assert [result.allowed for result in found.results] == [False, False, False]
-    unread = "the path is not normal, and a proxy refuses it before any rule"
+    unread = "the path is not normal, and a proxy refuses it before any rule, since policies look at paths"
     assert found.results[0].wrong == (f"want allow, got deny: {unread}",)
     assert found.results[2].wrong == (f"want it by shop/stop, it is by none: {unread}",)
     assert {one["reason"] for one in found.document()["results"]} == {"PATH_NOT_NORMAL", "NOTHING_ALLOWS"}
