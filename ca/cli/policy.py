@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from ca.cli import (
+    policy_effective,
     policy_offline,
     policy_offline_tools,
     policy_online,
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "replay": (policy_online_sets.replay, "Decide a log's requests again, by other policies."),
     "suggest": (policy_online_sets.suggest, "Write policies that allow what a log shows."),
     "import": (policy_offline_tools.import_, "Write Consul's, Linkerd's or Envoy's policies as ours."),
+    "effective": (policy_effective.effective, "What the Envoy of a workload is sent."),
     "export": (policy_offline_tools.export, "Write policies as an Envoy's filter, or as Cedar."),
     "envoy-snippet": (policy_offline_tools.envoy_snippet, "What a proxy's configuration needs."),
 }

@@ -281,6 +281,33 @@ def test_a_shell_completes_files(files: Path) -> None:
     assert "complete -o default" in shown.stdout
 
 
+def test_what_an_envoy_is_sent(caadmin: Caadmin, files: Path) -> None:
+    """The same filter as the agent makes; and what it cannot decide is named."""
+    (files / "policies" / "glob.yaml").write_text(
+        POLICIES.replace("orders-read", "suffix").replace(
+            "rules:", "rules:\n  - burgee: {condition: 'request.path.size() > 3'}"
+        )
+    )
+    ran = caadmin("policy", "effective", "orders", "policies", "workloads.yaml", "-o", "json")
+    assert ran.code == 0, ran.err
+    found = ran.json
+    assert (found["spiffe_id"], found["namespace"], found["revision"]) == (ORDERS, "shop", None)
+    assert found["policies"] == ["shop/suffix", "shop/orders-read"]
+    assert found["resource"] == "burgee.http.policy+ask"
+    assert [one["rule"] for one in found["asked"]] == ["shop/suffix#0"]
+    exported = caadmin("policy", "export", "envoy", "orders", *GIVEN, "--ask").json
+    assert found["filter"].pop("@type").endswith("http.rbac.v3.RBAC")
+    assert found["filter"] == exported
+    ran = caadmin("policy", "effective", ORDERS, *GIVEN, "--no-ask")
+    assert (ran.code, "shop/suffix#0 is refused: " in ran.err) == (1, True)
+    assert yaml.safe_load(ran.out)["resource"] == "burgee.http.policy"
+    ran = caadmin("policy", "effective", "orders", *GIVEN, "--tcp", "-o", "json")
+    assert ran.json["resource"] == "burgee.tcp.policy+ask"
+    assert caadmin("policy", "effective", "orders", *GIVEN, "--jwt", "-o", "json").json["tokens"] == []
+    ran = caadmin("policy", "effective", "spiffe://example.org/nobody", *GIVEN)
+    assert (ran.code, "(TARGET)" in ran.err) == (2, True)
+
+
 def test_graph(caadmin: Caadmin, files: Path) -> None:
     assert caadmin("policy", "graph", *GIVEN).out.startswith("<!doctype html>")
     assert caadmin("policy", "graph", *GIVEN, "-o", "dot").out.startswith("digraph policies {")

@@ -277,6 +277,9 @@ def test_what_the_server_has_is_looked_at_where_no_files_are_named(live: Caadmin
     for wrong in ([], ["orders", "--decision", "x"]):
         assert live("policy", "explain", *wrong).code == 2
     assert live("policy", "lint", "--workloads", "p").code == 2
+    sent = live("policy", "effective", "orders", "-o", "json")
+    assert (sent.code, sent.json["revision"], sent.json["asked"]) == (0, found["revision"], []), sent.err
+    assert "shop/orders" in sent.json["policies"]
 
 
 def test_the_servers_own_decisions(live: Caadmin, running: Pair, files: Path) -> None:
