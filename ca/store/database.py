@@ -23,6 +23,7 @@ from ca.errors import ConfigError, Unavailable
 from ca.runtime.one_thread import OneThread
 from ca.store import tables
 from ca.store.direct import ADVANCE, COUNTER, LOG, DirectTransaction, DirectWriter, Numbered
+from ca.store.place import Place
 from ca.store.sqlite_driver import connect
 from ca.store.values import Change
 
@@ -57,6 +58,7 @@ class Database:
         """Called when a transaction with changes ended in an error, perhaps after the commit."""
         self.unwritable = False
         """The last write failed for a reason of the database's own; the next one that succeeds ends it."""
+        self.place = Place(Path(url.database or "") if self.backend == "sqlite" else None)
         self._running: set[asyncio.Task[Any]] = set()
         self._thread = OneThread("store-writer")
         self._direct_engine = self.blocking_engine()
@@ -75,6 +77,7 @@ class Database:
     def writing(self) -> Iterator[None]:
         """Around every write: `unavailable`, and remembered."""
         try:
+            self.place.refuse_lost()
             with unavailable():
                 yield
         except Unavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
 
@@ -71,6 +72,7 @@ class Store:
             if database.backend == "sqlite":
                 lock = DatabaseLock(Path(parsed.database or ""))
             store = cls(database, lock, *await _prepare(database), clock)
+            database.place.opened()
             await store.changes.start()
             return store
         except BaseException:
@@ -97,7 +99,9 @@ class Store:
         return self._database.unwritable
 
     async def check_writable(self) -> None:
-        """After a write that failed, tries one that changes nothing. Raises Unavailable while it fails too."""
+        """After a write that failed, tries one that changes nothing. Raises Unavailable while it fails too, and where
+        the store's file was removed or replaced: nothing is written then."""
+        await asyncio.to_thread(self._database.place.look)
         if self._database.unwritable:
             await self._database.try_write()
 

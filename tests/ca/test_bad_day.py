@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,33 @@ class TestLockedStore:
             lock.close()
             await eventually(lambda: server.server.health.ready)
             await caller.svids.NewJWTSVID(request)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_store_that_was_removed_is_not_written_to(replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite would go on in a file without a name, and every record be lost with the process."""
+    monkeypatch.setattr("ca.service.store_watch.EVERY_SECONDS", 0.1)
+    async with running_server(metrics_address="127.0.0.1:0") as server:
+        identity, caller = await server.agent()
+        (made,) = await server.create(entry("/w", identity.path))
+        request = server_svid_pb2.NewJWTSVIDRequest(entry_id=made.id, audience=["a"])
+        await caller.svids.NewJWTSVID(request)
+        file = data_dir_of(server) / "store.sqlite3"
+        aside = file.with_suffix(".aside")
+        file.rename(aside)
+        if replaced:
+            shutil.copy(aside, file)
+        await eventually(lambda: bool(detail_of(server, "store")))
+        assert await asked(server, "ready") == (503, ["STORE_LOST"])
+        assert await asked(server, "live") == (200, [])
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="STORE_LOST"):
+            await caller.svids.NewJWTSVID(request)
+        with refused(grpc.StatusCode.UNAVAILABLE, reason="AUDIT_UNAVAILABLE"):
+            await server.mint("/w")
+        aside.replace(file)
+        await eventually(lambda: not detail_of(server, "store"))
+        assert (await caller.svids.NewJWTSVID(request)).svid.token
+        assert (await asked(server, "ready"))[0] == 200
 
 
 class TestClock:
