@@ -143,12 +143,18 @@ def _next_steps(fleet: Fleet, proof: Proof | None) -> list[str]:
     """What to type next, as it must be typed from here."""
     here = fleet.options.directory.absolute() == DEFAULT_DIRECTORY.absolute()
     caadmin, burgee = _command("caadmin"), _command("burgee")
-    server = "" if here else f" --socket {fleet.layout.server_admin_socket}"
-    agent = "" if here else f" --agent-socket {fleet.layout.agent_admin_socket}"
+    server = "" if here else f" --socket {shlex.quote(str(fleet.layout.server_admin_socket))}"
+    agent = "" if here else f" --agent-socket {shlex.quote(str(fleet.layout.agent_admin_socket))}"
     steps = [f"curl {proof.url}"] if proof else []
     steps += [f"{caadmin} entry list{server}", f"{caadmin} agent sds{agent}"]
     refused = [one.decision for one in proof.decisions if not one.allowed] if proof else []
-    steps += [f"{caadmin} policy explain --decision {one}{server}{agent}" for one in refused[:1]]
+    if refused:
+        steps += [
+            f"{caadmin} policy rollout{server}",
+            f"{caadmin} policy decisions --agent --denied{agent}",
+            f"{caadmin} policy explain --decision {refused[0]}{server}{agent}",
+            f"{caadmin} policy graph --to reach.html{server}",
+        ]
     if fleet.options.once:
         again = shlex.join([burgee, "up", *_arguments(fleet.options)])
         return [f"{again}   (the same, in the foreground; state is kept in {fleet.options.directory})"]

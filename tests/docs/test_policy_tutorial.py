@@ -15,7 +15,9 @@ PAGE = (ROOT / "docs/policy/tutorial.md").read_text()
 def test_every_line_of_the_tutorial_does_what_the_page_says() -> None:
     require_parts()
     with running() as directory:
+        before = {path.name for path in directory.iterdir()}
         walk(tour(PAGE), directory)
+        assert {path.name for path in directory.iterdir()} == before
 
 
 def test_the_tutorial_is_there() -> None:

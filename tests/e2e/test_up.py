@@ -79,6 +79,45 @@ def event(process: subprocess.Popen[str], name: str) -> Any:
     raise AssertionError(f"it ended without `{name}`")
 
 
+def test_what_it_says_to_type_next_works_as_it_is_printed(home: Path) -> None:
+    """In the directory where it runs, and in another one that is named."""
+    for more in ((), ("--dir", "else where")):
+        up = subprocess.Popen([*BURGEE, *more], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert up.stdout is not None
+            lines: list[str] = []
+            while "Ctrl-C stops" not in (line := up.stdout.readline()):
+                assert line, lines
+                lines.append(line.rstrip("\n"))
+            begin = next(number for number, one in enumerate(lines) if one.startswith("next"))
+            steps = [one[len("next     ") :] for one in lines[begin:]]
+            said = {step: typed(step, home) for step in steps}
+            assert [code for code, _ in said.values()] == [0] * len(steps), said
+            assert sum(" policy " in step for step in steps) == 4
+            assert (home / "reach.html").read_text().startswith("<!doctype html>")
+            (home / "reach.html").unlink()
+            denied = next(text for step, (_, text) in said.items() if " decisions " in step)
+            assert "burgee.demo/api" in denied
+        finally:
+            up.terminate()
+            up.communicate(timeout=SECONDS)
+
+
+def typed(command: str, home: Path) -> tuple[int, str]:
+    """As by a person, with our programs on the PATH."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=home,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 def until(probe: Callable[[], bool], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not probe():
