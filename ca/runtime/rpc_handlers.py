@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from ca.errors import Internal
+from ca.errors import Internal, Unimplemented
 
 Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:
@@ -130,13 +130,20 @@ class LayeredServer(grpc.aio.Server):
         return await self._server.wait_for_termination(timeout)
 
 
+async def _left_out(request: Any, context: Context) -> Any:
+    raise Unimplemented("this server does not implement the method", reason="NOT_BUILT")
+
+
 def wrap(layers: Sequence[Layer | Parsed], method: str, handler: Handler) -> Handler:
-    """Raises TypeError for a handler that is not async."""
+    """Methods that a servicer leaves as they were generated are Unimplemented. Raises TypeError for a handler that is
+    not async."""
     kind = ("stream" if handler.request_streaming else "unary") + (
         "_stream" if handler.response_streaming else "_unary"
     )
     behaviour: Any = getattr(handler, kind)
     parse: Any = handler.request_deserializer
+    if getattr(behaviour, "__module__", "").endswith("_pb2_grpc"):  # what a servicer leaves as it was generated
+        behaviour = _left_out
     yields = inspect.isasyncgenfunction(behaviour)
     if not yields and not inspect.iscoroutinefunction(behaviour):
         raise TypeError(f"the handler of {method} is not async")

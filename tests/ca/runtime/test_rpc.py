@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from ca import errors
 from ca.errors import BurgeeError, Code, Denied, FailedPrecondition, Internal
-from ca.proto.spire import types_pb2
+from ca.proto.spire import server_agent_pb2, server_agent_pb2_grpc, types_pb2
 from ca.runtime import log
 from ca.runtime.metrics import REGISTRY
 from ca.runtime.rpc import PENDING_CALLS, connect, grpc_server
@@ -177,6 +177,21 @@ def test_a_handler_that_is_not_async_is_a_fault_that_shows() -> None:
     blocking = grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
     with pytest.raises(TypeError, match="not async"):
         wrap([Observed()], "/a/b", blocking)
+
+
+async def test_what_a_servicer_leaves_out_is_unimplemented(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    server = grpc_server(tmp_path / "s")
+    server_agent_pb2_grpc.add_AgentServicer_to_server(server_agent_pb2_grpc.AgentServicer(), server)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
+        agents = server_agent_pb2_grpc.AgentStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as one:
+            await agents.CountAgents(server_agent_pb2.CountAgentsRequest(), timeout=10)
+        with pytest.raises(grpc.aio.AioRpcError) as stream:
+            await agents.AttestAgent(timeout=10).read()
+    await server.stop(0)
+    assert {one.value.code(), stream.value.code()} == {grpc.StatusCode.UNIMPLEMENTED}
 
 
 async def test_calls_that_come_while_the_server_is_busy_wait_and_none_is_cancelled(tmp_path: Path) -> None:
