@@ -149,7 +149,7 @@ class Connection:
             self.front.on_chunk = self._receive
             return
         self.front.resume()
-        self.front.read_once()  # mostly the client has already spoken
+        self.front.read()  # mostly the client has already spoken
 
     def _first(self, plain: memoryview | bytes) -> None:
         """Plain bytes before the back is open: wait until they tell HTTP/2 from HTTP/1.1."""

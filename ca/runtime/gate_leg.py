@@ -9,6 +9,9 @@ from collections.abc import Callable
 CHUNK_BYTES = 64 << 10
 """Most that is read at once, and so most that a paused relay holds per direction."""
 
+CHUNKS_AT_ONCE = 4
+"""Read before others have their turn."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -58,7 +61,7 @@ class Leg:
         """Read from now on."""
         if not self._reading and not self._closed:
             self._reading = True
-            self._loop.add_reader(self.sock, self.read_once)
+            self._loop.add_reader(self.sock, self.read)
 
     def pause(self) -> None:
         """Leave what comes in the kernel, which then slows the sender down."""
@@ -66,19 +69,28 @@ class Leg:
             self._reading = False
             self._loop.remove_reader(self.sock)
 
-    def read_once(self) -> None:
-        """Hand on what is there, at most one chunk."""
-        try:
-            count = self.sock.recv_into(self._view)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            count = 0
-        if count:
+    def read(self) -> None:
+        """Hand on what is there.
+
+        Until there is nothing more, or anew after some chunks: of a connection that was reset while there was something
+        to read, uvloop tells but once.
+        """
+        for _ in range(CHUNKS_AT_ONCE):
+            try:
+                count = self.sock.recv_into(self._view)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                count = 0
+            if not count:
+                self.pause()
+                self.on_end()
+                return
             self.on_chunk(self._view[:count])
-        else:
-            self.pause()
-            self.on_end()
+            if not self._reading:
+                return
+        self.pause()
+        self.resume()
 
     def write(self, data: Buffer) -> None:
         """Send now what the kernel takes; the rest is `pending`, and `on_drained` is called when it is gone."""

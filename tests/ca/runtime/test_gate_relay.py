@@ -263,3 +263,19 @@ def test_the_tracker_measures_a_header_block_over_its_continuations() -> None:
     assert tracker.block_bytes == 175
     tracker.feed(frame(0, 1, b"data") + frame(1, 4, b"d" * 10))
     assert tracker.block_bytes == 10
+
+
+async def test_a_client_that_resets_its_connection_with_its_last_bytes_is_gone() -> None:
+    """Both are there when the loop looks, and uvloop tells of them once."""
+    async with rig(tcp=True) as it:
+        context = client_context(roots=[root.der for root in it.pki.roots.values()])
+        sock = await asyncio.to_thread(reach, it.address, context)
+        await until(lambda: len(it.gate.connections()) == 1)
+        sock.send(PREFACE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        await until(lambda: not it.gate.connections())
+
+
+def reach(address: tuple[str, int], context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(socket.create_connection(address, timeout=5))

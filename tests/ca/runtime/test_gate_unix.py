@@ -152,7 +152,7 @@ async def through(private: Path, bind: bytes | None, method: str = "/test.Probe/
     relay = str(private.parent / "stranger.sock")
     loop = asyncio.get_running_loop()
     tasks = []
-    backs = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -166,7 +166,7 @@ async def through(private: Path, bind: bytes | None, method: str = "/test.Probe/
         sock.setblocking(False)
         await loop.sock_connect(sock, str(private))
         back_reader, back_writer = await asyncio.open_unix_connection(sock=sock)
-        backs.append(back_writer)
+        writers.extend((writer, back_writer))
         tasks.extend([asyncio.create_task(pump(reader, back_writer)), asyncio.create_task(pump(back_reader, writer))])
 
     server = await asyncio.start_unix_server(serve, relay)
@@ -178,9 +178,10 @@ async def through(private: Path, bind: bytes | None, method: str = "/test.Probe/
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for back in backs:
-        back.close()
-        await back.wait_closed()
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    await server.wait_closed()
     os.unlink(relay)
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     return family(refused.value).reason
