@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import re
 from typing import Any
@@ -17,6 +18,7 @@ pytest_plugins = ["tests.support.faults", "tests.support.own_process"]
 # CPython 3.11 fails a parse of source code in which the collector begins another (of a line of a traceback, by what it
 # collects). Reading the tests, pytest parses all of them.
 gc.disable()
+importlib.import_module("hypothesis")  # its plugin would do so for the summary, when the collector runs again
 
 REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
 
