@@ -26,6 +26,7 @@ MAX_AUDIENCES = 64
 MAX_AUDIENCE_BYTES = 8192
 """All audiences together; a token travels in an HTTP header."""
 
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _COORDINATE_BYTES = {KeyType.EC_P256: 32, KeyType.EC_P384: 48}
 
 
@@ -95,7 +96,7 @@ def _header(algorithm: str, kid: str) -> bytes:
 
 
 def _part(members: dict[str, Any]) -> bytes:
-    return _base64url(json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode())
+    return _base64url(_compact.encode(members).encode())
 
 
 def _base64url(data: bytes) -> bytes:

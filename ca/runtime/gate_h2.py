@@ -23,7 +23,7 @@ class FrameTracker:
     """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload; the first `skip_bytes` are
     none (the preface)."""
 
-    __slots__ = ("_block_open", "_header", "_left", "_seen", "_stopped", "block_bytes", "header_frames", "headers")
+    __slots__ = ("_block_open", "_header", "_kind", "_left", "_stopped", "block_bytes", "header_frames", "headers")
 
     def __init__(self, *, skip_bytes: int = 0) -> None:
         self._header = bytearray()
@@ -35,27 +35,22 @@ class FrameTracker:
         self.block_bytes = 0
         """Of the last header block, its CONTINUATION frames included, as far as frames of it have begun."""
         self._block_open = False
-        self._seen = False
+        self._kind: int | None = None
+        """Of the last frame that has begun."""
         self._stopped = False
 
     @property
     def between_frames(self) -> bool:
         """True where a frame of ours may stand: after the first frame (SETTINGS), inside of no frame, and not between
         a HEADERS frame and its CONTINUATIONs (§6.10)."""
-        return self._seen and not (self._left or self._header or self._block_open)
+        whole = not (self._left or self._header or self._block_open or self._stopped)
+        return whole and self._kind is not None
 
     def feed(self, data: memoryview | bytes, *, allowed: float = math.inf) -> int:
         """Take the next bytes of the direction, up to the payload of the first header frame beyond those that are
         `allowed`; returns how many were taken. That frame goes on when it is fed with more allowed."""
         at, end = 0, len(data)
         while at < end:
-            if not self._left and not self._header and end - at >= _HEADER_BYTES and data[at + 3] not in _OPENING:
-                # The most of what comes: a frame that begins no header block, from its first byte.
-                self._seen = True
-                at += _HEADER_BYTES + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
-                if at > end:
-                    self._left, at = at - end, end
-                continue
             if self._stopped:
                 if allowed < 1:
                     break
@@ -66,10 +61,18 @@ class FrameTracker:
                 self._left -= step
                 at += step
                 continue
-            step = min(_HEADER_BYTES - len(self._header), end - at)
-            self._header += data[at : at + step]
-            at += step
-            if len(self._header) == _HEADER_BYTES and self._frame():
+            if not self._header and end - at >= _HEADER_BYTES:
+                opens = self._frame(data, at)
+                at += _HEADER_BYTES
+            else:
+                step = min(_HEADER_BYTES - len(self._header), end - at)
+                self._header += data[at : at + step]
+                at += step
+                if len(self._header) < _HEADER_BYTES:
+                    break
+                opens = self._frame(self._header, 0)
+                self._header.clear()
+            if opens:
                 if allowed < 1:
                     self._stopped = True
                     break
@@ -77,20 +80,17 @@ class FrameTracker:
                 self._count()
         return at
 
-    def _frame(self) -> bool:
-        """A frame's header is complete; True for a header frame, which is not counted yet."""
-        header = self._header
-        self._left = header[0] << 16 | header[1] << 8 | header[2]
-        self._seen = True
-        if header[3] not in _OPENING:
-            header.clear()
+    def _frame(self, data: memoryview | bytes | bytearray, at: int) -> bool:
+        """A frame's header is here; True for a header frame, which is not counted yet."""
+        self._left = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+        self._kind = kind = data[at + 3]
+        if kind not in _OPENING:
             return False
-        self.block_bytes = self._left + (self.block_bytes if header[3] == _CONTINUATION else 0)
-        self._block_open = not header[4] & _END_HEADERS
+        self.block_bytes = self._left + (self.block_bytes if kind == _CONTINUATION else 0)
+        self._block_open = not data[at + 4] & _END_HEADERS
         return True
 
     def _count(self) -> None:
         self._stopped = False
         self.header_frames += 1
-        self.headers += self._header[3] == _HEADERS
-        self._header.clear()
+        self.headers += self._kind == _HEADERS

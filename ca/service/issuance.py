@@ -32,6 +32,7 @@ R = TypeVar("R")
 logger = log.get("issuance")
 
 _issued = metrics.counter("issued", "SVIDs issued, by kind.", ["kind"])
+_issued_of = {kind: _issued.labels(kind) for kind in ("x509", "jwt")}
 _failed = metrics.counter("issue_failed", "SVIDs refused, by reason code.", ["kind", "reason"])
 _capped = metrics.counter("issue_capped", "SVIDs whose life was cut short, by reason code.", ["kind", "reason"])
 
@@ -267,7 +268,7 @@ class Issuer:
             issued += 1
             if outcome.lifetime.caps:
                 capped.setdefault(outcome.lifetime.caps[0].reason, []).append(job.ttl_seconds)
-        _issued.labels("x509").inc(issued)
+        count_issued("x509", issued)
         report_caps("x509", capped)
 
 
@@ -283,8 +284,8 @@ def report_caps(kind: str, capped: dict[str, list[int]]) -> None:
         logger.info("life cut short", kind=kind, reason=reason, count=len(asked), longest_asked_seconds=max(asked))
 
 
-def count_issued(kind: str) -> None:
-    _issued.labels(kind).inc()
+def count_issued(kind: str, count: int = 1) -> None:
+    _issued_of[kind].inc(count)
 
 
 def count_refused(kind: str, reason: str) -> None:

@@ -120,10 +120,8 @@ class AgentAuthorizer:
         """A downstream authority may issue any name in the trust domain, and could repeat an agent's serial number: so
         an agent's SVID is one that an authority of the bundle signed itself, or one of ours that is below such a one
         (below an upstream the bundle holds the root alone)."""
-        signers = [authority.certificate for authority in self._trust.own.x509_authorities]
-        signers += [
-            authority.certificate
-            for authority in self._authorities()
-            if authority.certificate and authority.status != AuthorityState.REVOKED
-        ]
-        return any(is_issued_by(svid.chain[0], signer) for signer in signers)
+        leaf = svid.chain[0]
+        return any(is_issued_by(leaf, one.certificate) for one in self._trust.own.x509_authorities) or any(
+            one.certificate and one.status != AuthorityState.REVOKED and is_issued_by(leaf, one.certificate)
+            for one in self._authorities()
+        )
