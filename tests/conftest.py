@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ pytest_plugins = ["tests.support.faults", "tests.support.own_process"]
 # collects). Reading the tests, pytest parses all of them.
 gc.disable()
 importlib.import_module("hypothesis")  # its plugin would do so for the summary, when the collector runs again
+
+# Who was started in the background may ignore Ctrl-C, and so would what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_REAL = os.environ.get("BURGEE_REQUIRE_REAL") == "1"
 

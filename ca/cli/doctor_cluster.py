@@ -20,14 +20,18 @@ def cluster_findings(kubeconfig: Path | None) -> list[dict[str, str]]:
     Raises ConfigError for a kubeconfig that cannot be used.
     """
     client = KubeClient.from_kubeconfig(kubeconfig) if kubeconfig is not None else KubeClient.in_cluster()
-    try:
-        found = asyncio.run(_findings(client))
-    finally:
-        client.close()
+    found = asyncio.run(_findings(client))
     return [{"what": f.what, "level": f.level.value, "detail": f.detail, "hint": f.hint} for f in found]
 
 
 async def _findings(client: KubeClient) -> list[Finding]:
+    try:
+        return await _asked(client)
+    finally:
+        client.close()
+
+
+async def _asked(client: KubeClient) -> list[Finding]:
     what = "API server"
     try:
         version = str((await client.get("/version")).get("gitVersion", "of no version"))[:VERSION_CHARACTERS]

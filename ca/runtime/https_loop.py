@@ -22,7 +22,7 @@ Reading = Generator[None, None, tuple[Answer, bool]]
 
 
 class LoopHttpClient(HttpClient):
-    """All its requests are made on one loop."""
+    """All its requests are made on one loop, on which it is closed as well."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)

@@ -10,6 +10,7 @@ import compileall
 import hashlib
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,10 @@ PACKAGES = Path("opt/burgee")
 PROGRAMS = {"burgee": "ca.cli.burgee", "caadmin": "ca.cli.caadmin"}
 PYTHON = "/usr/bin/python3"
 """Of the image's base. -P: the current directory is no place to import from."""
+
+TRACES = frozenset({"INSTALLER", "REQUESTED", "direct_url.json", "RECORD"})
+SOURCES = frozenset({".c", ".h", ".pxd", ".pxi", ".pyi", ".pyx"})
+"""Of compiled modules, and types for checkers."""
 
 EPOCH = "1735689600"
 """The time of every file. It means nothing, and zip has none before 1980."""
@@ -66,13 +71,13 @@ def _pip(*arguments: str) -> None:
 
 
 def _forget_the_installation(packages: Path) -> None:
-    """Programs of other packages, and who installed what from where."""
+    """Programs of other packages, who installed what from where, and what is for their own developers."""
     for path in sorted(packages.rglob("*"), reverse=True):
-        other_program = path.parent == packages / "bin"
-        if path.is_file() and (other_program or path.name in ("INSTALLER", "REQUESTED", "direct_url.json", "RECORD")):
+        if path.is_dir():
+            if path.name == "tests" or path == packages / "bin":
+                shutil.rmtree(path)
+        elif path.name in TRACES or path.suffix in SOURCES:
             path.unlink()
-    if (packages / "bin").is_dir():
-        (packages / "bin").rmdir()
 
 
 def _write_programs(directory: Path) -> None:

@@ -46,7 +46,7 @@ def test_http2_abuse_harms_nobody_else(nodes: Pair, kind: str) -> None:
         hostile = [Neighbour(kind, nodes.workload_socket, uid=HOSTILE) for _ in range(4)]
         for one in hostile:
             stack.callback(one.close)
-        until("they have begun", lambda: all(one.lines for one in hostile))
+        until("they have begun", lambda: all(one.lines for one in hostile), seconds=60)
         waits, peak, deadline = [], before, time.monotonic() + 1.5
         while time.monotonic() < deadline:
             began = time.monotonic()
