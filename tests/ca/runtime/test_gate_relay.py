@@ -31,7 +31,7 @@ GOAWAY_FRAME_TYPE = b"\x07"
 
 @pytest.mark.parametrize("over_tls", [False, True])
 async def test_large_messages_pass_both_ways_unharmed(over_tls: bool) -> None:
-    data = os.urandom(3 << 20)
+    data = b"." + os.urandom(3 << 20)
     web = "spiffe://example.org/web"
     async with rig(tcp=True) as it, it.tls_client(it.pki.leaf(web)) as client, it.unix_channel() as unix:
         channel = client.channel if over_tls else unix
