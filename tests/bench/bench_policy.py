@@ -69,6 +69,14 @@ def decisions(kind: str, count: int, rounds: int) -> float:
     return min(p50_us(snapshot.decide, asked) for _ in range(rounds))
 
 
+def decisions_of(kind: str, counts: tuple[int, int], rounds: int) -> list[float]:
+    """The same for two counts of rules by turns: what the machine does meanwhile, it does to both."""
+    shapes = [shape(kind, count) for count in counts]
+    pairs = [(compiled(made), requests(made)) for made in shapes]
+    taken = [[p50_us(snapshot.decide, asked) for snapshot, asked in pairs] for _ in range(rounds)]
+    return [min(column) for column in zip(*taken, strict=True)]
+
+
 def processor_ms(call: Callable[[], object]) -> float:
     """Processor time of one call."""
     gc.collect()
@@ -178,7 +186,7 @@ def figures(rounds: int) -> Figures:
 def _figures(rounds: int) -> Figures:
     found: Figures = {"policy_floor_us": min(floor_us(10_000) for _ in range(rounds))}
     for kind in KINDS:
-        few, many = decisions(kind, COUNTS[0], rounds), decisions(kind, COUNTS[-1], rounds)
+        few, many = decisions_of(kind, (COUNTS[0], COUNTS[-1]), 3 * rounds)
         found |= {f"policy_{kind}_us": many, f"policy_{kind}_ratio": many / few}
         found[f"policy_{kind}_compile_ms"], found[f"policy_{kind}_apply_ms"] = compiling(kind, COUNTS[-1], rounds)
         found[f"policy_{kind}_mb"] = memory_mb(kind, COUNTS[-1])
