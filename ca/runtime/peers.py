@@ -108,7 +108,7 @@ class Peer:
 
 
 current_peer: ContextVar[Peer] = ContextVar("burgee_current_peer")
-"""The caller of the RPC being served; set by the gate's interceptor, unset outside of a call."""
+"""The caller of the RPC being served; set by the gate's layer, unset outside of a call."""
 
 
 class PeerTable:
