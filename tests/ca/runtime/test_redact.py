@@ -43,7 +43,7 @@ def test_secrets_of_a_configuration_are_withheld_and_their_places_shown() -> Non
 
 def test_keys_and_tokens_are_taken_out_of_texts() -> None:
     key = "-----BEGIN PRIVATE KEY-----\nMIIhunter2\n-----END PRIVATE KEY-----"
-    addresses = ("https://u:hunter2@h/", "postgresql+psycopg://u:hun/ter2@h/d", "mysql://u:hun@ter2@h/d")
+    addresses = ["https://u:hunter2@h/", *(f"postgresql+psycopg://u:hun{mark}ter2@h/d" for mark in "/@'\"<>")]
     for secret in (key, key[:30], "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl", *addresses):
         shown = text(f"before {secret} after")
         assert secret not in shown
