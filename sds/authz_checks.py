@@ -103,12 +103,14 @@ class Checks:
 
     async def _bound_before(self, asker: Asker, target: str, by: str) -> Bound | None:
         """The policies by whose rules the proxy verified tokens, if they were in force a moment ago."""
-        given = self._held.given.find(by, self._clock.monotonic())
+        now = self._clock.monotonic()
+        given = self._held.given.find(by, now)
         if given is None:
             return None
         matched = given.policies.matched(target, asker.subscription.view.selectors)
         if name_of(tokens_of(matched, given.bundles)) != by:
             return None
+        self._held.given.withdraw(now, [by])  # the proxy may have had no stream on which it was given another
         return await _bound_to(given.policies, matched, Vouchers(), by)
 
 

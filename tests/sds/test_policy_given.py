@@ -172,6 +172,20 @@ async def test_what_another_key_of_the_trust_domain_verified_is_decided_by_that_
         assert await node.decided(old, "a") == (False, 1, "TOKENS_OUTDATED")
 
 
+async def test_a_proxy_that_was_away_when_a_key_was_taken_back_goes_by_it_no_longer_than_others(node: Node) -> None:
+    await take(node, written(1, "a"))
+    async with WorkloadClient(str(node.policy_socket)) as client:
+        call = client.policies()
+        await call.ask(NAME)
+        old = await node.verified(call)
+        call.call.cancel()
+        await eventually(lambda: not len(node.clients))
+        node.put(bundles=(Authority().bundle(),))
+        assert await node.decided(old, "a") == (True, 1, "ALLOWED_BY_RULE")
+        node.later.more += LINGER_SECONDS
+        assert await node.decided(old, "a") == (False, 1, "TOKENS_OUTDATED")
+
+
 async def test_what_an_agent_forgets_is_forgotten(node: Node) -> None:
     await take(node, written(1, "a"))
     async with WorkloadClient(str(node.policy_socket)) as client:
