@@ -118,8 +118,8 @@ class HeldPolicies:
         `newcomers` are the IDs of entries that come with it: those before it know nothing of them."""
         looked_at = self._policies is not None or bool(self.problem)
         if payload and payload == self._came and looked_at and not self._waits.is_set():
-            if self._policies is not None and payload == self._good:
-                self._policies.newcomers = frozenset()
+            if self._policies is not None and self._policies.newcomers and payload == self._good:
+                self._waits.set()  # to be read anew, so that nothing that was made for a newcomer is kept
             return
         self._came, self.told = payload or b"", True
         if payload is None:

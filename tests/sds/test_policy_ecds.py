@@ -96,6 +96,20 @@ async def test_while_there_are_none_nothing_is_said_and_the_reason_is_known(lab:
     await quiet(call.call)
 
 
+async def test_who_was_new_while_the_server_was_polled_is_called_when_it_pushes_what_it_did(
+    lab: Lab, client: WorkloadClient
+) -> None:
+    await given(lab, SET)
+    lab.policies.heard(polled=True, newcomers=frozenset({"spiffe://example.org/new"}))
+    lab.snapshot(entry("new"))
+    call = client.policies()
+    await call.ask(HTTP)
+    assert await answered(call) == {HTTP: deny_all()}
+    lab.policies.heard(polled=False)
+    lab.policies.take(SET)
+    assert (await answered(call))[HTTP] != deny_all()
+
+
 async def test_a_name_is_answered_as_often_as_it_is_asked_for(lab: Lab, client: WorkloadClient) -> None:
     await given(lab, SET)
     call = client.policies()
