@@ -11,9 +11,9 @@ WITHHELD = "(withheld)"
 
 _SECRET_NAME = re.compile(r"(^|_)(token|secret|password|passphrase|pin|key|credentials?)s?($|_)")
 _NAMES_A_PLACE = re.compile(r"_(file|path|dir|env|socket|type|id|name|seconds|bytes)$")
-_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]{0,30}://)\S*@", re.IGNORECASE)
 """To the last `@`, whatever is between: database drivers take passwords with slashes and quotes as they are. Rather a
-path too many is withheld."""
+path too many is withheld. With a scheme of any length a long word would take a time that grows with its square."""
 _URL_QUERY = re.compile(r"(?P<url>[a-z][a-z0-9+.-]*://[^?\s]*)\?\S+", re.IGNORECASE)
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL

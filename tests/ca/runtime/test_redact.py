@@ -52,6 +52,11 @@ def test_keys_and_tokens_are_taken_out_of_texts() -> None:
     assert text("nothing of that kind") == "nothing of that kind"
 
 
+def test_a_long_word_holds_nobody_up() -> None:
+    assert text("a" * 400_000) == "a" * 400_000  # many minutes, if it were looked through from each of its letters
+    assert text(f"{'a' * 50}://u:hunter2@h") == f"{'a' * 50}://{WITHHELD}@h"
+
+
 async def test_a_report_has_no_secret_of_configuration_or_log(capsys: pytest.CaptureFixture[str]) -> None:
     log.get("test").warning("cannot connect", address="postgresql://u:hun/ter2@h/d", token="eyJhbGciOi.eyJzdWI.hunter2")
     clock = SystemClock()
