@@ -32,7 +32,7 @@ R = TypeVar("R")
 logger = log.get("issuance")
 
 _issued = metrics.counter("issued", "SVIDs issued, by kind.", ["kind"])
-_issued_of = {kind: _issued.labels(kind) for kind in ("x509", "jwt")}
+_issued_of = {kind: _issued.labels(kind) for kind in ("x509", "jwt", "ca")}
 _failed = metrics.counter("issue_failed", "SVIDs refused, by reason code.", ["kind", "reason"])
 _capped = metrics.counter("issue_capped", "SVIDs whose life was cut short, by reason code.", ["kind", "reason"])
 

@@ -142,8 +142,8 @@ class Neighbour:
 
     def __init__(self, role: str, path: Path, *, uid: int | None = None, cgroup: Path | None = None) -> None:
         def enter() -> None:
-            if cgroup is not None:
-                (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+            assert cgroup is not None
+            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
         self.lines: list[dict[str, Any]] = []
         module = "h2_abuse" if role in ABUSES else "neighbours"
@@ -152,7 +152,8 @@ class Neighbour:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            preexec_fn=enter,
+            # Python between fork and exec hangs where a thread of gRPC's held a lock: only for whom it is needed.
+            preexec_fn=enter if cgroup is not None else None,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
