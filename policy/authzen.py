@@ -14,7 +14,7 @@ from typing import Any
 
 from policy.decision import Decision
 from policy.guard import PATH_NOT_NORMAL, refused_unread
-from policy.model import Attribute, MatchKind, Request
+from policy.model import PATH_HEADER, Attribute, MatchKind, Request
 from policy.paths import without_query
 from policy.snapshot import Snapshot
 
@@ -182,6 +182,7 @@ def request_of(question: Question) -> Request | None:
     claims = _of_kind(subject, "subject", "claims", dict)
     headers = _headers(action)
     path = _of_kind(resource, "resource", "path", str)
+    path = "/" if path is None else path
     return Request(
         principal=subject.id.removeprefix(SPIFFE) if subject.type == WORKLOAD else None,
         source_ip=_of_kind(subject, "subject", "ip_address", str),
@@ -191,9 +192,9 @@ def request_of(question: Question) -> Request | None:
         sni=_of_kind(resource, "resource", "sni", str),
         http=not connects,
         method=None if connects else action.id,
-        path=None if connects else without_query("/" if path is None else path),
+        path=None if connects else without_query(path),
         host=None if connects else _of_kind(resource, "resource", "host", str),
-        headers={} if connects else headers,
+        headers={} if connects else {PATH_HEADER: path, **headers},  # as a proxy sends it, with its query
         claims=None if connects else claims,
     )
 

@@ -64,7 +64,7 @@ def test_a_question_is_a_request_to_a_workload() -> None:
     assert (request.principal, request.method, request.path, request.host) == ("td/web", "POST", "/x", "shop")
     assert (request.source_ip, request.remote_ip, request.destination_ip) == ("10.0.0.1", "10.0.0.2", "10.0.0.3")
     assert (request.destination_port, request.sni, request.claims) == (80, "s", {"sub": "a"})
-    assert request.headers == {"x-a": "1"}
+    assert request.headers == {":path": "/x?y=1", "x-a": "1"}  # as a proxy sends it
 
 
 def test_an_anonymous_caller_and_a_connection() -> None:
