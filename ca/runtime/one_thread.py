@@ -46,13 +46,14 @@ class OneThread:
             except BaseException as error:
                 failure = error
             try:
-                loop.call_soon_threadsafe(_settle, done, result, failure)
+                loop.call_soon_threadsafe(settle, done, result, failure)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 pass
             del call, done, function, arguments, result, failure
 
 
-def _settle(done: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+def settle(done: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    """On the future's loop; nothing where nobody waits for it any more."""
     if done.done():  # its caller was cancelled
         return
     if failure is None:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ca.errors import Unavailable
 from ca.ports import Clock
-from ca.runtime.one_thread import OneThread
+from ca.runtime.one_thread import OneThread, settle
 from ca.store.database import Database, WriteTransaction, unavailable
 from ca.store.issuance_codec import decode, encode
 from ca.store.rows import to_micros
@@ -245,9 +245,4 @@ def _summary(records: Sequence[IssuanceRecord]) -> dict[str, Any]:
 
 def _settle(batch: Sequence[Waiting], error: Exception | None) -> None:
     for _, done in batch:
-        if done.done():  # its caller was cancelled
-            continue
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+        settle(done, None, error)
