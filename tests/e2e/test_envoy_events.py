@@ -126,12 +126,10 @@ async def test_envoy_holds_the_new_secret_after_each_event(scene: Scene):
 async def test_a_stream_that_broke_is_resumed_at_an_unchanged_version_and_goes_on(scene: Scene):
     await scene.accepted()
     for _ in range(2):
-        connections = scene.relay.accepted
+        before = {client.number for client in scene.lab.clients.all()}
         scene.relay.cut()
-        await eventually(lambda: len(scene.lab.clients) == 0)
-        # Envoy comes back by itself, after its own pause; nothing changed meanwhile.
-        await eventually(lambda before=connections: scene.relay.accepted > before, seconds=15)  # type: ignore[misc]
-        await eventually(lambda: len(scene.lab.clients) == 2, seconds=15)
+        # Envoy comes back by itself, after a pause of anything from none to half a second; nothing changed meanwhile.
+        await eventually(lambda old=before: came_anew(scene, old) == 2, seconds=15)  # type: ignore[misc]
         await scene.accepted()
         # State of the world is said again; in delta Envoy says what it holds, and is not sent it a second time.
         sent = {s.sent_at is not None for c in scene.lab.clients.all() for s in c.stream.statuses.values()}
@@ -172,6 +170,12 @@ async def test_one_bundle_as_plain_certificates(api_type: str) -> None:
         finally:
             scene.envoy.stop()
             await scene.relay.close()
+
+
+def came_anew(scene: Scene, before: set[int]) -> int:
+    """How many streams there are; none while one of those from before is left."""
+    now = {client.number for client in scene.lab.clients.all()}
+    return 0 if now & before else len(now)
 
 
 async def taken_over(request: Callable[[], Coroutine[Any, Any, str]]) -> None:

@@ -23,7 +23,6 @@ class Relay:
         self.path = path
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
-        self.accepted = 0
 
     async def start(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, str(self.path))
@@ -38,7 +37,6 @@ class Relay:
         await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
         theirs, ours = await asyncio.open_unix_connection(self._target)
         both = {writer, ours}
         self._writers |= both
