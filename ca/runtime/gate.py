@@ -23,7 +23,8 @@ from ca.ports import Clock
 from ca.runtime import gate_unix, log
 from ca.runtime.clock import SystemClock
 from ca.runtime.files import raise_open_files_limit
-from ca.runtime.gate_connection import ACCEPTED, CONNECTIONS, REFUSED, Connection
+from ca.runtime.gate_connection import Connection
+from ca.runtime.gate_endings import ACCEPTED, CONNECTIONS, REFUSED
 from ca.runtime.gate_layer import OnlyThroughGate
 from ca.runtime.gate_leg import CHUNK_BYTES
 from ca.runtime.gate_listener import Listener

@@ -9,11 +9,11 @@ import socket
 import ssl
 
 from ca.errors import BurgeeError
-from ca.runtime import log, metrics
 from ca.runtime.gate_authentication import VerifyClient, authenticate, words_of
-from ca.runtime.gate_farewell import Farewell
-from ca.runtime.gate_h2 import MAX_HEADER_BLOCK_BYTES, PREFACE, FrameTracker
+from ca.runtime.gate_endings import tell
+from ca.runtime.gate_h2 import PREFACE
 from ca.runtime.gate_host import Host
+from ca.runtime.gate_insertions import Insertions, Requests
 from ca.runtime.gate_leg import Leg
 from ca.runtime.gate_pace import Throttle
 from ca.runtime.gate_tls import ALPN_H2, TlsEngine
@@ -25,16 +25,6 @@ LINGER_SECONDS = 2.0
 
 GOAWAY_DRAIN_SECONDS = 5.0
 """From GOAWAY to the end of the connection."""
-
-CONNECTIONS = metrics.gauge("gate_connections", "Connections that are open, by listener.", ["listener"])
-ACCEPTED = metrics.counter("gate_accepted", "Connections that were accepted, by listener.", ["listener"])
-REFUSED = metrics.counter(
-    "gate_refused", "Connections the gate refused or ended, by listener and reason.", ["listener", "reason"]
-)
-_QUIET = frozenset({"", "CLIENT_CLOSED", "BACKEND_CLOSED", "GATE_CLOSED"})
-"""Endings that are nobody's fault."""
-
-_log = log.get("gate")
 
 
 class Connection:
@@ -61,8 +51,8 @@ class Connection:
         self._name = ""
         self._tls: TlsEngine | None = None
         self._verify: VerifyClient | None = None
-        self._farewell: Farewell | None = None
-        self._requests: FrameTracker | None = None
+        self._insertions: Insertions | None = None
+        self._requests: Requests | None = None
         self._leaving = False
         self._allowance = math.inf
         self._head = bytearray()
@@ -181,8 +171,8 @@ class Connection:
             return
         self._disarm()
         if h2 and peer.transport == "tls":
-            self._farewell = Farewell(lambda frame: self._send_plain(self._encrypt(frame)))
-            self._requests = FrameTracker(skip_bytes=len(PREFACE))
+            self._insertions = Insertions(self.host.loop, lambda frames: self._send_plain(self._encrypt(frames)))
+            self._requests = Requests(self._insertions)
         self.back = Leg(
             self.host.loop,
             sock,
@@ -209,8 +199,8 @@ class Connection:
         """Client → back."""
         back, requests = self.back, self._requests
         if requests is not None:
-            requests.feed(plain)
-            if requests.block_bytes > MAX_HEADER_BLOCK_BYTES:
+            plain = requests.follow(bytes(plain))
+            if requests.too_large:
                 self._refuse("HEADERS_TOO_LARGE", "header fields without end")
                 return
         if back is not None:
@@ -259,9 +249,7 @@ class Connection:
 
     def _send(self, chunk: memoryview) -> None:
         """Back → client through TLS."""
-        self._send_plain(self._encrypt(chunk))
-        if self._farewell is not None and not self._over:
-            self._farewell.follow(chunk)
+        self._send_plain(self._encrypt(chunk if self._insertions is None else self._insertions.carry(chunk)))
 
     def _encrypt(self, plain: memoryview | bytes) -> memoryview | bytes:
         return plain if self._tls is None else self._tls.write(plain)
@@ -282,14 +270,14 @@ class Connection:
 
     def go_away(self, reason: str) -> None:
         """Ask the client to leave (GOAWAY where the protocol has it), and end the connection a little later."""
-        if self._over or self._leaving:
+        if self._over or self._leaving or self._lingering:
             return
         self._leaving = True
-        if self._farewell is None:
+        if self._insertions is None:
             self.close(reason)
             return
         self._arm(GOAWAY_DRAIN_SECONDS, reason)
-        self._farewell.say()
+        self._insertions.go_away()
 
     def _front_ended(self) -> None:
         self._finish("CLIENT_CLOSED" if self.back is not None or self._lingering else "CLIENT_LEFT_EARLY")
@@ -298,6 +286,8 @@ class Connection:
         """The back has said its last: deliver it, then close."""
         self._release_back()
         self._lingering = True
+        if self._insertions is not None:
+            self._insertions.close()
         self._arm(LINGER_SECONDS, "BACKEND_CLOSED")
         self.front.on_chunk = lambda chunk: None
         if not self.front.pending:
@@ -323,17 +313,7 @@ class Connection:
     def _refuse(self, reason: str, detail: str) -> None:
         if self._over:
             return
-        peer = self.peer
-        if reason not in _QUIET:
-            REFUSED.labels(self.listener, reason).inc()
-            _log.info(
-                "connection ended",
-                listener=self.listener,
-                reason=reason,
-                remote=self.address,
-                **({"detail": detail} if detail else {}),
-                **({"spiffe_id": str(peer.svid.id)} if peer is not None and peer.svid is not None else {}),
-            )
+        tell(self.listener, reason, detail, remote=self.address, peer=self.peer)
         self._finish(reason)
 
     def _finish(self, reason: str) -> None:
@@ -343,6 +323,8 @@ class Connection:
         self._disarm()
         if self._throttle is not None:
             self._throttle.close()
+        if self._insertions is not None:
+            self._insertions.close()
         self._release_back()
         self.front.close()
         if self.cred is not None and self.cred.pidfd is not None:

@@ -17,6 +17,26 @@ _HEADER_BYTES = 9
 _HEADERS, _PUSH_PROMISE, _CONTINUATION = 1, 5, 9
 _OPENING = frozenset({_HEADERS, _PUSH_PROMISE, _CONTINUATION})
 _END_HEADERS = 0x04
+_PING = b"\x00\x00\x08\x06\x00" + bytes(4)
+_PING_ACK = b"\x00\x00\x08\x06\x01" + bytes(4)
+_PING_BYTES = _HEADER_BYTES + 8
+_WINDOW_UPDATE = b"\x00\x00\x04\x08\x00" + bytes(4)
+_WINDOW_UPDATE_BYTES = _HEADER_BYTES + 4
+
+
+def ping_before_call(data: bytes) -> slice | None:
+    """Where in frames from a client the PING stands that goes before a call's HEADERS, with at most the connection's
+    WINDOW_UPDATE before it. So grpc's clients measure the way to the server, with each answer they were given."""
+    at = _WINDOW_UPDATE_BYTES if data.startswith(_WINDOW_UPDATE) else 0
+    end = at + _PING_BYTES
+    if data.startswith(_PING, at) and len(data) >= end + _HEADER_BYTES and data[end + 3] == _HEADERS:
+        return slice(at, end)
+    return None
+
+
+def ping_answer(ping: bytes) -> bytes:
+    """The same frame with ACK (RFC 9113 §6.7)."""
+    return _PING_ACK + ping[_HEADER_BYTES:]
 
 
 class FrameTracker:

@@ -20,7 +20,7 @@ from ca.identity.bundle import TrustBundle
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.runtime.gate import Gate, GateLimits, current_peer
-from ca.runtime.gate_connection import REFUSED
+from ca.runtime.gate_endings import REFUSED
 from ca.runtime.metrics import REGISTRY
 from ca.runtime.rpc import error_of, grpc_server
 from ca.runtime.tls import TlsMaterial

@@ -86,7 +86,7 @@ async def test_one_connection_that_cannot_be_asked_to_leave_does_not_keep_the_ot
     def broken(self: Any) -> None:
         raise OSError("no way to write")
 
-    monkeypatch.setattr("ca.runtime.gate_farewell.Farewell.say", broken)
+    monkeypatch.setattr("ca.runtime.gate_insertions.Insertions.go_away", broken)
     async with rig(tcp=True, limits=GateLimits(max_anonymous_seconds=0.0)) as it:
         for count in (1, 2):
             async with it.tls_client() as stranger:
