@@ -11,15 +11,14 @@ from dataclasses import replace
 from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING
 
-from ca.api.admitted import Admitted
 from ca.api.assembly import servicers
-from ca.api.audit import Audited, AuditedAccess, Auditor
+from ca.api.audit import AuditedAccess, Auditor
+from ca.api.grpc_side import GrpcSide
 from ca.api.http import HttpSide
 from ca.api.limits import Limits
 from ca.api.policy.check import CheckService
 from ca.api.policy.parts import PolicyParts
 from ca.api.rest import application
-from ca.api.services import register
 from ca.identity.spiffe_id import TrustDomain
 from ca.identity.svid import X509Svid, verify_x509_svid
 from ca.ports import AuthorityHost, Clock, Connected
@@ -34,8 +33,6 @@ from ca.runtime.heartbeat import Heartbeat
 from ca.runtime.istio_config import IstioConfig
 from ca.runtime.log_levels import LogLevels
 from ca.runtime.private_socket import private_socket
-from ca.runtime.rpc import grpc_server
-from ca.runtime.rpc_handlers import PARSED
 from ca.runtime.server_config import ServerConfig
 from ca.runtime.status_server import serve_metrics_and_health
 from ca.service import background
@@ -79,8 +76,6 @@ if TYPE_CHECKING:
 logger = log.get("server")
 
 WORKERS = 2
-MAX_STREAMS_PER_CONNECTION = 128
-"""Calls open at once; whoever has no certificate must not hold thousands of them with one connection."""
 
 
 class Server:
@@ -305,9 +300,8 @@ class Server:
         )
 
     async def _listen(self) -> None:
-        """The private grpcio server, and the gate before it."""
+        """The private grpcio servers, and the gate before them."""
         config, limits = self.config, self.config.limits
-        private = private_socket(self.config.data_dir, "grpc.sock", self._stack)
         self.access = access = AuditedAccess(
             agents=self.authorizer,
             index=self.index,
@@ -323,8 +317,10 @@ class Server:
             decisions=self.decisions,
             pushes=config.push_service,
         )
+        sockets = tuple(private_socket(config.data_dir, name, self._stack) for name in ("grpc.sock", "agents.sock"))
         self.gate = Gate(
-            grpc_socket=str(private),
+            grpc_socket=sockets[0],
+            agents_socket=sockets[1],
             http_protocol_factory=HttpSide(
                 lambda: application(
                     version=package_version("burgee"), access=access, status=self.admin.status, policy=policy
@@ -334,22 +330,14 @@ class Server:
             clock=self.clock,
         )
         self._stack.push_async_callback(self.gate.close)
-        outermost = self.gate.layer()
-        rpc = grpc_server(
-            str(private),
-            [outermost, Admitted(access), PARSED, Audited(self.auditor)],
-            unknown=outermost.unknown,
-            max_receive_bytes=limits.max_message_bytes,
-            max_connection_age_seconds=limits.max_connection_age_seconds,
-            max_streams_per_connection=MAX_STREAMS_PER_CONNECTION,
-        )
-        register(rpc, self._services)
         self.checks = CheckService(
             book=self.policy, trust=self.trust, index=self.index, log=self.decisions, clock=self.clock
         )
-        rpc.add_generic_rpc_handlers((self.checks.handler(),))
-        await rpc.start()
+        rpc = GrpcSide(
+            self.gate, access, self.auditor, limits, services=self._services, handlers=[self.checks.handler()]
+        )
         self._stack.push_async_callback(lambda: rpc.stop(self.config.stop_grace_seconds))
+        await rpc.start(*sockets)
         if self.sign_on.done:
             await self._open_to_agents()
         gid = admin_gid(config)

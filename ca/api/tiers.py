@@ -181,6 +181,8 @@ TIERS: dict[str, Tier] = {
 }
 """gRPC methods by their full names, HTTP ones by verb and route."""
 
+AGENTS_METHODS = frozenset(method for method, tier in TIERS.items() if Tier.AGENT in tier)
+
 LOCAL_SERVICES = frozenset(
     {
         "grpc.health.v1.Health",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -46,6 +46,7 @@ def grpc_server(
     layers: Sequence[Layer | Parsed] = (),
     *,
     unknown: Answer | None = None,
+    queued: Container[str] | None = None,
     max_receive_bytes: int = DEFAULT_MAX_RECEIVE_BYTES,
     max_connection_age_seconds: float | None = None,
     max_streams_per_connection: int = MAX_STREAMS_PER_CONNECTION,
@@ -54,7 +55,8 @@ def grpc_server(
     """A server on a private Unix socket, not yet started. Its errors, metrics and request ids are taken care of.
 
     The socket's directory must be private (0700), else FailedPrecondition. The gate's layer comes first among
-    `layers`, and its `unknown` answers methods that nobody serves. A request above `max_receive_bytes` is refused
+    `layers`, and its `unknown` answers methods that nobody serves. Only methods that `queued` names have queues of
+    their own, if it is given. A request above `max_receive_bytes` is refused
     unread with ResourceExhausted. Clients that ping more often than every 5 s are sent away, and calls beyond
     `max_streams_per_connection` wait at the client. Handlers are async; they raise members of the error family.
     """
@@ -65,7 +67,7 @@ def grpc_server(
     )
     if not server.add_insecure_port(f"unix:{path}"):
         raise FailedPrecondition(f"cannot listen on `{path}`", reason="ADDRESS_UNAVAILABLE")
-    return LayeredServer(server, (Observed(), *layers), unknown)
+    return LayeredServer(server, (Observed(), *layers), unknown, queued)
 
 
 def _options(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -96,10 +96,22 @@ class LayeredHandlers(grpc.GenericRpcHandler):
 
 
 class LayeredServer(grpc.aio.Server):
-    """Another server, with its services in layers."""
+    """Another server, with its services in layers.
 
-    def __init__(self, server: grpc.aio.Server, layers: Iterable[Layer | Parsed], unknown: Answer | None) -> None:
+    Calls of a method wait in a queue of the method's own, so that a flood of calls of one method, or of none that
+    exists, holds up no other. `queued` names those methods, where not all of them are worth what it costs: grpcio looks
+    at each queue for each call. The others share one.
+    """
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        layers: Iterable[Layer | Parsed],
+        unknown: Answer | None,
+        queued: Container[str] | None = None,
+    ) -> None:
         self._server = server
+        self._queued = queued
         self._handlers = LayeredHandlers(layers, unknown)
         server.add_generic_rpc_handlers((self._handlers,))
 
@@ -107,12 +119,14 @@ class LayeredServer(grpc.aio.Server):
         self._handlers.add(generic_rpc_handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
-        """The generated code adds each handler in both ways, and this one is used: calls of a registered method wait in
-        a queue of their own, so that a flood of calls of one method, or of none that exists, holds up no other."""
-        self._server.add_registered_method_handlers(
-            service_name,
-            {name: self._handlers.layered(f"/{service_name}/{name}", one) for name, one in method_handlers.items()},
-        )
+        """The generated code adds each handler in both ways; those of methods without a queue are found generically."""
+        named = {name: f"/{service_name}/{name}" for name in method_handlers}
+        queued = {
+            name: self._handlers.layered(method, method_handlers[name])
+            for name, method in named.items()
+            if self._queued is None or method in self._queued
+        }
+        self._server.add_registered_method_handlers(service_name, queued)
 
     def add_insecure_port(self, address: str) -> int:
         return self._server.add_insecure_port(address)

@@ -279,11 +279,25 @@ async def test_rights_follow_the_entry_at_once(server: RunningServer) -> None:
     assert await judge(caller, method) == "no"
 
 
-async def test_nobody_reaches_the_private_server_past_the_gate(server: RunningServer) -> None:
-    channel = connect(server.config.data_dir / "private" / "grpc.sock")
+@pytest.mark.parametrize("socket", ["grpc.sock", "agents.sock"])
+async def test_nobody_reaches_the_private_servers_past_the_gate(server: RunningServer, socket: str) -> None:
+    channel = connect(server.config.data_dir / "private" / socket)
     try:
         for method in ("/spire.api.server.bundle.v1.Bundle/GetBundle", "/grpc.health.v1.Health/Check", "/x.Y/Z"):
             with refused(Code.UNAUTHENTICATED, reason="PEER_UNKNOWN"):
                 await Caller(channel).raw(method)
     finally:
         await channel.close()
+
+
+async def test_agents_alone_have_the_server_for_agents(server: RunningServer) -> None:
+    """With its socket's name gone, whoever connects anew gets through unless it is an agent."""
+    _, before = await server.agent()
+    await before.raw("/burgee.node.v1.Node/GetTime")
+    identity, workload = await server.attest(), await server.mint("/w")
+    (server.config.data_dir / "private" / "agents.sock").unlink()
+    for other in (None, workload):
+        await (await server.caller(other)).raw("/burgee.node.v1.Node/GetTime")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await (await server.caller(identity)).raw("/burgee.node.v1.Node/GetTime")
+    await before.raw("/burgee.node.v1.Node/GetTime")

@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from ca.identity.certificate import load_certificate
-from ca.runtime.gate import GateLimits, TlsMaterial
+from ca.runtime.gate import GateLimits, TlsMaterial, current_peer
 from ca.runtime.gate_tls import TlsEngine, server_context
+from ca.runtime.rpc import grpc_server
 from tests.ca.identity import forge
 from tests.ca.runtime.rig import Pki, Rig, call, rig, until
 from tests.support.clock import FakeClock
@@ -372,3 +375,24 @@ async def test_an_authority_that_openssl_cannot_read_shuts_nobody_else_out() -> 
         it.gate.reload_tls()
         async with it.tls_client(it.pki.leaf(WEB)) as client:
             assert await call(client.channel, "Who")
+
+
+async def test_agents_are_served_by_a_server_of_their_own_if_there_is_one(tmp_path: Path) -> None:
+    async def answer(request: bytes, context: Any) -> bytes:
+        assert current_peer.get().svid is not None
+        return b"the agents' server"
+
+    tmp_path.chmod(0o700)
+    async with rig(tcp=True, agents_socket=tmp_path / "s") as it:
+        server = grpc_server(tmp_path / "s", [it.gate.layer()])
+        handlers = {"Who": grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Probe", handlers),))
+        await server.start()
+        try:
+            for chain, theirs in ([it.pki.leaf(AGENT)], True), ([it.pki.leaf(WEB)], False), ([], False):
+                async with it.tls_client(*chain) as client:
+                    assert (await call(client.channel, "Who") == b"the agents' server") == theirs
+            async with it.unix_channel() as local:
+                assert await call(local, "Who") != b"the agents' server"
+        finally:
+            await server.stop(0)

@@ -194,6 +194,45 @@ async def test_what_a_servicer_leaves_out_is_unimplemented(tmp_path: Path) -> No
     assert {one.value.code(), stream.value.code()} == {grpc.StatusCode.UNIMPLEMENTED}
 
 
+class Counting(server_agent_pb2_grpc.AgentServicer):  # type: ignore[misc]
+    """Remembers in which order its methods began."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    async def CountAgents(self, request: Any, context: Any) -> server_agent_pb2.CountAgentsResponse:
+        self.begun.append("CountAgents")
+        return server_agent_pb2.CountAgentsResponse()
+
+    async def ListAgents(self, request: Any, context: Any) -> server_agent_pb2.ListAgentsResponse:
+        self.begun.append("ListAgents")
+        return server_agent_pb2.ListAgentsResponse()
+
+
+@pytest.mark.parametrize(
+    "queued", [None, frozenset({"/spire.api.server.agent.v1.Agent/CountAgents"}), frozenset[str]()]
+)
+async def test_a_call_waits_for_calls_in_the_same_queue_alone(tmp_path: Path, queued: frozenset[str] | None) -> None:
+    tmp_path.chmod(0o700)
+    server = grpc_server(tmp_path / "s", queued=queued)
+    servicer = Counting()
+    server_agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
+    await server.start()
+    with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
+        agents = server_agent_pb2_grpc.AgentStub(channel)
+        await asyncio.to_thread(agents.ListAgents, server_agent_pb2.ListAgentsRequest(), timeout=10)
+        servicer.begun.clear()
+        begun = [agents.ListAgents.future(server_agent_pb2.ListAgentsRequest(), timeout=60) for _ in range(200)]
+        time.sleep(0.5)  # noqa: ASYNC251 (the server's loop stands still until all have arrived)
+        begun.append(agents.CountAgents.future(server_agent_pb2.CountAgentsRequest(), timeout=60))
+        time.sleep(0.5)  # noqa: ASYNC251
+        codes = await asyncio.to_thread(lambda: {future.code() for future in begun})
+    await server.stop(0)
+    assert codes == {grpc.StatusCode.OK}
+    before = servicer.begun.index("CountAgents")
+    assert before == 200 if queued == frozenset() else before < 10
+
+
 async def test_calls_that_come_while_the_server_is_busy_wait_and_none_is_cancelled(tmp_path: Path) -> None:
     """gRPC's own limit is a thousand; beyond it some are cancelled at random."""
 
