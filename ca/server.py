@@ -317,10 +317,9 @@ class Server:
             decisions=self.decisions,
             pushes=config.push_service,
         )
-        sockets = tuple(private_socket(config.data_dir, name, self._stack) for name in ("grpc.sock", "agents.sock"))
+        private, agents = (private_socket(config.data_dir, name, self._stack) for name in ("grpc.sock", "agents.sock"))
         self.gate = Gate(
-            grpc_socket=sockets[0],
-            agents_socket=sockets[1],
+            grpc_socket=lambda peer: agents if self.authorizer.acts(peer.svid) else private,
             http_protocol_factory=HttpSide(
                 lambda: application(
                     version=package_version("burgee"), access=access, status=self.admin.status, policy=policy
@@ -337,7 +336,7 @@ class Server:
             self.gate, access, self.auditor, limits, services=self._services, handlers=[self.checks.handler()]
         )
         self._stack.push_async_callback(lambda: rpc.stop(self.config.stop_grace_seconds))
-        await rpc.start(*sockets)
+        await rpc.start(private, agents)
         if self.sign_on.done:
             await self._open_to_agents()
         gid = admin_gid(config)

@@ -1,4 +1,4 @@
-"""The private grpcio servers behind the gate: one for agents, one for everybody else."""
+"""The private grpcio servers behind the gate: one for acting agents, one for everybody else."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class GrpcSide:
             )
             register(server, self._services)
             server.add_generic_rpc_handlers(self._handlers)
-            await server.start()
             self._servers.append(server)
+            await server.start()
 
     async def stop(self, grace_seconds: float) -> None:
         await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))

@@ -181,7 +181,8 @@ TIERS: dict[str, Tier] = {
 }
 """gRPC methods by their full names, HTTP ones by verb and route."""
 
-AGENTS_METHODS = frozenset(method for method, tier in TIERS.items() if Tier.AGENT in tier)
+AGENTS_METHODS = frozenset(method for method, tier in TIERS.items() if tier & (Tier.AGENT | Tier.ANYONE))
+"""What an agent may call."""
 
 LOCAL_SERVICES = frozenset(
     {

@@ -19,7 +19,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ca.errors import BurgeeError
-from ca.identity.spiffe_id import is_agent_path
 from ca.ports import Clock
 from ca.runtime import gate_unix, log
 from ca.runtime.clock import SystemClock
@@ -64,16 +63,15 @@ class _TlsListener:
 class Gate:
     """Make it inside of the running loop, give `layer()` to the private grpcio server, then listen.
 
-    `grpc_socket` is that server's Unix socket, in a directory that is ours alone (0700). `agents_socket` is another's,
-    if those that show an agent's SVID have one of their own: then nobody else's calls go before theirs. Without
-    `http_protocol_factory` HTTP/1.1 is refused. All methods belong to the loop's thread.
+    `grpc_socket` is that server's Unix socket, in a directory that is ours alone (0700), or tells which of several is
+    for a peer: what callers of one server do holds up none of another's. Without `http_protocol_factory` HTTP/1.1 is
+    refused. All methods belong to the loop's thread.
     """
 
     def __init__(
         self,
         *,
-        grpc_socket: str | os.PathLike[str],
-        agents_socket: str | os.PathLike[str] | None = None,
+        grpc_socket: str | os.PathLike[str] | Callable[[Peer], str | os.PathLike[str]],
         http_protocol_factory: HttpProtocolFactory | None = None,
         limits: GateLimits | None = None,
         clock: Clock | None = None,
@@ -83,8 +81,8 @@ class Gate:
         self._clock = clock or SystemClock()
         self._read_cred = read_cred
         self._table = PeerTable()
-        sockets = os.fspath(grpc_socket), os.fspath(agents_socket or grpc_socket)
-        self._host = _Host(self, sockets, http_protocol_factory, self._table)
+        socket_of = grpc_socket if callable(grpc_socket) else lambda peer: grpc_socket
+        self._host = _Host(self, socket_of, http_protocol_factory, self._table)
         self._listeners: list[Listener] = []
         self._tls: dict[str, _TlsListener] = {}
         self._tls_is_old = False
@@ -342,7 +340,11 @@ class _Host:
     """Implements gate_host.Host: backs, names and shared buffers for the connections of one gate."""
 
     def __init__(
-        self, gate: Gate, sockets: tuple[str, str], http: HttpProtocolFactory | None, table: PeerTable
+        self,
+        gate: Gate,
+        socket_of: Callable[[Peer], str | os.PathLike[str]],
+        http: HttpProtocolFactory | None,
+        table: PeerTable,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.view = memoryview(bytearray(CHUNK_BYTES))
@@ -354,19 +356,18 @@ class _Host:
         self.throttle = gate.throttle
         self.ended = gate.forget
         self.release_name = table.unregister
-        self._grpc_socket, self._agents_socket = sockets
+        self._socket_of = socket_of
         self._http = http
         self._table = table
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def open_grpc(self, peer: Peer) -> tuple[str, socket.socket]:
         """A socket to grpcio under a registered name; raises OSError and then nothing is left registered."""
-        agent = peer.svid is not None and is_agent_path(peer.svid.id.path)
         name = self._table.register(peer)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.bind(b"\0" + name.encode())
-            sock.connect(self._agents_socket if agent else self._grpc_socket)
+            sock.connect(os.fspath(self._socket_of(peer)))
         except OSError:
             self._table.unregister(name)
             sock.close()

@@ -171,7 +171,11 @@ class Connection:
             return
         self._disarm()
         if h2 and peer.transport == "tls":
-            self._insertions = Insertions(self.host.loop, lambda frames: self._send_plain(self._encrypt(frames)))
+            self._insertions = Insertions(
+                self.host.loop,
+                lambda frames: self._send_plain(self._encrypt(frames)),
+                behind=lambda: bool(self.front.pending),
+            )
             self._requests = Requests(self._insertions)
         self.back = Leg(
             self.host.loop,

@@ -24,13 +24,21 @@ _WINDOW_UPDATE = b"\x00\x00\x04\x08\x00" + bytes(4)
 _WINDOW_UPDATE_BYTES = _HEADER_BYTES + 4
 
 
-def ping_before_call(data: bytes) -> slice | None:
-    """Where in frames from a client the PING stands that goes before a call's HEADERS, with at most the connection's
-    WINDOW_UPDATE before it. So grpc's clients measure the way to the server, with each answer they were given."""
+def stream_of(data: memoryview | bytes | bytearray, at: int) -> int:
+    """The stream of the frame whose header is there; the reserved bit does not count."""
+    return int.from_bytes(data[at + 5 : at + 9]) & 0x7FFFFFFF
+
+
+def ping_before_call(data: bytes, last_stream: int) -> slice | None:
+    """Where in frames from a client the PING stands that goes before the HEADERS of a new call, with at most the
+    connection's WINDOW_UPDATE before it. So grpc's clients measure the way to the server, with each answer they were
+    given. A new call's stream is odd and higher than any before (RFC 9113 §5.1.1)."""
     at = _WINDOW_UPDATE_BYTES if data.startswith(_WINDOW_UPDATE) else 0
     end = at + _PING_BYTES
     if data.startswith(_PING, at) and len(data) >= end + _HEADER_BYTES and data[end + 3] == _HEADERS:
-        return slice(at, end)
+        stream = stream_of(data, end)
+        if stream > last_stream and stream % 2:
+            return slice(at, end)
     return None
 
 
@@ -43,7 +51,17 @@ class FrameTracker:
     """Follows the frames of one direction (RFC 9113 §4.1) without keeping their payload; the first `skip_bytes` are
     none (the preface)."""
 
-    __slots__ = ("_block_open", "_header", "_kind", "_left", "_stopped", "block_bytes", "header_frames", "headers")
+    __slots__ = (
+        "_block_open",
+        "_header",
+        "_kind",
+        "_left",
+        "_stopped",
+        "block_bytes",
+        "header_frames",
+        "headers",
+        "last_stream",
+    )
 
     def __init__(self, *, skip_bytes: int = 0) -> None:
         self._header = bytearray()
@@ -54,6 +72,8 @@ class FrameTracker:
         """Those, PUSH_PROMISE and CONTINUATION frames: what begins a call, or makes its beginning longer."""
         self.block_bytes = 0
         """Of the last header block, its CONTINUATION frames included, as far as frames of it have begun."""
+        self.last_stream = 0
+        """The highest stream of which HEADERS have begun."""
         self._block_open = False
         self._kind: int | None = None
         """Of the last frame that has begun."""
@@ -106,6 +126,8 @@ class FrameTracker:
         self._kind = kind = data[at + 3]
         if kind not in _OPENING:
             return False
+        if kind == _HEADERS:
+            self.last_stream = max(self.last_stream, stream_of(data, at))
         self.block_bytes = self._left + (self.block_bytes if kind == _CONTINUATION else 0)
         self._block_open = not data[at + 4] & _END_HEADERS
         return True

@@ -20,11 +20,14 @@ ANSWER_SECONDS = 0.01
 
 class Insertions:
     """Frames of ours, each between two of grpcio's. Sees all that goes to the client before it does; `send` sends bytes
-    when nothing else is about to."""
+    when nothing else is about to, and `behind` tells whether the client has not taken all that was sent."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, send: Callable[[bytes], None], behind: Callable[[], bool]
+    ) -> None:
         self._loop = loop
         self._send = send
+        self._behind = behind
         self._frames = FrameTracker()
         self._due = b""
         self._answering: asyncio.TimerHandle | None = None
@@ -46,8 +49,9 @@ class Insertions:
 
     def answer(self, ping: bytes) -> bool:
         """Answers a PING frame (RFC 9113 §6.7) together with what is sent next, or a little later. False while another
-        answer is due: then the ping is for grpcio, which knows who pings too much."""
-        if self._due:
+        answer is due, and for a client that does not read: then the ping is for grpcio, which knows who pings too much,
+        and waits with what it has to say."""
+        if self._due or self._behind():
             return False
         self._due = ping_answer(ping)
         if self._answering is None:  # else it comes soon enough for this one too
@@ -89,7 +93,7 @@ class Requests:
         for grpcio, which ends connections that do nothing else.
         """
         if self._frames.between_frames:
-            ping = ping_before_call(plain)
+            ping = ping_before_call(plain, self._frames.last_stream)
             if ping is not None and self._insertions.answer(plain[ping]):
                 plain = plain[: ping.start] + plain[ping.stop :]
         self._frames.feed(plain)

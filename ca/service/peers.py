@@ -116,6 +116,13 @@ class AgentAuthorizer:
             return agent
         raise Denied("agent SVID is not active", reason="AGENT_NOT_ACTIVE", hint="a newer SVID is in use; attest again")
 
+    def acts(self, svid: X509Svid | None) -> bool:
+        """Whether it is an acting agent's, as of now."""
+        try:
+            return svid is not None and self.check(svid, allow_pending=True) is not None
+        except Denied:
+            return False
+
     def _is_ours(self, svid: X509Svid) -> bool:
         """A downstream authority may issue any name in the trust domain, and could repeat an agent's serial number: so
         an agent's SVID is one that an authority of the bundle signed itself, or one of ours that is below such a one

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
-from ca.api.tiers import TIERS
+from ca.api.tiers import AGENTS_METHODS, TIERS
 from ca.proto.burgee import (
     admin_pb2,
     authority_pb2,
@@ -34,7 +34,7 @@ from ca.proto.spire import (
 from ca.runtime.rpc import connect
 from ca.runtime.rpc_errors import error_of
 from tests.ca.api.refusals import Code, refused
-from tests.support.server import Caller, RunningServer, entry, running_server
+from tests.support.server import Caller, RunningServer, entry, running_server, spiffe_id
 
 CALLERS = ("local", "admin", "agent", "downstream", "workload", "anonymous")
 
@@ -290,14 +290,24 @@ async def test_nobody_reaches_the_private_servers_past_the_gate(server: RunningS
         await channel.close()
 
 
-async def test_agents_alone_have_the_server_for_agents(server: RunningServer) -> None:
-    """With its socket's name gone, whoever connects anew gets through unless it is an agent."""
+async def test_acting_agents_alone_have_the_server_for_agents(server: RunningServer) -> None:
+    """With its socket's name gone, whoever connects anew is answered unless it is an acting agent."""
     _, before = await server.agent()
     await before.raw("/burgee.node.v1.Node/GetTime")
-    identity, workload = await server.attest(), await server.mint("/w")
+    agent, banned = await server.attest(), await server.attest()
+    workload = await server.mint("/w")
+    await server.local.agents.BanAgent(server_agent_pb2.BanAgentRequest(id=spiffe_id(banned.path)))
     (server.config.data_dir / "private" / "agents.sock").unlink()
-    for other in (None, workload):
+    for other in (None, workload, banned):
         await (await server.caller(other)).raw("/burgee.node.v1.Node/GetTime")
     with pytest.raises(grpc.aio.AioRpcError):
-        await (await server.caller(identity)).raw("/burgee.node.v1.Node/GetTime")
+        await (await server.caller(agent)).raw("/burgee.node.v1.Node/GetTime")
     await before.raw("/burgee.node.v1.Node/GetTime")
+
+
+def test_what_an_agent_may_call_waits_for_nothing_that_it_may_not() -> None:
+    """Else an agent that floods with a method nobody serves holds up, say, the bundles of all."""
+    agents = CALLERS.index("agent")
+    allowed = {method for method, row in EXPECTED.items() if row.split()[agents] == "yes"}
+    assert {"/spire.api.server.bundle.v1.Bundle/GetBundle", "/spire.api.server.svid.v1.SVID/NewJWTSVID"} < allowed
+    assert allowed - AGENTS_METHODS == {"/envoy.service.auth.v3.Authorization/Check"}, "grants say what that gets"

@@ -176,7 +176,13 @@ async def rig(
     directory = Path(tempfile.mkdtemp(prefix="bg-"))
     (directory / "priv").mkdir(mode=0o700)
     admit = gate_options.pop("admit", lambda cred: True)
-    gate = Gate(grpc_socket=directory / "priv" / "grpc.sock", limits=limits, **gate_options)
+    private = directory / "priv" / "grpc.sock"
+    socket_of = gate_options.pop("socket_of", None)
+    gate = Gate(
+        grpc_socket=private if socket_of is None else lambda peer: socket_of(private, peer),
+        limits=limits,
+        **gate_options,
+    )
     it = Rig(gate, directory, Pki())
     outermost = gate.layer()
     server = grpc_server(

@@ -29,7 +29,13 @@ def frame(kind: int, flags: int = 0, payload: bytes = b"", stream: int = 0) -> b
 
 WINDOW = frame(WINDOW_UPDATE, 0, b"\0\0\0\x09")
 ANSWERED, OTHER = (frame(PING, 0, byte * 8) for byte in (b"1", b"2"))
-CALL = frame(HEADERS, END_HEADERS, b"abc", 1)
+
+
+def begun(stream: int) -> bytes:
+    return frame(HEADERS, END_HEADERS, b"abc", stream)
+
+
+CALL = begun(1)
 
 
 # ---- which pings
@@ -54,13 +60,23 @@ CALL = frame(HEADERS, END_HEADERS, b"abc", 1)
         (frame(PING, 0, b"1234567") + CALL, False),
         (frame(PING, 0, b"12345678", 1) + CALL, False),
         (frame(WINDOW_UPDATE, 0, b"\0\0\0\x09", 1) + ANSWERED + CALL, False),
+        (ANSWERED + begun(2), False),
+        (ANSWERED + begun(0), False),
+        (ANSWERED + begun(0x80000001), True),
     ],
 )
 def test_only_the_ping_that_goes_before_a_call_is_found(wire: bytes, there: bool) -> None:
-    found = ping_before_call(wire)
+    found = ping_before_call(wire, 0)
     assert (found is not None) == there
     if found is not None:
         assert wire[found] == ANSWERED
+
+
+def test_headers_of_a_stream_that_was_there_begin_no_call() -> None:
+    assert ping_before_call(ANSWERED + begun(7), 5) is not None
+    assert ping_before_call(ANSWERED + begun(5), 5) is None
+    assert ping_before_call(ANSWERED + begun(3), 5) is None
+    assert ping_before_call(ANSWERED + begun(0x80000003), 5) is None
 
 
 def test_an_answer_is_the_same_frame_with_ack() -> None:
@@ -89,9 +105,9 @@ class Loop:
             callback()
 
 
-def insertions() -> tuple[Insertions, Loop, list[bytes]]:
+def insertions(*, behind: bool = False) -> tuple[Insertions, Loop, list[bytes]]:
     loop, sent = Loop(), list[bytes]()
-    made: Any = Insertions(loop, sent.append)  # type: ignore[arg-type]
+    made: Any = Insertions(loop, sent.append, lambda: behind)  # type: ignore[arg-type]
     return made, loop, sent
 
 
@@ -160,11 +176,30 @@ def test_a_second_ping_is_not_answered_while_one_answer_is_due() -> None:
     made.carry(memoryview(frame(SETTINGS)))
     requests = Requests(made)
     requests.follow(PREFACE + frame(SETTINGS))
-    assert requests.follow(WINDOW + ANSWERED + CALL) == WINDOW + CALL
-    assert requests.follow(OTHER + CALL) == OTHER + CALL
+    assert requests.follow(WINDOW + ANSWERED + begun(1)) == WINDOW + begun(1)
+    assert requests.follow(OTHER + begun(3)) == OTHER + begun(3)
     loop.run()
     assert sent == [ping_answer(ANSWERED)]
-    assert requests.follow(OTHER + CALL) == CALL
+    assert requests.follow(OTHER + begun(5)) == begun(5)
+
+
+def test_a_ping_is_grpcios_when_its_headers_begin_nothing() -> None:
+    """A flood of pings would be free with empty HEADERS of a stream that is over."""
+    made, loop, _ = insertions()
+    requests = Requests(made)
+    requests.follow(PREFACE + frame(SETTINGS) + begun(5))
+    for stream in 5, 3, 0:
+        assert requests.follow(ANSWERED + begun(stream)) == ANSWERED + begun(stream)
+    assert loop.timers == []
+
+
+def test_a_client_that_does_not_read_gets_no_answers_of_ours() -> None:
+    """They would pile up here."""
+    made, loop, _ = insertions(behind=True)
+    requests = Requests(made)
+    requests.follow(PREFACE + frame(SETTINGS))
+    assert requests.follow(ANSWERED + CALL) == ANSWERED + CALL
+    assert loop.timers == []
 
 
 def test_nothing_is_taken_out_of_the_middle_of_a_frame_or_of_a_header_block() -> None:
@@ -273,6 +308,16 @@ async def test_its_answer_does_not_wait_for_a_call_that_takes_long() -> None:
 async def test_whoever_does_nothing_but_ping_is_sent_away() -> None:
     async with rig(tcp=True) as it, client(it) as caller:
         caller.say(*(frame(PING, 0, bytes(8)) for _ in range(20)))
+        assert b"too_many_pings" in await caller.hear(GOAWAY)
+
+
+async def test_whoever_pings_before_empty_headers_of_an_old_stream_is_sent_away() -> None:
+    async with rig(tcp=True) as it, client(it) as caller:
+        caller.say(grpc_call("Who", 1))
+        await caller.hear(HEADERS, END_STREAM)
+        for _ in range(20):
+            caller.say(frame(PING, 0, bytes(8)), frame(HEADERS, END_HEADERS, b"", 1))
+            await asyncio.sleep(0.01)
         assert b"too_many_pings" in await caller.hear(GOAWAY)
 
 

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from ca.identity.certificate import load_certificate
-from ca.runtime.gate import GateLimits, TlsMaterial, current_peer
+from ca.runtime.gate import GateLimits, Peer, TlsMaterial, current_peer
 from ca.runtime.gate_tls import TlsEngine, server_context
 from ca.runtime.rpc import grpc_server
 from tests.ca.identity import forge
@@ -377,13 +377,16 @@ async def test_an_authority_that_openssl_cannot_read_shuts_nobody_else_out() -> 
             assert await call(client.channel, "Who")
 
 
-async def test_agents_are_served_by_a_server_of_their_own_if_there_is_one(tmp_path: Path) -> None:
+async def test_a_gate_may_have_several_servers_behind_it(tmp_path: Path) -> None:
     async def answer(request: bytes, context: Any) -> bytes:
         assert current_peer.get().svid is not None
-        return b"the agents' server"
+        return b"the other server"
+
+    def socket_of(private: Path, peer: Peer) -> Path:
+        return private if peer.svid is None or str(peer.svid.id) != AGENT else tmp_path / "s"
 
     tmp_path.chmod(0o700)
-    async with rig(tcp=True, agents_socket=tmp_path / "s") as it:
+    async with rig(tcp=True, socket_of=socket_of) as it:
         server = grpc_server(tmp_path / "s", [it.gate.layer()])
         handlers = {"Who": grpc.unary_unary_rpc_method_handler(answer)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Probe", handlers),))
@@ -391,8 +394,8 @@ async def test_agents_are_served_by_a_server_of_their_own_if_there_is_one(tmp_pa
         try:
             for chain, theirs in ([it.pki.leaf(AGENT)], True), ([it.pki.leaf(WEB)], False), ([], False):
                 async with it.tls_client(*chain) as client:
-                    assert (await call(client.channel, "Who") == b"the agents' server") == theirs
+                    assert (await call(client.channel, "Who") == b"the other server") == theirs
             async with it.unix_channel() as local:
-                assert await call(local, "Who") != b"the agents' server"
+                assert await call(local, "Who") != b"the other server"
         finally:
             await server.stop(0)
