@@ -317,7 +317,8 @@ class Server:
             decisions=self.decisions,
             pushes=config.push_service,
         )
-        private, agents = (private_socket(config.data_dir, name, self._stack) for name in ("grpc.sock", "agents.sock"))
+        private = private_socket(config.data_dir, "grpc.sock", self._stack)
+        agents = private_socket(config.data_dir, "agents.sock", self._stack)
         self.gate = Gate(
             grpc_socket=lambda peer: agents if self.authorizer.acts(peer.svid) else private,
             http_protocol_factory=HttpSide(

@@ -38,13 +38,14 @@ class Revocation:
             self._roots[domain] = _roots(bundle)
 
     def on_agent(self, agent_id: SpiffeId, agent: AttestedAgent | None) -> None:
-        """A superseded serial ends streams; a ban or an eviction ends connections too."""
+        """A superseded serial ends streams; a ban or an eviction ends the connections there are too. On those that come
+        later a banned agent is refused call by call, and an evicted one may be attested again."""
         self._feed.wake(agent_id)
         if agent is None:
             self._feed.forget(agent_id)
         if agent is None or agent.banned:
             reason = "AGENT_NOT_ATTESTED" if agent is None else "AGENT_BANNED"
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._close_agent, agent_id, reason)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, _end, self._connected(agent_id), reason)
 
     def on_applied(self, applied: Applied) -> None:
         """New authorities must be known to the next handshake, gone ones end what rests on them; once for each pass
@@ -60,8 +61,8 @@ class Revocation:
         if any(self._roots.get(domain, _NONE) != before[domain] for domain in domains):
             self._gate.refresh_tls()
 
-    def _close_agent(self, agent_id: SpiffeId, reason: str) -> None:
-        self._gate.close_peers(lambda peer: peer.svid is not None and peer.svid.id == agent_id, reason)
+    def _connected(self, agent_id: SpiffeId) -> list[Peer]:
+        return [peer for peer in self._gate.connections() if peer.svid is not None and peer.svid.id == agent_id]
 
     def _close_stranded(self, trust_domain: TrustDomain) -> None:
         closed = self._gate.close_peers(lambda peer: self._is_stranded(peer, trust_domain), "ROOT_REVOKED")
@@ -82,3 +83,8 @@ class Revocation:
 
 def _roots(bundle: TrustBundle | None) -> frozenset[bytes]:
     return _NONE if bundle is None else frozenset(authority.certificate for authority in bundle.x509_authorities)
+
+
+def _end(peers: list[Peer], reason: str) -> None:
+    for peer in peers:
+        peer.close(reason)

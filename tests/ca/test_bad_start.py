@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -18,6 +17,7 @@ from ca.errors import BurgeeError
 from ca.runtime.config import from_values
 from ca.runtime.server_config import ServerConfig
 from ca.server import Server
+from tests.support.launching import limited
 
 
 def config(data_dir: Path) -> dict[str, object]:
@@ -139,8 +139,7 @@ def test_a_full_disk(data_dir: Path, fresh: bool) -> None:
     file.write_text(yaml.safe_dump(config(data_dir)))
     full = 4096 * 3
     ended = subprocess.run(
-        [sys.executable, "-m", "ca.serve", "--config", str(file)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (full, full)),
+        limited([sys.executable, "-m", "ca.serve", "--config", str(file)], fsize=full),
         capture_output=True,
         text=True,
         timeout=20,

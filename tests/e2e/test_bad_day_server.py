@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -33,6 +32,7 @@ from ca.errors import BurgeeError
 from ca.proto.spire import server_agent_pb2, server_bundle_pb2, server_svid_pb2, server_svid_pb2_grpc
 from ca.runtime.rpc import error_of
 from tests.support.h2_abuse import ABUSES, PREFACE, SETTINGS, frame
+from tests.support.launching import limited
 from tests.support.pair import TRUST_DOMAIN, Pair, free_port, until
 from tests.support.real import require
 from tests.support.server import Caller, attest, make_csr
@@ -54,14 +54,11 @@ class Lone(Pair):
     def _start(self, name: str, module: str, config: dict[str, Any]) -> None:
         path = self.home / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config))
-
-        def limit() -> None:
-            if self.files:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
-
         with (self.home / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-m", module, "--config", str(path)]
-            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=limit)
+            if self.files:
+                command = limited(command, nofile=self.files)
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def address(self) -> tuple[str, int]:

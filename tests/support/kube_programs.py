@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -13,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.support.launching import dying_with_us
 from tests.support.real import require
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARIES = Path(os.environ.get("BURGEE_CACHE", ROOT / ".cache")) / "bin"
 HOW = "install Go 1.26, then: bash tests/support/build-go.sh"
 START_SECONDS = 90.0
-_PR_SET_PDEATHSIG = 1
 
 
 def need_kubernetes() -> None:
@@ -48,13 +46,12 @@ class Program:
         self._log = directory / f"{name}.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [BINARIES / name, *arguments],
+                dying_with_us([BINARIES / name, *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=directory,
                 env={"HOME": str(directory), "PATH": "/usr/bin:/bin"},
-                preexec_fn=_die_with_parent,
             )
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
@@ -108,7 +105,3 @@ def _connects(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

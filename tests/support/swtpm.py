@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 
 from tests.support.device_ca import DeviceCa
+from tests.support.launching import dying_with_us
 from tests.support.real import require
 
 HOW = "apt-get install swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0"
@@ -25,7 +25,6 @@ STORAGE = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted
 SIGNING = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign"
 DEVIDS = {"rsa": ("rsa2048", "rsa2048:rsassa-sha256"), "ecc": ("ecc256", "ecc256:ecdsa-sha256")}
 """Kind → (storage key, DevID key), as tpm2-tools call them."""
-_PR_SET_PDEATHSIG = 1
 
 
 def need_swtpm() -> None:
@@ -67,7 +66,7 @@ class SoftTpm:
         command = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.home}/state", "--flags", "startup-clear"]
         command += ["--server", f"type=unixio,path={self.socket}", "--ctrl", f"type=unixio,path={self.socket}.ctrl"]
         with (self.home / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent)
+            self._process = subprocess.Popen(dying_with_us(command), stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while not self.socket.exists() or not Path(f"{self.socket}.ctrl").exists():
             assert self._process.poll() is None, (self.home / "log").read_text()
@@ -185,7 +184,3 @@ def usual_tpm() -> SoftTpm:
     """A TPM with an RSA endorsement key and an RSA DevID, for whoever only reads it."""
     need_swtpm()
     return factory().tpm()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

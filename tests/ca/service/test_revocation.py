@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ca.identity.spiffe_id import TrustDomain
-from ca.proto.spire import server_entry_pb2
-from tests.support.server import RunningServer, eventually, running_server
+from ca.proto.spire import server_agent_pb2, server_entry_pb2
+from tests.support.server import RunningServer, eventually, running_server, spiffe_id
 
 TD = TrustDomain("example.org")
 
@@ -46,3 +46,19 @@ async def test_a_renewal_of_the_servers_svid_stands_although_tls_cannot_be_reloa
         await server.server.server_svid.renew()
         assert reload.calls
         assert not server.server.server_svid.due
+
+
+async def test_a_ban_ends_the_connections_there_are_and_none_that_come_later() -> None:
+    """An agent that was evicted and attested again at once would lose its new connection."""
+    async with running_server() as server:
+        identity, before = await server.agent()
+        await before.raw("/burgee.node.v1.Node/GetTime")
+        (old,) = (peer for peer in server.server.gate.connections() if peer.svid)
+        await server.local.agents.DeleteAgent(server_agent_pb2.DeleteAgentRequest(id=spiffe_id(identity.path)))
+        assert old in server.server.gate.connections(), "first it is told why"
+        after = await server.caller(identity)
+        await after.raw("/burgee.node.v1.Node/GetTime")
+        await eventually(lambda: old not in server.server.gate.connections(), seconds=3)
+        await after.raw("/burgee.node.v1.Node/GetTime")
+        (new,) = (peer for peer in server.server.gate.connections() if peer.svid)
+        assert new is not old
