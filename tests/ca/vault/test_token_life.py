@@ -88,8 +88,9 @@ async def test_a_token_near_its_maximal_life_is_replaced_and_the_old_one_revoked
     client = await log_in(bao, connect, tmp_path, "bounded", token_ttl="2s", token_max_ttl="4s")
     before = set(accessors(bao))
     await works_for(client, 9)
-    after = set(accessors(bao))
-    assert len(after) == len(before)
+    async with asyncio.timeout(10):  # between two of them there may be none for a moment
+        while len(after := set(accessors(bao))) != len(before):
+            await asyncio.sleep(0.05)
     assert after.isdisjoint(before)
 
 
