@@ -56,9 +56,9 @@ def grpc_server(
 
     The socket's directory must be private (0700), else FailedPrecondition. The gate's layer comes first among
     `layers`, and its `unknown` answers methods that nobody serves. Only methods that `queued` names have queues of
-    their own, if it is given. A request above `max_receive_bytes` is refused
-    unread with ResourceExhausted. Clients that ping more often than every 5 s are sent away, and calls beyond
-    `max_streams_per_connection` wait at the client. Handlers are async; they raise members of the error family.
+    their own, if it is given. A request above `max_receive_bytes` is refused unread with ResourceExhausted. Clients
+    that ping more often than every 5 s are sent away, and calls beyond `max_streams_per_connection` wait at the client.
+    Handlers are async; they raise members of the error family.
     """
     path = os.fspath(uds_path)
     require_private(os.path.dirname(path))
