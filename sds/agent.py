@@ -157,6 +157,7 @@ class Agent:
             feed=self.follower,
             condition=self.condition,
             version=agent_version(),
+            next_expiry=self.cache.next_expiry,
         )
         self.keeper = Keeper(
             store=self.store,

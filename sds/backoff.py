@@ -9,6 +9,7 @@ from ca.errors import BurgeeError
 FIRST_SECONDS = 0.25
 FACTOR = 1.8
 SPREAD = 0.2
+LEAST_CAP_SECONDS = 0.5
 
 
 class Backoff:
@@ -37,6 +38,11 @@ class Backoff:
     def reset(self) -> None:
         """It worked."""
         self._failures = 0
+
+
+def hurried(cap_seconds: float, left_seconds: float | None) -> float:
+    """The longest pause while something ends in `left_seconds`: a tenth of that, but half a second at least."""
+    return cap_seconds if left_seconds is None else min(cap_seconds, max(left_seconds / 10, LEAST_CAP_SECONDS))
 
 
 def at_least(seconds: float, error: BurgeeError, jitter: float) -> float:

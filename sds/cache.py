@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from weakref import WeakValueDictionary
 
 from ca.errors import BurgeeError, Unavailable
@@ -160,6 +161,11 @@ class Cache:
 
     def svid(self, entry_id: str) -> WorkloadSvid | None:
         return self._svids.get(entry_id)
+
+    def next_expiry(self) -> datetime | None:
+        """When the first of the SVIDs that still hold ends."""
+        now = self._clock.now()
+        return min((svid.not_after for svid in self._svids.values() if svid.not_after > now), default=None)
 
     def streams(self) -> int:
         return sum(len(view.subscribers) for view in self._live.values())

@@ -16,7 +16,7 @@ from ca.identity.bundle import TrustBundle
 from ca.ports import Clock
 from ca.proto.spire import server_bundle_pb2, server_bundle_pb2_grpc, server_svid_pb2, server_svid_pb2_grpc
 from ca.runtime.log import get
-from sds.backoff import Backoff, at_least
+from sds.backoff import Backoff, at_least, hurried
 from sds.condition import Condition
 from sds.config import AgentConfig
 from sds.feed import Feed
@@ -42,7 +42,8 @@ MAX_BATCH = 500
 
 RPC_TIMEOUT_SECONDS = 30.0
 RETRY_CAP_SECONDS = 5.0
-"""Longest pause between tries: with the dial it keeps recovery after a server's return well below half a minute."""
+"""Longest pause between tries: with the dial it keeps recovery after a server's return well below half a minute. While
+an SVID is about to end it is shorter (`hurried`)."""
 
 GRACE_SECONDS = 10.0
 """Calls in flight on the old link after a renewal get this long."""
@@ -64,6 +65,7 @@ class NodeClient:
         feed: Feed,
         condition: Condition,
         version: str,
+        next_expiry: Callable[[], datetime | None] = lambda: None,
         jitter: Callable[[], float] = lambda: random.uniform(-1, 1),  # noqa: S311 - spreads load, guards nothing
     ) -> None:
         self._config = config
@@ -73,6 +75,7 @@ class NodeClient:
         self._feed = feed
         self._condition = condition
         self._version = version
+        self._next_expiry = next_expiry
         self._jitter = jitter
         self._backoff = Backoff(jitter)
         self._link: ServerLink | None = None
@@ -115,7 +118,10 @@ class NodeClient:
                 problem = await self._follow()
             if problem is not None:
                 self._failed(problem)
-                await self._pause(at_least(self._retry_seconds(), problem, self._jitter()))
+                cap = self._cap_seconds()
+                await self._pause(at_least(self._retry_seconds(cap), problem, self._jitter()))
+                if cap < RETRY_CAP_SECONDS and self._link is not None:
+                    self._let_go(self._link.redial().close(GRACE_SECONDS))
 
     async def close(self) -> None:
         """Ends the link, until there is another SVID; calls raise Unavailable from then on, and nothing more is fed."""
@@ -171,9 +177,13 @@ class NodeClient:
         self._link = await ServerLink.open(config=self._config, trust=self._trust, clock=self._clock, svid=svid)
         self._link_svid = svid
         if old is not None:
-            task = asyncio.create_task(old.close(grace_seconds=GRACE_SECONDS))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._let_go(old.close(grace_seconds=GRACE_SECONDS))
+
+    def _let_go(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Its calls end by themselves meanwhile."""
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _follow(self) -> BurgeeError | None:
         """The push or, where a server has none, polling it, until that ends; None when there is nothing wrong."""
@@ -267,10 +277,15 @@ class NodeClient:
         if self._condition.report(PART, problem):
             log.warning("not in touch with the server", reason=problem.reason, detail=problem.detail, hint=problem.hint)
 
-    def _retry_seconds(self) -> float:
+    def _cap_seconds(self) -> float:
+        """Sooner than usual while an SVID is about to end that only the server can follow up."""
+        ends = self._next_expiry()
+        return hurried(RETRY_CAP_SECONDS, None if ends is None else (ends - self._clock.now()).total_seconds())
+
+    def _retry_seconds(self, cap_seconds: float) -> float:
         if self._poller is not None and self.sync_mode == POLL:
             return self._poller.retry_seconds()
-        return self._backoff.next(RETRY_CAP_SECONDS)
+        return self._backoff.next(cap_seconds)
 
     async def _pause(self, seconds: float) -> None:
         """Shorter when a new SVID comes."""

@@ -44,9 +44,9 @@ _OPTIONS = [
 class ServerLink:
     """Channel and relay live and end together."""
 
-    def __init__(self, relay: TlsRelay, channel: grpc.aio.Channel, trust: ServerTrust) -> None:
+    def __init__(self, relay: TlsRelay, trust: ServerTrust) -> None:
         self.relay = relay
-        self.channel = channel
+        self.channel = _channel(relay)
         self._trust = trust
 
     @classmethod
@@ -67,7 +67,13 @@ class ServerLink:
         )
         await relay.start()
         trust.on_change(relay.recheck)
-        return cls(relay, grpc.aio.insecure_channel(f"unix:{relay.path}", options=[*_OPTIONS, relay.patience]), trust)
+        return cls(relay, trust)
+
+    def redial(self) -> grpc.aio.Channel:
+        """From now on a new channel, which dials at its first call: one that failed pauses first, for seconds. Returns
+        the old one, which is to be closed."""
+        old, self.channel = self.channel, _channel(self.relay)
+        return old
 
     async def explain(self, error: grpc.aio.AioRpcError) -> BurgeeError:
         """What the server answered; where none did, why the relay let none through, and what helps.
@@ -95,6 +101,10 @@ class ServerLink:
             await self.channel.close(grace_seconds)
         finally:
             await self.relay.close()
+
+
+def _channel(relay: TlsRelay) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(f"unix:{relay.path}", options=[*_OPTIONS, relay.patience])
 
 
 def expiry(svid: AgentSvid, clock: Clock) -> Unavailable | None:

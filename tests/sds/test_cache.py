@@ -133,6 +133,23 @@ async def test_an_expired_svid_is_in_no_content(lab: Lab):
     assert await woken(subscription)
 
 
+async def test_the_next_expiry_is_that_of_an_svid_that_still_holds(lab: Lab):
+    """One that is over hurries nobody any more: a fleet whose SVIDs have all ended must not hammer its server."""
+    assert lab.cache.next_expiry() is None
+    lab.server.ttl_seconds = 60
+    lab.snapshot(entry("a"))
+    await lab.rotator.round()
+    lab.server.ttl_seconds = 3600
+    lab.put(entry("b"))
+    await lab.rotator.round()
+    first, second = (svid.not_after for svid in lab.cache.svids())
+    assert lab.cache.next_expiry() == first < second
+    lab.clock.jump(60)  # type: ignore[attr-defined]
+    assert lab.cache.next_expiry() == second
+    lab.clock.jump(3600)  # type: ignore[attr-defined]
+    assert lab.cache.next_expiry() is None
+
+
 async def test_time_alone_tells_the_streams(lab: Lab):
     lab.snapshot(entry("a"), entry("b", expires_at=lab.clock.now() + timedelta(seconds=100)))
     await lab.rotator.round()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ca.identity.spiffe_id import SpiffeId
 from ca.ports import KeyType
 from ca.proto.burgee import node_pb2
 from ca.runtime.clock import SystemClock
+from sds.backoff import hurried
 from sds.condition import State
 from sds.feed import Consumers, ResumeToken
 from sds.keys import certificate_request, generate
@@ -80,6 +82,32 @@ async def test_recovery_is_quick_after_a_long_outage(node: Node, server: FakeSer
     pauses = [node.client._backoff.next(5.0) for _ in range(200)]
     assert max(pauses) <= 6.0
     await until(lambda: node.feed.snapshots == 1)
+
+
+async def test_it_tries_often_while_an_svid_is_about_to_end(tmp_path: Path, server: FakeServer) -> None:
+    """After four seconds its pauses would be three and five seconds long, and grpc's channel has pauses of its own."""
+    server.entries["e1"] = entry("e1")
+    node = Node(config_for(tmp_path, server), Proof(b"t1"))
+    node.client._next_expiry = lambda: node.clock.now() + timedelta(seconds=8)
+    async with running(node):
+        await until(lambda: node.feed.snapshots == 1)
+        await server.stop()
+        await until(lambda: node.reason == "SERVER_UNREACHABLE")
+        await asyncio.sleep(4)
+        await server.push(upsert=(entry("e2"),))
+        await server.start()
+        began = time.monotonic()
+        await until(lambda: "e2" in node.feed.entries, seconds=10)
+        print(f"back after {time.monotonic() - began:.2f} s")
+        assert time.monotonic() - began < 2.0
+        assert node.feed.snapshots == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "cap"), [(None, 5.0), (3600.0, 5.0), (50.0, 5.0), (20.0, 2.0), (6.0, 0.6), (2.0, 0.5), (-1.0, 0.5)]
+)
+def test_the_longest_pause_is_a_tenth_of_what_is_left(left: float | None, cap: float) -> None:
+    assert hurried(5.0, left) == pytest.approx(cap)
 
 
 async def test_another_epoch_means_a_snapshot(node: Node, server: FakeServer) -> None:

@@ -110,4 +110,4 @@ class Load(threading.Thread):
         self.done.set()
         self.join(15)
         assert self.sent > 100
-        assert self.failed == []
+        assert self.failed == [], self.failed
