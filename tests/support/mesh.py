@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -102,12 +103,16 @@ class Load(threading.Thread):
                 try:
                     answer = client.get(f"http://127.0.0.1:{self.mesh.outer}/")
                     if answer.status_code != 200:
-                        self.failed.append(f"{answer.status_code} {answer.text}")
+                        self._note(f"{answer.status_code} {answer.text}")
                 except httpx.HTTPError as error:
-                    self.failed.append(repr(error))
+                    self._note(repr(error))
+
+    def _note(self, what: str) -> None:
+        self.failed.append(f"{datetime.now(UTC):%H:%M:%S.%f} {what}")
 
     def finish(self) -> None:
         self.done.set()
         self.join(15)
         assert self.sent > 100
-        assert self.failed == [], self.failed
+        some = self.failed[:2] + self.failed[-1:]
+        assert not self.failed, f"{len(self.failed)} of {self.sent} failed: {some}"
