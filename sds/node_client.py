@@ -120,7 +120,8 @@ class NodeClient:
                 self._failed(problem)
                 cap = self._cap_seconds()
                 await self._pause(at_least(self._retry_seconds(cap), problem, self._jitter()))
-                if cap < RETRY_CAP_SECONDS and self._link is not None:
+                unreachable = problem.code is Code.UNAVAILABLE  # a server that answered is asked on the same connection
+                if unreachable and cap < RETRY_CAP_SECONDS and self._link is not None:
                     self._let_go(self._link.redial().close(GRACE_SECONDS))
 
     async def close(self) -> None:

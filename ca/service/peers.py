@@ -118,10 +118,13 @@ class AgentAuthorizer:
 
     def acts(self, svid: X509Svid | None) -> bool:
         """Whether it is an acting agent's, as of now."""
+        if svid is None:
+            return False
         try:
-            return svid is not None and self.check(svid, allow_pending=True) is not None
+            self.check(svid, allow_pending=True)
         except Denied:
             return False
+        return True
 
     def _is_ours(self, svid: X509Svid) -> bool:
         """A downstream authority may issue any name in the trust domain, and could repeat an agent's serial number: so

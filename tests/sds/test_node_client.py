@@ -103,6 +103,20 @@ async def test_it_tries_often_while_an_svid_is_about_to_end(tmp_path: Path, serv
         assert node.feed.snapshots == 1
 
 
+async def test_a_server_that_answers_is_asked_again_on_the_same_connection(tmp_path: Path, server: FakeServer) -> None:
+    """However near an SVID's end: a busy server must not be given handshakes on top."""
+    server.entries["e1"] = entry("e1")
+    node = Node(config_for(tmp_path, server), Proof(b"t1"))
+    node.client._next_expiry = lambda: node.clock.now() + timedelta(seconds=2)
+    server.denials["Sync"] = Exhausted("busy", reason="SERVER_BUSY", retry_after_seconds=0.1)
+    async with running(node):
+        await until(lambda: "Sync" in server.calls)
+        assert node.client._link is not None
+        channel = node.client._link.channel
+        await until(lambda: list(server.calls).count("Sync") >= 4)
+        assert node.client._link.channel is channel
+
+
 @pytest.mark.parametrize(
     ("left", "cap"), [(None, 5.0), (3600.0, 5.0), (50.0, 5.0), (20.0, 2.0), (6.0, 0.6), (2.0, 0.5), (-1.0, 0.5)]
 )

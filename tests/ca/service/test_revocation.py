@@ -48,7 +48,7 @@ async def test_a_renewal_of_the_servers_svid_stands_although_tls_cannot_be_reloa
         assert not server.server.server_svid.due
 
 
-async def test_a_ban_ends_the_connections_there_are_and_none_that_come_later() -> None:
+async def test_an_eviction_ends_the_connections_there_are_and_none_that_come_later() -> None:
     """An agent that was evicted and attested again at once would lose its new connection."""
     async with running_server() as server:
         identity, before = await server.agent()
